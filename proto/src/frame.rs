@@ -1,0 +1,401 @@
+//! Frames on the interface's and the core's sockets (AF_UNIX, SOCK_SEQPACKET: one frame, one packet).
+//!
+//! A frame is a JSON object `{"abi":1,"id":7,"body":{…}}` of at most [`FRAME_BYTES_MAX`] bytes. File descriptors travel
+//! beside it by SCM_RIGHTS and the body says how many and which; a frame whose manifest and descriptors differ is
+//! refused and the descriptors are closed. Unknown fields are ignored, unknown kinds of body are refused.
+//!
+//! ```text
+//!  interface.sock      control ─ Request ─► interface ─ Answer ─► control
+//!                      core ─ Hello ─► interface ─ Welcome + segment, Lend + fds ─► core ─ Armed ─► interface
+//!                      interface (restarted) ─ Recall ─► core ─ Returned + segment + fds ─► interface
+//!  core-PID.sock       control ─ CoreRequest ─► core ─ CoreAnswer ─► control
+//! ```
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    ids::{Generation, Slot},
+    limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX},
+    version::{ABI, CoreIdentity},
+};
+
+/// The envelope of every frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame<B> {
+    /// ABI version of the sender.
+    pub abi: u32,
+    /// Chosen by whoever asks; the answer bears the same.
+    pub id: u64,
+    /// The message.
+    pub body: B,
+}
+
+impl<B> Frame<B> {
+    /// A frame of this build's ABI.
+    pub const fn new(id: u64, body: B) -> Self {
+        Self { abi: ABI, id, body }
+    }
+}
+
+/// Bodies: how many descriptors travel with each.
+pub trait Body: Serialize + DeserializeOwned {
+    /// Number of file descriptors that must accompany the frame.
+    fn fds(&self) -> usize;
+}
+
+/// A packet that is no frame.
+#[derive(Debug, thiserror::Error)]
+pub enum BadFrame {
+    /// Too long to be one.
+    #[error("a frame of {0} bytes; the limit is {FRAME_BYTES_MAX}")]
+    TooLong(usize),
+    /// Not the JSON of a known body.
+    #[error("not a frame: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// The manifest and the descriptors that came differ.
+    #[error("the frame announces {announced} file descriptors and {came} came")]
+    Fds {
+        /// In the manifest.
+        announced: usize,
+        /// In the packet.
+        came: usize,
+    },
+}
+
+/// The bytes of a frame.
+///
+/// # Errors
+/// [`BadFrame::TooLong`] when the body does not fit.
+pub fn encode<B: Body>(frame: &Frame<B>) -> Result<Vec<u8>, BadFrame> {
+    let bytes = serde_json::to_vec(frame)?;
+    if bytes.len() > FRAME_BYTES_MAX {
+        return Err(BadFrame::TooLong(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// Reads a frame that came with `fds` descriptors.
+///
+/// # Errors
+/// [`BadFrame`]; the caller drops (closes) the descriptors.
+pub fn decode<B: Body>(bytes: &[u8], fds: usize) -> Result<Frame<B>, BadFrame> {
+    if bytes.len() > FRAME_BYTES_MAX {
+        return Err(BadFrame::TooLong(bytes.len()));
+    }
+    let frame: Frame<B> = serde_json::from_slice(bytes)?;
+    let announced = frame.body.fds();
+    if announced != fds || fds > FRAME_FDS_MAX {
+        return Err(BadFrame::Fds { announced, came: fds });
+    }
+    Ok(frame)
+}
+
+/// What a peer sends to the interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToInterface {
+    /// A core introduces itself; the first frame of a core.
+    Hello(CoreIdentity),
+    /// The core has workers parked behind everything that was lent to it and its stores are open.
+    Armed,
+    /// The core gives back what it was lent: the segment, then the file front end's channels if it has one.
+    Returned {
+        /// The file front end, when there is one; its channels follow the segment.
+        file: Option<LentFile>,
+    },
+    /// The control module asks; an [`FromInterface::Answer`] with the same id follows.
+    Request(Request),
+}
+
+impl Body for ToInterface {
+    fn fds(&self) -> usize {
+        match self {
+            Self::Returned { file } => 1 + file.as_ref().map_or(0, |f| usize::from(f.channels)),
+            _ => 0,
+        }
+    }
+}
+
+/// What the control module asks of the interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How things stand.
+    Status,
+    /// Mount the volume on a file and let the core with this process id serve it.
+    AttachFile {
+        /// The mount.
+        file: FileAttach,
+        /// Process id of an armed core.
+        core: u32,
+    },
+    /// Suspend I/O, and when it is suspended give the gate to another core, have it probe its stores, and resume (M9,
+    /// M10, M4). The four are one command because each round trip through the control module would lengthen the
+    /// suspension by more than the whole of it takes.
+    Handover {
+        /// Process id of the successor, an armed core.
+        to: u32,
+        /// Time for drain and probe together; when it is over the gate returns to the predecessor.
+        budget_ms: u64,
+    },
+    /// Close the gate until `Resume`, or until the lease ends (A).
+    Suspend {
+        /// The interface re-opens the gate after this time.
+        lease_ms: u64,
+    },
+    /// Open the gate again for the core that had it.
+    Resume,
+    /// Ask a core that does not have the gate to leave.
+    Dismiss {
+        /// Its process id.
+        core: u32,
+    },
+    /// Unmount and give up the front ends. Refused while the file is in use, unless forced.
+    Detach {
+        /// Unmount although somebody has the file open.
+        force: bool,
+    },
+}
+
+/// The file front end as the operator wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileAttach {
+    /// Absolute path of an existing regular file to mount on.
+    pub path: PathBuf,
+    /// Permission bits of the file.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Let users other than the one who attached it in, as far as `mode` permits.
+    pub allow_other: bool,
+}
+
+/// The file front end as a core gives it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LentFile {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Number of channels (clones of the /dev/fuse fd, the first one the mount's own).
+    pub channels: u8,
+}
+
+/// What the interface sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromInterface {
+    /// To a core: you have this slot; the segment comes with it.
+    Welcome {
+        /// The slot.
+        slot: Slot,
+    },
+    /// To a core: serve this front end when the gate admits you; one fd for each channel comes with it.
+    LendFile(LentFile),
+    /// To a core, by an interface that was started anew: give me the segment and the channels back.
+    Recall,
+    /// To a core: end.
+    Quit,
+    /// To either: not you, and why. The connection is closed.
+    Refused {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// To the control module.
+    Answer(Answer),
+}
+
+impl Body for FromInterface {
+    fn fds(&self) -> usize {
+        match self {
+            Self::Welcome { .. } => 1,
+            Self::LendFile(file) => usize::from(file.channels),
+            _ => 0,
+        }
+    }
+}
+
+/// The interface's answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// To `Status`.
+    Status(Box<InterfaceStatus>),
+    /// To `Handover`: how it ended. Whatever the outcome, the gate is open on a core that serves.
+    Handover(HandoverReport),
+    /// Not done; nothing was changed.
+    Failed {
+        /// What is wrong and what to do.
+        reason: String,
+        /// The file is in use (`Detach`).
+        busy: bool,
+    },
+}
+
+/// How an interface stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Version of the interface program.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// What the gate does.
+    pub gate: GateState,
+    /// Generation in force.
+    pub generation: Generation,
+    /// Process id of the core that has the gate, if it lives.
+    pub serving: Option<u32>,
+    /// Cores that have joined.
+    pub cores: Vec<CoreStatus>,
+    /// The file front end.
+    pub file: Option<LentFile>,
+    /// Requests being executed.
+    pub in_flight: u32,
+    /// Requests that the kernel has and nobody has answered, where it tells (executing, queued or suspended).
+    pub waiting: Option<u64>,
+    /// Milliseconds until the suspension in force ends by itself.
+    pub lease_ms: Option<u64>,
+    /// Deaths of a serving core that were survived.
+    pub crashes_survived: u64,
+    /// When the gate was last closed, CLOCK_MONOTONIC ns, and how long it took to the first request after; see
+    /// [`HandoverReport`].
+    pub last_suspension: Suspension,
+}
+
+/// What the gate does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateState {
+    /// No front end, or no core yet.
+    Detached,
+    /// Open.
+    Serving,
+    /// Closed by the operator.
+    Suspended,
+    /// Closed because the core died and no other could take over yet.
+    Recovering,
+}
+
+/// A core as the interface sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreStatus {
+    /// Process id.
+    pub pid: u32,
+    /// Its slot.
+    pub slot: Slot,
+    /// Its program.
+    pub identity: CoreIdentity,
+    /// Parked workers, open stores: it could take the gate.
+    pub armed: bool,
+    /// Requests it has executed.
+    pub requests: u64,
+    /// Requests it ended with EIO.
+    pub io_errors: u64,
+}
+
+/// Times of a suspension, in µs after the gate was closed. None: not (yet) reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// CLOCK_MONOTONIC ns at which the gate was closed.
+    pub closed_ns: u64,
+    /// The last ticket was in.
+    pub drained_us: Option<u64>,
+    /// The gate opened.
+    pub opened_us: Option<u64>,
+    /// The first request was executed by the core that then had the gate. None while there was no request.
+    pub first_request_us: Option<u64>,
+    /// Requests that were held.
+    pub held: u64,
+}
+
+/// How a hand-over ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandoverReport {
+    /// None: the successor serves. Else the predecessor serves, and this is why.
+    pub failure: Option<HandoverFailure>,
+    /// Generation in force now.
+    pub generation: Generation,
+    /// The times.
+    pub suspension: Suspension,
+    /// Blocks the successor read in its probe.
+    pub probe_blocks: u32,
+}
+
+/// Why the gate went back to the predecessor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandoverFailure {
+    /// Whether the switch had happened (then it was undone) or not (then nothing had changed).
+    pub switched: bool,
+    /// What went wrong.
+    pub reason: String,
+}
+
+/// What the control module asks of a core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreRequest {
+    /// Make everything acknowledged durable on every storage node (M8).
+    Flush,
+    /// Read this many blocks spread over the volume, and every node's superblock, and say whether all could be read.
+    Verify {
+        /// Number of blocks.
+        blocks: u32,
+    },
+    /// How the stores are.
+    Status,
+}
+
+impl Body for CoreRequest {
+    fn fds(&self) -> usize {
+        0
+    }
+}
+
+/// A core's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreAnswer {
+    /// Durable.
+    Flushed,
+    /// All could be read.
+    Verified {
+        /// Blocks read.
+        blocks: u32,
+    },
+    /// The stores.
+    Status {
+        /// One for each node, in the order of the layout.
+        nodes: Vec<NodeStatus>,
+    },
+    /// Not done.
+    Failed {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Body for CoreAnswer {
+    fn fds(&self) -> usize {
+        0
+    }
+}
+
+/// A storage node as the core sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its address.
+    pub url: String,
+    /// Its identity.
+    pub uuid: uuid::Uuid,
+    /// `in-step`, or `failed` since an operation on it last ended in an error.
+    pub state: String,
+    /// The last error, in words.
+    pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize) {
+    let frame = Frame { abi: 1, id: 7, body };
+    assert_eq!(String::from_utf8(encode(&frame).unwrap()).unwrap(), text);
+    assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
+}
+
+/// The frames of ABI 1, byte for byte.
+#[test]
+fn golden_frames_of_abi_1() {
+    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
+    let lent = || LentFile { path: "/srv/v".into(), channels: 2 };
+    let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
+    golden(lines[0], ToInterface::Hello(identity), 0);
+    golden(lines[1], ToInterface::Armed, 0);
+    golden(lines[2], ToInterface::Returned { file: Some(lent()) }, 3);
+    golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
+    golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap() }, 1);
+    golden(lines[5], FromInterface::LendFile(lent()), 2);
+    golden(lines[6], FromInterface::Answer(Answer::Done), 0);
+    golden(lines[7], CoreRequest::Verify { blocks: 64 }, 0);
+    golden(lines[8], CoreAnswer::Failed { reason: "no".into() }, 0);
+    assert_eq!(lines.len(), 9);
+}
+
+#[test]
+fn a_manifest_that_differs_from_what_came_is_refused() {
+    let bytes = encode(&Frame::new(1, FromInterface::Welcome { slot: Slot::new(0).unwrap() })).unwrap();
+    assert!(matches!(decode::<FromInterface>(&bytes, 0), Err(BadFrame::Fds { announced: 1, came: 0 })));
+    assert!(matches!(decode::<FromInterface>(&bytes, 2), Err(BadFrame::Fds { announced: 1, came: 2 })));
+}
+
+#[test]
+fn an_unknown_body_and_an_impossible_slot_are_refused() {
+    assert!(decode::<ToInterface>(br#"{"abi":1,"id":1,"body":{"format_disk":{}}}"#, 0).is_err());
+    assert!(decode::<FromInterface>(br#"{"abi":1,"id":1,"body":{"welcome":{"slot":200}}}"#, 1).is_err());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), fds in 0usize..20) {
+        let _ = decode::<ToInterface>(&bytes, fds);
+        let _ = decode::<FromInterface>(&bytes, fds);
+        let _ = decode::<CoreRequest>(&bytes, fds);
+        let _ = decode::<CoreAnswer>(&bytes, fds);
+    }
+}

@@ -1,0 +1,145 @@
+//! The journal of a volume's upgrades: one JSON object a line, appended and made durable before the act it announces
+//! (D7). After a crash of the control module the last upgrade in it either has its end or is taken up again.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::version::CoreIdentity;
+
+/// Version of the records.
+pub const JOURNAL_VERSION: u32 = 1;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`JOURNAL_VERSION`].
+    pub v: u32,
+    /// Number of the upgrade within the volume, from 1.
+    pub upgrade: u64,
+    /// Unix time in ms.
+    pub at_ms: u64,
+    /// What is about to be done, or was.
+    pub event: Event,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// An upgrade begins.
+    Begin {
+        /// The core that serves.
+        from: CoreBuild,
+        /// Process id of the serving core.
+        from_pid: u32,
+        /// How long the predecessor stays parked after the switch.
+        soak_ms: u64,
+    },
+    /// The new core's program lies staged and was checked.
+    Staged {
+        /// The new core.
+        to: CoreBuild,
+    },
+    /// The new core runs as a standby.
+    Standby {
+        /// Its process id.
+        to_pid: u32,
+    },
+    /// The hand-over is about to be commanded. From here on only the segment knows who serves.
+    Handover,
+    /// The new core serves, the predecessor is parked.
+    Switched,
+    /// The end.
+    End {
+        /// How it ended.
+        outcome: Outcome,
+        /// Why, when it was not committed.
+        reason: Option<String>,
+    },
+}
+
+/// A core's program: where the control module keeps it and what it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreBuild {
+    /// The file.
+    pub program: PathBuf,
+    /// Its `--version`.
+    pub identity: CoreIdentity,
+}
+
+/// How an upgrade ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The new core serves.
+    Committed,
+    /// The new core had served, or tried to, and the old one serves again.
+    RolledBack,
+    /// The old core never stopped serving.
+    Aborted,
+}
+
+/// Reads a journal. A last line that is cut short (the machine died while it was written) is left out; anything else
+/// that cannot be read is an error.
+///
+/// # Errors
+/// [`BadJournal`] names the line.
+pub fn parse(text: &str) -> Result<Vec<Record>, BadJournal> {
+    let mut records = Vec::new();
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let Some(whole) = line.strip_suffix('\n') else { break };
+        let record: Record =
+            serde_json::from_str(whole).map_err(|source| BadJournal::Syntax { line: number + 1, source })?;
+        if record.v != JOURNAL_VERSION {
+            return Err(BadJournal::Version { line: number + 1, version: record.v });
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// The journal cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BadJournal {
+    /// Not a record.
+    #[error("line {line} of the upgrade journal is damaged: {source}")]
+    Syntax {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Written by another version.
+    #[error("line {line} of the upgrade journal has version {version}, this program reads {JOURNAL_VERSION}")]
+    Version {
+        /// From 1.
+        line: usize,
+        /// What it says.
+        version: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = include_str!("../golden/journal-v1.jsonl");
+
+    #[test]
+    fn golden_journal_of_version_1_reads_and_writes_the_same_bytes() {
+        let records = parse(GOLDEN).unwrap();
+        assert_eq!(records.len(), 6);
+        let again: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
+        assert_eq!(again, GOLDEN);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_left_out_and_a_damaged_one_is_an_error() {
+        let torn = &GOLDEN[..GOLDEN.len() - 5];
+        assert_eq!(parse(torn).unwrap().len(), 5);
+        assert!(matches!(parse("{}\n"), Err(BadJournal::Syntax { line: 1, .. })));
+        let newer = GOLDEN.replacen("\"v\":1", "\"v\":2", 1);
+        assert!(matches!(parse(&newer), Err(BadJournal::Version { line: 1, version: 2 })));
+    }
+}

@@ -1,0 +1,16 @@
+//! The bytes the three modules agree on: ids, limits, versions, the segment's layout, the frames on the
+//! interface's and the core's sockets, the superblock of a storage node and the journal of upgrades.
+//!
+//! Nothing here does I/O, looks at a clock or decides anything. A change that alters bytes takes a new version
+//! number, a new golden file under `proto/golden/` and a decoder for the version before.
+#![forbid(unsafe_code)]
+
+pub mod frame;
+pub mod gate_word;
+pub mod ids;
+pub mod journal;
+pub mod limits;
+pub mod segment;
+pub mod superblock;
+pub mod version;
+pub mod volume;

@@ -1,0 +1,35 @@
+//! Limits, each with the reason for its value.
+
+use std::time::Duration;
+
+/// Largest volume: 8 EiB − 1 page, so that every offset fits the kernel's signed `loff_t`.
+pub const VOLUME_SIZE_MAX: u64 = (i64::MAX as u64) & !(BLOCK - 1);
+/// Volume sizes and stripe sizes are multiples of this: the page size, so that no page spans two nodes.
+pub const BLOCK: u64 = 4096;
+/// Smallest stripe unit: below it, one 1 MiB request would be cut into more than 16 store operations.
+pub const STRIPE_MIN: u64 = 64 * 1024;
+/// Largest stripe unit: above it striping no longer spreads anything.
+pub const STRIPE_MAX: u64 = 1 << 30;
+/// Default stripe unit, `volume create --stripe`.
+pub const STRIPE_DEFAULT: u64 = 4 << 20;
+/// Storage nodes of one volume; one byte in every structure that counts them.
+pub const NODES_MAX: usize = 64;
+/// Payload of one request: FUSE's own ceiling is 256 pages unless the administrator raises `max_pages_limit`.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Core slots of a segment: serving, standby, parked predecessor, incoming, and as many for stragglers.
+pub const CORES_MAX: usize = 8;
+/// Workers of one core. More readers than CPUs only contend for the queue.
+pub const WORKERS_MAX: usize = 8;
+/// Bytes of a frame. The largest is `Status` with every slot filled, about 4 KiB.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024;
+/// File descriptors in one frame (the kernel's own limit, SCM_MAX_FD, is 253).
+pub const FRAME_FDS_MAX: usize = 16;
+
+/// A suspension that nobody ends is ended by the interface after this time (D8).
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(5);
+/// Longest lease: below the kernel's hung-task warning (120 s by default).
+pub const LEASE_MAX: Duration = Duration::from_secs(100);
+/// Default of `upgrade --pause-budget`: the gate returns to the old core when the drain and the probe take longer.
+pub const PAUSE_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
+/// A peer on a socket answers within this time or is given up.
+pub const PEER_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,0 +1,190 @@
+//! The segment: the shared memory (memfd) that outlives every core and every interface (D4).
+//!
+//! Every field is an atomic, because several processes see it at once and any of them may die between two stores.
+//! Offsets, never pointers. A zeroed segment means nothing: the magic is stored last.
+//!
+//! ```text
+//! 0      header   magic, layout version, the volume's identity
+//! 128    gate     the gate word, the last good word, the lease, what the last hand-over took
+//! 512    front    what was negotiated with the kernel for the file front end
+//! 1024   cores    CORES_MAX × 1 KiB: process id, state, wake word, WORKERS_MAX tickets of 64 bytes
+//! ```
+//!
+//! Layout version 1: all fields.
+
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use zerocopy::{FromBytes, KnownLayout};
+
+use crate::limits::{CORES_MAX, WORKERS_MAX};
+
+/// `"EVDSEG\0\0"` little-endian.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDSEG\0\0");
+/// Bytes of a segment of layout version 1.
+pub const SEGMENT_BYTES: usize = size_of::<Segment>();
+
+/// The whole segment.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C)]
+pub struct Segment {
+    /// Identity; written once by the interface that made the segment.
+    pub header: Header,
+    /// The gate and the story of the last hand-over.
+    pub gate: GateArea,
+    /// The file front end.
+    pub front: FrontArea,
+    /// One area for each core that has joined.
+    pub cores: [CoreArea; CORES_MAX],
+}
+
+/// Who this segment belongs to.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(128))]
+pub struct Header {
+    /// [`MAGIC`], stored last.
+    pub magic: AtomicU64,
+    /// The ABI version, [`crate::version::ABI`].
+    pub abi: AtomicU32,
+    /// Length in bytes, [`SEGMENT_BYTES`].
+    pub bytes: AtomicU32,
+    /// Volume UUID, high and low half.
+    pub volume_uuid: [AtomicU64; 2],
+    /// Volume size in bytes.
+    pub volume_size: AtomicU64,
+}
+
+/// The gate, on cache lines of its own: workers load `word` for every request.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(128))]
+pub struct GateArea {
+    /// The gate word, see [`crate::gate_word`].
+    pub word: AtomicU64,
+    _pad0: [AtomicU64; 15],
+    /// The word under which a core was last known to serve; where the gate returns to.
+    pub last_good: AtomicU64,
+    /// When the suspension in force ends by itself, CLOCK_MONOTONIC in ns; 0 when there is none.
+    pub lease_until_ns: AtomicU64,
+    /// Counts tickets given back while the gate is closed: the futex the interface sleeps on while it drains.
+    pub drained: AtomicU32,
+    /// The successor's verdict on its probe, [`probe_verdict`]: the futex the interface sleeps on while it waits.
+    pub probe: AtomicU32,
+    /// CLOCK_MONOTONIC ns at which the gate was last closed.
+    pub closed_ns: AtomicU64,
+    /// … at which the last ticket was in.
+    pub drained_ns: AtomicU64,
+    /// … at which the probe ended well and the gate opened.
+    pub opened_ns: AtomicU64,
+    /// … at which the first request of the generation in force was executed; 0 when none was yet.
+    pub first_request_ns: AtomicU64,
+    /// Requests that were held by the last suspension (as far as the kernel tells).
+    pub held: AtomicU64,
+    /// Deaths of a serving core that were survived.
+    pub crashes: AtomicU64,
+    /// Blocks the successor read in its last probe.
+    pub probe_blocks: AtomicU32,
+    _pad1: AtomicU32,
+    _pad2: [AtomicU64; 22],
+}
+
+/// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(128))]
+pub struct FrontArea {
+    /// FUSE minor version in force.
+    pub fuse_minor: AtomicU32,
+    /// Largest payload of a request in bytes.
+    pub fuse_max_write: AtomicU32,
+    /// INIT flags in force, both words.
+    pub fuse_flags: AtomicU64,
+    /// Number of /dev/fuse fds lent to each core.
+    pub channels: AtomicU32,
+    /// Permission bits of the file.
+    pub mode: AtomicU32,
+    /// Owner of the file.
+    pub uid: AtomicU32,
+    /// Group of the file.
+    pub gid: AtomicU32,
+    /// Time of the attach, Unix seconds: the file's times.
+    pub attached_at: AtomicU64,
+    _pad: [AtomicU64; 59],
+}
+
+/// One core's area.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(128))]
+pub struct CoreArea {
+    /// Process id; 0 when the slot is free.
+    pub pid: AtomicU32,
+    /// Workers that have tickets; they are `tickets[..workers]`.
+    pub workers: AtomicU32,
+    /// The futex the core's parked workers sleep on; incremented before every wake.
+    pub wake: AtomicU32,
+    _pad0: AtomicU32,
+    _pad1: [AtomicU64; 62],
+    /// One for each worker.
+    pub tickets: [Ticket; WORKERS_MAX],
+}
+
+/// A worker's line: it alone writes it.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(64))]
+pub struct Ticket {
+    /// [`ticket_state`].
+    pub state: AtomicU32,
+    /// Thread id, to evict it from a blocking read.
+    pub tid: AtomicU32,
+    /// 1 while the worker keeps a request that it read under a closed gate and did not answer.
+    pub holding: AtomicU32,
+    /// Requests that ended with EIO: the health window looks at them.
+    pub io_errors: AtomicU32,
+    /// Requests executed.
+    pub requests: AtomicU64,
+    /// Requests that were read under a closed gate.
+    pub suspended: AtomicU64,
+    /// Payload bytes read from the volume.
+    pub read_bytes: AtomicU64,
+    /// Payload bytes written to the volume.
+    pub written_bytes: AtomicU64,
+    _pad: [AtomicU64; 2],
+}
+
+/// States of a [`Ticket`].
+///
+/// ```text
+///            gate admits                 request read, gate admits
+///  PARKED ───────────────► READING ──────────────────────────────► BUSY
+///    ▲                      │    ▲                                  │
+///    └──────────────────────┘    └──────────────────────────────────┘
+///       gate closed (evicted, or a request read too late)   replied
+/// ```
+pub mod ticket_state {
+    /// No worker has this ticket.
+    pub const FREE: u32 = 0;
+    /// Will execute nothing and read nothing before it has looked at the gate again.
+    pub const PARKED: u32 = 1;
+    /// May sit in read(2).
+    pub const READING: u32 = 2;
+    /// Executes a request.
+    pub const BUSY: u32 = 3;
+}
+
+/// Values of [`GateArea::probe`].
+pub mod probe_verdict {
+    /// Not ended.
+    pub const PENDING: u32 = 1;
+    /// The successor read its stores and opened the gate.
+    pub const PASSED: u32 = 2;
+    /// It could not read them.
+    pub const FAILED: u32 = 3;
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 128);
+    assert!(size_of::<GateArea>() == 384);
+    assert!(size_of::<FrontArea>() == 512);
+    assert!(size_of::<Ticket>() == 64);
+    assert!(size_of::<CoreArea>() == 1024);
+    assert!(core::mem::offset_of!(Segment, gate) == 128);
+    assert!(core::mem::offset_of!(Segment, front) == 512);
+    assert!(core::mem::offset_of!(Segment, cores) == 1024);
+};

@@ -1,0 +1,182 @@
+//! What a volume is: its size, layout and storage nodes, as the control module keeps it and a core reads it.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    ids::VolumeName,
+    limits::{BLOCK, NODES_MAX, STRIPE_MAX, STRIPE_MIN, VOLUME_SIZE_MAX},
+};
+
+/// Version of the JSON form of [`VolumeSpec`].
+pub const SPEC_VERSION: u32 = 1;
+
+/// A volume as it was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// [`SPEC_VERSION`].
+    pub spec_version: u32,
+    /// Its name on this host.
+    pub name: VolumeName,
+    /// Its identity; every storage node bears it in its superblock.
+    pub uuid: Uuid,
+    /// Bytes; a multiple of [`BLOCK`].
+    pub size: u64,
+    /// Stripe unit in bytes; a power of two.
+    pub stripe: u64,
+    /// The storage nodes in the order of the layout.
+    pub nodes: Vec<NodeSpec>,
+}
+
+/// One storage node of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Where it is.
+    pub url: NodeUrl,
+    /// Who it is.
+    pub uuid: Uuid,
+}
+
+impl VolumeSpec {
+    /// Checks what the types cannot: sizes, alignment, counts.
+    ///
+    /// # Errors
+    /// [`BadSpec`] names the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), BadSpec> {
+        if self.spec_version != SPEC_VERSION {
+            return Err(BadSpec::Version(self.spec_version));
+        }
+        if self.size == 0 || !self.size.is_multiple_of(BLOCK) || self.size > VOLUME_SIZE_MAX {
+            return Err(BadSpec::Size(self.size));
+        }
+        if !self.stripe.is_power_of_two() || !(STRIPE_MIN..=STRIPE_MAX).contains(&self.stripe) {
+            return Err(BadSpec::Stripe(self.stripe));
+        }
+        if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
+            return Err(BadSpec::Nodes(self.nodes.len()));
+        }
+        for (i, node) in self.nodes.iter().enumerate() {
+            if self.nodes.iter().take(i).any(|other| other.url == node.url || other.uuid == node.uuid) {
+                return Err(BadSpec::Twice(node.url.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a [`VolumeSpec`] is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadSpec {
+    /// Written by a newer program.
+    #[error("the volume's description has version {0}, this program reads {SPEC_VERSION}")]
+    Version(u32),
+    /// Size out of range or not aligned.
+    #[error("{0} bytes is no volume size: give a multiple of {BLOCK} from {BLOCK} to {VOLUME_SIZE_MAX}")]
+    Size(u64),
+    /// Stripe unit out of range or no power of two.
+    #[error("{0} bytes is no stripe unit: give a power of two from {STRIPE_MIN} to {STRIPE_MAX}")]
+    Stripe(u64),
+    /// Too many or no nodes.
+    #[error("{0} storage nodes: a volume has 1 to {NODES_MAX}")]
+    Nodes(usize),
+    /// The same node twice.
+    #[error("storage node {0} is named twice")]
+    Twice(NodeUrl),
+}
+
+/// Address of a storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NodeUrl {
+    /// `dir:/absolute/path`: a local directory.
+    Dir(PathBuf),
+}
+
+impl FromStr for NodeUrl {
+    type Err = BadUrl;
+    fn from_str(text: &str) -> Result<Self, BadUrl> {
+        match text.split_once(':') {
+            Some(("dir", path)) if path.starts_with('/') && !path.contains('\0') => Ok(Self::Dir(PathBuf::from(path))),
+            Some(("dir", _)) => Err(BadUrl::Relative(text.to_owned())),
+            Some((scheme @ ("rbd" | "s3" | "nbd" | "nbd+unix"), _)) => Err(BadUrl::NotYet(scheme.to_owned())),
+            _ => Err(BadUrl::Scheme(text.chars().take(80).collect())),
+        }
+    }
+}
+
+impl TryFrom<String> for NodeUrl {
+    type Error = BadUrl;
+    fn try_from(text: String) -> Result<Self, BadUrl> {
+        text.parse()
+    }
+}
+
+impl From<NodeUrl> for String {
+    fn from(url: NodeUrl) -> Self {
+        url.to_string()
+    }
+}
+
+impl fmt::Display for NodeUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}
+
+/// The text is no address of a storage node.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadUrl {
+    /// A directory must be named from the root.
+    #[error("{0}: a directory is given by its absolute path, dir:/path")]
+    Relative(String),
+    /// Known, and not in this version.
+    #[error("storage nodes of kind {0}: are not in this version; use dir:/path")]
+    NotYet(String),
+    /// Unknown.
+    #[error("{0:?} is no storage node: use dir:/path")]
+    Scheme(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VolumeSpec {
+        let node = |n: u128| NodeSpec { url: NodeUrl::Dir(format!("/srv/{n}").into()), uuid: Uuid::from_u128(n) };
+        VolumeSpec {
+            spec_version: 1,
+            name: "v".parse().unwrap(),
+            uuid: Uuid::from_u128(9),
+            size: 1 << 30,
+            stripe: 4 << 20,
+            nodes: vec![node(1), node(2)],
+        }
+    }
+
+    #[test]
+    fn a_sound_spec_passes_and_each_fault_is_named() {
+        assert_eq!(spec().validate(), Ok(()));
+        let fault = |change: fn(&mut VolumeSpec)| {
+            let mut s = spec();
+            change(&mut s);
+            s.validate().unwrap_err()
+        };
+        assert_eq!(fault(|s| s.size = 4095), BadSpec::Size(4095));
+        assert_eq!(fault(|s| s.size = 0), BadSpec::Size(0));
+        assert_eq!(fault(|s| s.stripe = 100_000), BadSpec::Stripe(100_000));
+        assert_eq!(fault(|s| s.nodes.clear()), BadSpec::Nodes(0));
+        assert!(matches!(fault(|s| s.nodes[1] = s.nodes[0].clone()), BadSpec::Twice(_)));
+    }
+
+    #[test]
+    fn golden_json_of_version_1_still_reads() {
+        let text = include_str!("../golden/volume-v1.json");
+        let read: VolumeSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(read, spec());
+        assert_eq!(serde_json::to_string_pretty(&read).unwrap(), text.trim_end());
+    }
+}
