@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What the kernel offers and std does not: shared memory, locked buffers, futexes, sockets that pass file
+//! descriptors, process handles, /dev/fuse. All hand-written `unsafe` of the project stands here; the interfaces are safe.
+
+pub mod clock;
+pub mod fuse;
+pub mod link;
+pub mod memory;
+pub mod packet;
+pub mod process;
+pub mod signal;
+pub mod wake;
