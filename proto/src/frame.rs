@@ -96,8 +96,13 @@ pub fn decode<B: Body>(bytes: &[u8], fds: usize) -> Result<Frame<B>, BadFrame> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToInterface {
-    /// A core introduces itself; the first frame of a core.
-    Hello(CoreIdentity),
+    /// A core introduces itself; the first frame of a core on every connection.
+    Hello {
+        /// Its program.
+        identity: CoreIdentity,
+        /// The slot it already has, when it served another interface process of this volume.
+        slot: Option<Slot>,
+    },
     /// The core has workers parked behind everything that was lent to it and its stores are open.
     Armed,
     /// The core gives back what it was lent: the segment, then the file front end's channels if it has one.

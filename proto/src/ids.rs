@@ -83,6 +83,9 @@ impl fmt::Display for Generation {
 pub struct Slot(u8);
 
 impl Slot {
+    /// Slot 0.
+    pub const FIRST: Self = Self(0);
+
     /// The slot with this number, or `None` when there is no such slot.
     pub fn new(index: usize) -> Option<Self> {
         u8::try_from(index).ok().filter(|_| index < limits::CORES_MAX).map(Self)

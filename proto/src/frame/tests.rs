@@ -14,7 +14,7 @@ fn golden_frames_of_abi_1() {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
     let lent = || LentFile { path: "/srv/v".into(), channels: 2 };
     let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
-    golden(lines[0], ToInterface::Hello(identity), 0);
+    golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
     golden(lines[1], ToInterface::Armed, 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent()) }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);

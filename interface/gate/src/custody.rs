@@ -1,0 +1,354 @@
+//! Custody of the gate: which core has it, who gets it next, and when a suspension ends by itself.
+//!
+//! ```text
+//!                attach(core)                    suspend(lease)
+//!   Detached ───────────────────► Serving ─────────────────────────► Suspended
+//!                                 │  ▲  ▲  ◄──── resume, lease over ───── │
+//!                  its core died, │  │  │ a core is armed, or fit again   │ resume, and its core
+//!                  nobody is fit  ▼  │  │                                 ▼ has died meanwhile
+//!                              Recovering ◄───────────────────────────────
+//! ```
+//! The same core gets the gate back under the same generation: what it holds unanswered is then its own to execute.
+//! Any other core, and a core after any other, gets a new generation, and what was unanswered is given out anew.
+
+use everdisk_proto::{
+    gate_word::{GateWord, Mode},
+    ids::{Generation, Slot},
+    limits::CORES_MAX,
+};
+
+/// What is known of the core in a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seat {
+    /// Nobody.
+    #[default]
+    Vacant,
+    /// A core that cannot take the gate yet.
+    Joined,
+    /// A core with parked workers and open stores.
+    Armed,
+    /// Armed, and its last probe failed.
+    Unfit,
+}
+
+/// Where the gate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No front end.
+    Detached,
+    /// This core serves.
+    Serving {
+        /// The core.
+        slot: Slot,
+    },
+    /// Closed by the operator.
+    Suspended {
+        /// The core that served; `None` when it has died since.
+        slot: Option<Slot>,
+        /// When the suspension ends by itself (CLOCK_MONOTONIC ns).
+        until_ns: u64,
+    },
+    /// Nobody can serve.
+    Recovering,
+}
+
+/// What the interface has to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Act {
+    /// Nothing.
+    Nothing,
+    /// Close the gate and drain it.
+    Close(GateWord),
+    /// Open the gate for the core that had it; nothing is given out anew.
+    Reopen(GateWord),
+    /// Give out anew what is unanswered, and the gate to this core, which probes first; then tell
+    /// [`Custody::probed`] how that went.
+    Give(GateWord),
+}
+
+/// Why a command is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// There is no front end.
+    Detached,
+    /// There is one already.
+    Attached,
+    /// The gate is closed by the operator.
+    Suspended,
+    /// It is not closed by the operator.
+    NotSuspended,
+    /// Nobody serves now.
+    Recovering,
+    /// The core in question is not armed.
+    NotArmed,
+    /// The core in question has the gate.
+    HasGate,
+}
+
+impl Refusal {
+    /// The refusal in words, with what to do.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Detached => "the volume has no front end: attach it first",
+            Self::Attached => "the volume has this front end already",
+            Self::Suspended => "I/O is suspended: resume it first",
+            Self::NotSuspended => "I/O is not suspended",
+            Self::Recovering => "no core serves the volume now: wait until it has recovered",
+            Self::NotArmed => "that core is not ready to serve",
+            Self::HasGate => "that core serves the volume now",
+        }
+    }
+}
+
+/// The owner of the decision. It has no clock: times are handed in.
+#[derive(Clone, Debug)]
+pub struct Custody {
+    seats: [Seat; CORES_MAX],
+    state: State,
+    generation: Generation,
+    last: Slot,
+    fallback: Option<Slot>,
+    crashes: u64,
+}
+
+impl Custody {
+    /// A new volume without front end or core.
+    pub fn new() -> Self {
+        Self::restore(State::Detached, Generation(0), 0)
+    }
+
+    /// Takes up what a former interface left behind.
+    pub fn restore(state: State, generation: Generation, crashes: u64) -> Self {
+        let last = match state {
+            State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
+            _ => None,
+        };
+        let mut seats = [Seat::Vacant; CORES_MAX];
+        if let Some(seat) = last.and_then(|slot| seats.get_mut(slot.index())) {
+            *seat = Seat::Armed;
+        }
+        Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, crashes }
+    }
+
+    /// Where the gate is.
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// The generation in force.
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Deaths of a core that had the gate.
+    pub const fn crashes(&self) -> u64 {
+        self.crashes
+    }
+
+    /// What is known of a slot.
+    pub fn seat(&self, slot: Slot) -> Seat {
+        self.seats.get(slot.index()).copied().unwrap_or_default()
+    }
+
+    /// The core that serves.
+    pub const fn serving(&self) -> Option<Slot> {
+        match self.state {
+            State::Serving { slot } => Some(slot),
+            _ => None,
+        }
+    }
+
+    /// A free slot.
+    pub fn vacancy(&self) -> Option<Slot> {
+        Slot::all().find(|slot| self.seat(*slot) == Seat::Vacant)
+    }
+
+    fn set_seat(&mut self, slot: Slot, seat: Seat) {
+        if let Some(place) = self.seats.get_mut(slot.index()) {
+            *place = seat;
+        }
+    }
+
+    const fn word(&self, mode: Mode, slot: Slot) -> GateWord {
+        GateWord { mode, slot, generation: self.generation }
+    }
+
+    /// A core has taken a slot.
+    pub fn joined(&mut self, slot: Slot) {
+        self.set_seat(slot, Seat::Joined);
+    }
+
+    /// A core is ready to serve.
+    pub fn armed(&mut self, slot: Slot) -> Act {
+        self.set_seat(slot, Seat::Armed);
+        if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
+    }
+
+    /// A core is dead: every thread of it has gone.
+    pub fn died(&mut self, slot: Slot) -> Act {
+        self.set_seat(slot, Seat::Vacant);
+        if self.fallback == Some(slot) {
+            self.fallback = None;
+        }
+        match self.state {
+            State::Serving { slot: serving } if serving == slot => {
+                self.crashes += 1;
+                self.take_over()
+            }
+            State::Suspended { slot: Some(held), until_ns } if held == slot => {
+                self.crashes += 1;
+                self.state = State::Suspended { slot: None, until_ns };
+                Act::Nothing
+            }
+            _ => Act::Nothing,
+        }
+    }
+
+    /// The first front end: this core is to serve.
+    ///
+    /// # Errors
+    /// `Attached`, `NotArmed`.
+    pub fn attach(&mut self, slot: Slot) -> Result<Act, Refusal> {
+        if self.state != State::Detached {
+            return Err(Refusal::Attached);
+        }
+        if self.seat(slot) != Seat::Armed {
+            return Err(Refusal::NotArmed);
+        }
+        self.fallback = Some(slot);
+        let act = self.take_over();
+        self.fallback = None;
+        Ok(act)
+    }
+
+    /// The front end is gone.
+    pub fn detached(&mut self) {
+        self.state = State::Detached;
+    }
+
+    /// The operator closes the gate.
+    ///
+    /// # Errors
+    /// `Detached`, `Suspended` (the lease may be prolonged by suspending again: then it is not refused), `Recovering`.
+    pub fn suspend(&mut self, until_ns: u64) -> Result<Act, Refusal> {
+        match self.state {
+            State::Detached => Err(Refusal::Detached),
+            State::Recovering => Err(Refusal::Recovering),
+            State::Suspended { slot, .. } => {
+                self.state = State::Suspended { slot, until_ns };
+                Ok(Act::Nothing)
+            }
+            State::Serving { slot } => {
+                self.state = State::Suspended { slot: Some(slot), until_ns };
+                Ok(Act::Close(self.word(Mode::Closed, slot)))
+            }
+        }
+    }
+
+    /// The operator opens the gate.
+    ///
+    /// # Errors
+    /// `NotSuspended`.
+    pub fn resume(&mut self) -> Result<Act, Refusal> {
+        match self.state {
+            State::Suspended { slot: Some(slot), .. } => {
+                self.state = State::Serving { slot };
+                Ok(Act::Reopen(self.word(Mode::Open, slot)))
+            }
+            State::Suspended { slot: None, .. } => Ok(self.take_over()),
+            _ => Err(Refusal::NotSuspended),
+        }
+    }
+
+    /// Time has passed: a lease may be over (D8).
+    pub fn tick(&mut self, now_ns: u64) -> Act {
+        match self.state {
+            State::Suspended { until_ns, .. } if now_ns >= until_ns => self.resume().unwrap_or(Act::Nothing),
+            _ => Act::Nothing,
+        }
+    }
+
+    /// Cores whose probe failed get another chance. To be called now and then while `Recovering`.
+    pub fn retry(&mut self) -> Act {
+        for seat in &mut self.seats {
+            if *seat == Seat::Unfit {
+                *seat = Seat::Armed;
+            }
+        }
+        if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
+    }
+
+    /// A planned hand-over to `to` may begin; returns the closed word of the core that serves.
+    ///
+    /// # Errors
+    /// `Detached`, `Suspended`, `Recovering`, `NotArmed`, `HasGate`.
+    pub fn may_hand_over(&self, to: Slot) -> Result<GateWord, Refusal> {
+        match self.state {
+            State::Detached => Err(Refusal::Detached),
+            State::Suspended { .. } => Err(Refusal::Suspended),
+            State::Recovering => Err(Refusal::Recovering),
+            State::Serving { slot } if slot == to => Err(Refusal::HasGate),
+            State::Serving { .. } if self.seat(to) != Seat::Armed => Err(Refusal::NotArmed),
+            State::Serving { slot } => Ok(self.word(Mode::Closed, slot)),
+        }
+    }
+
+    /// The gate is drained: it goes to `to`, and `to` may return it to the core that serves now, its predecessor.
+    pub fn hand_over(&mut self, to: Slot) -> Act {
+        let predecessor = self.serving();
+        let act = self.give(to);
+        self.fallback = predecessor;
+        act
+    }
+
+    /// How the probe of the core that was given the gate went. After a failure the gate goes to the next.
+    pub fn probed(&mut self, slot: Slot, passed: bool) -> Act {
+        if passed || self.serving() != Some(slot) {
+            return Act::Nothing;
+        }
+        if self.seat(slot) == Seat::Armed {
+            self.set_seat(slot, Seat::Unfit);
+        }
+        self.take_over()
+    }
+
+    /// The gate goes to whom it is due: the predecessor that is still parked, else the first who is armed.
+    fn take_over(&mut self) -> Act {
+        let fit = |slot: &Slot| self.seat(*slot) == Seat::Armed;
+        match self.fallback.filter(fit).or_else(|| Slot::all().find(fit)) {
+            Some(slot) => {
+                if self.fallback == Some(slot) {
+                    self.fallback = None;
+                }
+                self.give(slot)
+            }
+            None => {
+                self.state = State::Recovering;
+                Act::Nothing
+            }
+        }
+    }
+
+    fn give(&mut self, slot: Slot) -> Act {
+        self.generation = self.generation.next();
+        self.last = slot;
+        self.state = State::Serving { slot };
+        Act::Give(self.word(Mode::Probe, slot))
+    }
+
+    /// The word that shuts the gate while nobody may serve.
+    pub const fn closed(&self) -> GateWord {
+        self.word(Mode::Closed, self.last)
+    }
+}
+
+impl Default for Custody {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

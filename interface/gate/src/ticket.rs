@@ -1,0 +1,163 @@
+//! Entering the gate, and closing it.
+//!
+//! A worker announces itself on its own cache line and then looks at the gate; the interface changes the gate and then
+//! looks at the workers' lines. Both put a sequentially consistent fence between the two, so at least one of them sees
+//! the other (Dekker): a worker that was admitted is seen, and a worker that is not seen is not admitted.
+//!
+//! ```text
+//!  worker                                    interface
+//!    read(2) returns a request                 word := Closed; fence
+//!    state := BUSY              (seq-cst)      state == PARKED or FREE for all? ── no ─► evict, sleep, look again
+//!    word still mine?           (seq-cst)      yes: nobody executes, and nobody will before the word changes
+//!    yes: execute, reply, state := READING
+//!    no:  keep the request, state := PARKED
+//! ```
+
+#[cfg(loom)]
+use loom::sync::atomic::fence;
+use std::sync::atomic::Ordering::{self, Acquire, Release, SeqCst};
+#[cfg(not(loom))]
+use std::sync::atomic::fence;
+
+use everdisk_proto::{
+    gate_word::{GateWord, Mode},
+    ids::Slot,
+    segment::ticket_state::{BUSY, FREE, PARKED, READING},
+};
+
+/// An atomic integer: those of std in the product, those of loom in its model.
+pub trait Cell<T> {
+    /// Loads.
+    fn load(&self, order: Ordering) -> T;
+    /// Stores.
+    fn store(&self, value: T, order: Ordering);
+    /// Replaces `current`; whether it was that.
+    fn replace(&self, current: T, new: T) -> bool;
+}
+
+macro_rules! cell {
+    ($atomic:ty, $int:ty) => {
+        impl Cell<$int> for $atomic {
+            fn load(&self, order: Ordering) -> $int {
+                self.load(order)
+            }
+            fn store(&self, value: $int, order: Ordering) {
+                self.store(value, order);
+            }
+            fn replace(&self, current: $int, new: $int) -> bool {
+                self.compare_exchange(current, new, SeqCst, SeqCst).is_ok()
+            }
+        }
+    };
+}
+cell!(std::sync::atomic::AtomicU32, u32);
+cell!(std::sync::atomic::AtomicU64, u64);
+#[cfg(loom)]
+cell!(loom::sync::atomic::AtomicU32, u32);
+#[cfg(loom)]
+cell!(loom::sync::atomic::AtomicU64, u64);
+
+/// Permission to execute requests as long as the gate word bears the same core and generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass(u64);
+
+impl Pass {
+    /// Whether a request that was kept under `self` may be executed under `other`: the same core and generation, so
+    /// nobody was given it in between.
+    pub const fn continues_in(self, other: Self) -> bool {
+        self.0 >> 8 == other.0 >> 8
+    }
+}
+
+/// What a parked worker finds at the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Go and read. The ticket is READING.
+    Admitted(Pass),
+    /// This core is to probe its stores and open the gate itself ([`open_after_probe`]). The ticket is PARKED.
+    Probe(GateWord),
+    /// Sleep on. The ticket is PARKED.
+    Shut,
+}
+
+/// A parked worker of the core in `slot` asks to be let in.
+pub fn unpark(word: &impl Cell<u64>, state: &impl Cell<u32>, slot: Slot) -> Admission {
+    state.store(READING, Release);
+    fence(SeqCst);
+    let seen = word.load(Acquire);
+    match GateWord::decode(seen) {
+        Some(gate) if gate.slot == slot && gate.serves() => Admission::Admitted(Pass(seen)),
+        Some(gate) if gate.slot == slot && gate.mode == Mode::Probe => {
+            state.store(PARKED, Release);
+            Admission::Probe(gate)
+        }
+        _ => {
+            state.store(PARKED, Release);
+            Admission::Shut
+        }
+    }
+}
+
+/// Whether the pass still holds. A worker asks before it reads.
+pub fn holds(word: &impl Cell<u64>, pass: Pass) -> bool {
+    still(word.load(Acquire), pass)
+}
+
+/// A worker has read a request and asks whether it may execute it. `true`: it may, and its ticket is out (BUSY) until
+/// [`leave`]. `false`: the request must be kept unanswered; the ticket is BUSY until [`park`].
+#[must_use]
+pub fn enter(word: &impl Cell<u64>, state: &impl Cell<u32>, pass: Pass) -> bool {
+    state.store(BUSY, Release);
+    fence(SeqCst);
+    still(word.load(Acquire), pass)
+}
+
+fn still(seen: u64, pass: Pass) -> bool {
+    seen == pass.0 || (Pass(seen).continues_in(pass) && GateWord::decode(seen).is_some_and(|gate| gate.serves()))
+}
+
+/// The request is answered; the worker goes on reading.
+pub fn leave(state: &impl Cell<u32>) {
+    state.store(READING, Release);
+}
+
+/// The worker will neither read nor execute before it was admitted again.
+pub fn park(state: &impl Cell<u32>) {
+    state.store(PARKED, Release);
+}
+
+/// The successor has read its stores and opens the gate for itself; false when the interface took it back meanwhile.
+#[must_use]
+pub fn open_after_probe(word: &impl Cell<u64>, probe: GateWord) -> bool {
+    word.replace(probe.encode(), probe.with(Mode::Open).encode())
+}
+
+/// The interface takes the gate back from a successor that did not open it in time; false when it did just now.
+#[must_use]
+pub fn revoke_probe(word: &impl Cell<u64>, probe: GateWord) -> bool {
+    word.replace(probe.encode(), probe.with(Mode::Closed).encode())
+}
+
+/// Changes the gate. After it, look at the tickets with [`is_in`].
+pub fn set(word: &impl Cell<u64>, gate: GateWord) {
+    word.store(gate.encode(), Release);
+    fence(SeqCst);
+}
+
+/// Whether this worker executes nothing and will not before it was admitted again.
+pub fn is_in(state: &impl Cell<u32>) -> bool {
+    matches!(state.load(Acquire), PARKED | FREE)
+}
+
+/// Whether this worker may sit in a blocking read, out of which it must be evicted.
+pub fn may_be_reading(state: &impl Cell<u32>) -> bool {
+    state.load(Acquire) == READING
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
