@@ -1,0 +1,88 @@
+//! INIT: what the kernel and we agree on, once for the life of the mount. The interface does it before any core is
+//! involved and writes the result into the segment; a core never sees an INIT.
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::abi::{InHeader, InitIn, InitOut, MAJOR, MINOR, MINOR_MIN, OutHeader, init_flag, opcode};
+
+/// What we would like of the kernel.
+const WANTED: u64 = init_flag::ASYNC_READ
+    | init_flag::BIG_WRITES
+    | init_flag::ASYNC_DIO
+    | init_flag::MAX_PAGES
+    | init_flag::HANDLE_KILLPRIV_V2
+    | init_flag::INIT_EXT
+    | init_flag::DIRECT_IO_ALLOW_MMAP
+    | init_flag::HAS_RESEND;
+/// Asynchronous requests the kernel has under way with us before it makes submitters wait; its own default of 12
+/// would cap the queue depth.
+const MAX_BACKGROUND: u16 = 512;
+const CONGESTION_THRESHOLD: u16 = 384;
+const PAGE: u32 = 4096;
+
+/// What was agreed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// Minor version in force.
+    pub minor: u32,
+    /// Flags in force.
+    pub flags: u64,
+    /// Largest payload of a request.
+    pub max_write: u32,
+}
+
+/// Why the mount cannot be served.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadInit {
+    /// The first request is something else.
+    #[error("the kernel's first request is no FUSE_INIT")]
+    NotInit,
+    /// Too old a kernel.
+    #[error("the kernel speaks FUSE {0}.{1}; {MAJOR}.{MINOR_MIN} or later is needed (Linux 5.4)")]
+    Version(u32, u32),
+    /// Nothing that was read could be given to another core.
+    #[error("the kernel's FUSE cannot give out requests again (FUSE_HAS_RESEND): Linux 6.9 or later is needed")]
+    NoResend,
+}
+
+/// Reads the INIT request and makes the reply to it.
+///
+/// # Errors
+/// [`BadInit`]; answer nothing and unmount.
+pub fn answer(request: &[u8], max_write: u32) -> Result<(Agreement, Vec<u8>), BadInit> {
+    let (header, rest) = InHeader::read_from_prefix(request).map_err(|_| BadInit::NotInit)?;
+    let (init, _) = InitIn::read_from_prefix(rest).map_err(|_| BadInit::NotInit)?;
+    if header.opcode != opcode::INIT {
+        return Err(BadInit::NotInit);
+    }
+    if init.major != MAJOR || init.minor < MINOR_MIN {
+        return Err(BadInit::Version(init.major, init.minor));
+    }
+    let offered = if u64::from(init.flags) & init_flag::INIT_EXT == 0 {
+        u64::from(init.flags)
+    } else {
+        u64::from(init.flags) | (u64::from(init.flags2) << 32)
+    };
+    if offered & init_flag::HAS_RESEND == 0 {
+        return Err(BadInit::NoResend);
+    }
+    let flags = offered & WANTED;
+    let minor = init.minor.min(MINOR);
+    let [low, high] = [flags & u64::from(u32::MAX), flags >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    let body = InitOut {
+        major: MAJOR,
+        minor,
+        max_readahead: init.max_readahead,
+        flags: low,
+        max_background: MAX_BACKGROUND,
+        congestion_threshold: CONGESTION_THRESHOLD,
+        max_write,
+        time_gran: 1,
+        max_pages: u16::try_from(max_write / PAGE).unwrap_or(u16::MAX),
+        flags2: high,
+        ..InitOut::zeroed()
+    };
+    let len = size_of::<OutHeader>() + size_of::<InitOut>();
+    let head = OutHeader { len: u32::try_from(len).unwrap_or(0), error: 0, unique: header.unique };
+    Ok((Agreement { minor, flags, max_write }, [head.as_bytes(), body.as_bytes()].concat()))
+}

@@ -1,0 +1,154 @@
+//! A worker of the file front end: reads requests from one channel, executes them, writes the replies to the same
+//! channel (the kernel accepts them nowhere else).
+//!
+//! ```text
+//!          ┌──────────► parked ──── admitted ────► read(2) ──── request ───► enter ─── yes ──► execute, reply ─┐
+//!          │                                        ▲   │                      │                              │
+//!          │◄──── evicted, gate no longer ours ─────┼───┘                      no: keep it                     │
+//!          │◄───────────────────────────────────────┼──────────────────────────┘                              │
+//!                                                   └─────────────────────────────────────────────────────────┘
+//! ```
+//! A kept request is executed when the gate comes back under the same generation; under another it was given out
+//! anew and is forgotten here.
+
+use std::os::fd::BorrowedFd;
+
+use everdisk_gate::ticket::Pass;
+use everdisk_proto::limits::REQUEST_BYTES_MAX;
+use everdisk_sys::memory::LockedBuffer;
+use rustix::io::Errno as Os;
+
+use super::{
+    abi::OutHeader,
+    operation::{Operations, REPLY_HEAD, WRITE_HEAD, header, is_silent},
+};
+use crate::worker::Seat;
+
+/// Page size: payloads begin on a page, which makes copies cheaper.
+const PAGE: usize = 4096;
+const REQUEST_START: usize = PAGE - WRITE_HEAD;
+const REPLY_START: usize = PAGE - REPLY_HEAD;
+
+/// The buffers of one worker: resident and locked, see [`LockedBuffer`].
+pub struct Buffers {
+    request: LockedBuffer,
+    reply: LockedBuffer,
+}
+
+impl Buffers {
+    /// Buffers for the largest request and reply.
+    ///
+    /// # Errors
+    /// When the memory cannot be locked.
+    pub fn new() -> std::io::Result<Self> {
+        let len = PAGE + REQUEST_BYTES_MAX;
+        Ok(Self { request: LockedBuffer::new(len)?, reply: LockedBuffer::new(len)? })
+    }
+}
+
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// The file was unmounted.
+    Unmounted,
+    /// /dev/fuse failed.
+    Failed(Os),
+}
+
+enum Read {
+    Request(usize),
+    Evicted,
+}
+
+/// Serves one channel until the core ends or the file is unmounted.
+pub fn serve(seat: &Seat<'_>, channel: BorrowedFd<'_>, operations: &Operations<'_>, buffers: &mut Buffers) -> Ended {
+    let mut kept: Option<(usize, Pass)> = None;
+    loop {
+        let Some(pass) = seat.wait(operations.disk) else { return Ended::Stopped };
+        let mut first = true;
+        if let Some((len, under)) = kept.take() {
+            seat.let_go();
+            if under.continues_in(pass) {
+                if !seat.enter(pass) {
+                    kept = Some((len, under));
+                    seat.park(true);
+                    continue;
+                }
+                execute(seat, channel, operations, buffers, len, &mut first);
+            }
+        }
+        while seat.may_read(pass) {
+            match read(channel, buffers) {
+                Ok(Read::Request(len)) => {
+                    let silent = buffers.request(len).and_then(header).is_none_or(|head| is_silent(head.opcode));
+                    if silent {
+                        continue;
+                    }
+                    if !seat.enter(pass) {
+                        kept = Some((len, pass));
+                        break;
+                    }
+                    execute(seat, channel, operations, buffers, len, &mut first);
+                }
+                Ok(Read::Evicted) => {}
+                Err(Os::NODEV) => return Ended::Unmounted,
+                Err(errno) => return Ended::Failed(errno),
+            }
+        }
+        seat.park(kept.is_some());
+    }
+}
+
+impl Buffers {
+    fn request(&self, len: usize) -> Option<&[u8]> {
+        self.request.get(REQUEST_START..REQUEST_START + len)
+    }
+}
+
+fn read(channel: BorrowedFd<'_>, buffers: &mut Buffers) -> Result<Read, Os> {
+    let space = buffers.request.get_mut(REQUEST_START..).ok_or(Os::INVAL)?;
+    match rustix::io::read(channel, space) {
+        Ok(len) => Ok(Read::Request(len)),
+        // EINTR: evicted, or a stray signal. ENOENT: the request was aborted while it was read. EAGAIN: spurious.
+        Err(Os::INTR | Os::NOENT | Os::AGAIN) => Ok(Read::Evicted),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn execute(
+    seat: &Seat<'_>,
+    channel: BorrowedFd<'_>,
+    operations: &Operations<'_>,
+    buffers: &mut Buffers,
+    len: usize,
+    first: &mut bool,
+) {
+    if std::mem::take(first) {
+        seat.note_first_request();
+    }
+    let Buffers { request, reply } = buffers;
+    let (Some(request), Some(space)) = (request.get(REQUEST_START..REQUEST_START + len), reply.get_mut(REPLY_START..))
+    else {
+        return seat.leave(0, 0, false);
+    };
+    let done = operations.execute(request, space);
+    if done.reply > 0
+        && let Err(errno) = answer(channel, space.get(..done.reply).unwrap_or_default())
+        && errno != Os::NOENT
+    {
+        // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
+        tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
+    }
+    seat.leave(done.read, done.written, done.io_error);
+}
+
+fn answer(channel: BorrowedFd<'_>, reply: &[u8]) -> Result<(), Os> {
+    loop {
+        match rustix::io::write(channel, reply) {
+            Err(Os::INTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A worker's part in the gate: parking, probing, the statistics on its ticket. The same for every front end.
+
+use std::{
+    sync::atomic::{
+        AtomicBool,
+        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+    },
+    time::Duration,
+};
+
+use everdisk_gate::ticket::{self, Admission, Pass};
+use everdisk_proto::{
+    gate_word::{GateWord, Mode},
+    ids::Slot,
+    segment::{CoreArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
+};
+use everdisk_sys::{clock::monotonic_ns, process::thread_id, wake};
+
+use crate::disk::Disk;
+
+/// A parked worker looks at the gate this often even if nobody wakes it.
+const PARKED_LOOK: Duration = Duration::from_secs(1);
+
+/// One worker's seat in the segment.
+pub struct Seat<'a> {
+    gate: &'a GateArea,
+    core: &'a CoreArea,
+    ticket: &'a Ticket,
+    slot: Slot,
+    first: bool,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Seat<'a> {
+    /// Takes the ticket `index` of the core in `slot`; `None` when there is none of that number. The ticket is PARKED.
+    pub fn take(segment: &'a Segment, slot: Slot, index: usize, stop: &'a AtomicBool) -> Option<Self> {
+        let core = segment.cores.get(slot.index())?;
+        let ticket = core.tickets.get(index)?;
+        ticket.holding.store(0, Relaxed);
+        ticket.tid.store(thread_id(), Relaxed);
+        ticket::park(&ticket.state);
+        Some(Self { gate: &segment.gate, core, ticket, slot, first: index == 0, stop })
+    }
+
+    /// Sleeps until the gate admits this core; `None` when the core is to end.
+    pub fn wait(&self, disk: &dyn Disk) -> Option<Pass> {
+        loop {
+            let seen = self.core.wake.load(Acquire);
+            if self.stop.load(Acquire) {
+                return None;
+            }
+            match ticket::unpark(&self.gate.word, &self.ticket.state, self.slot) {
+                Admission::Admitted(pass) => return Some(pass),
+                Admission::Probe(gate) if self.first => self.probe(gate, disk),
+                Admission::Probe(_) | Admission::Shut => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK),
+            }
+        }
+    }
+
+    /// Reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
+    fn probe(&self, gate: GateWord, disk: &dyn Disk) {
+        let verdict = match disk.probe() {
+            Ok(blocks) => {
+                self.gate.probe_blocks.store(blocks, Relaxed);
+                self.gate.opened_ns.store(monotonic_ns(), Relaxed);
+                self.gate.last_good.store(gate.with(Mode::Open).encode(), Release);
+                if !ticket::open_after_probe(&self.gate.word, gate) {
+                    return;
+                }
+                self.core.wake.fetch_add(1, AcqRel);
+                wake::wake_all(&self.core.wake);
+                probe_verdict::PASSED
+            }
+            Err(errno) => {
+                tracing::error!(errno = errno.0, "the stores cannot be read: the gate is not taken");
+                if !ticket::revoke_probe(&self.gate.word, gate) {
+                    return;
+                }
+                probe_verdict::FAILED
+            }
+        };
+        self.gate.probe.store(verdict, SeqCst);
+        wake::wake_all(&self.gate.probe);
+    }
+
+    /// Whether to read on.
+    pub fn may_read(&self, pass: Pass) -> bool {
+        ticket::holds(&self.gate.word, pass)
+    }
+
+    /// A request was read: whether to execute it. If not, keep it and [`Seat::park`].
+    #[must_use]
+    pub fn enter(&self, pass: Pass) -> bool {
+        ticket::enter(&self.gate.word, &self.ticket.state, pass)
+    }
+
+    /// The first request of a generation leaves its time behind: the end of the pause.
+    pub fn note_first_request(&self) {
+        if self.gate.first_request_ns.load(Relaxed) == 0 {
+            let _ = self.gate.first_request_ns.compare_exchange(0, monotonic_ns(), AcqRel, Relaxed);
+        }
+    }
+
+    /// The request is answered.
+    pub fn leave(&self, read: u64, written: u64, io_error: bool) {
+        let add = |counter: &std::sync::atomic::AtomicU64, n: u64| counter.store(counter.load(Relaxed) + n, Relaxed);
+        add(&self.ticket.requests, 1);
+        add(&self.ticket.read_bytes, read);
+        add(&self.ticket.written_bytes, written);
+        if io_error {
+            self.ticket.io_errors.fetch_add(1, Relaxed);
+        }
+        ticket::leave(&self.ticket.state);
+    }
+
+    /// Gives the ticket in; `holding`: a request stays unanswered with this worker.
+    pub fn park(&self, holding: bool) {
+        if holding {
+            self.ticket.suspended.fetch_add(1, Relaxed);
+        }
+        self.ticket.holding.store(u32::from(holding), Relaxed);
+        ticket::park(&self.ticket.state);
+        self.gate.drained.fetch_add(1, SeqCst);
+        wake::wake_all(&self.gate.drained);
+    }
+
+    /// The worker no longer holds anything.
+    pub fn let_go(&self) {
+        self.ticket.holding.store(0, Relaxed);
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.ticket.state.store(ticket_state::FREE, SeqCst);
+        self.gate.drained.fetch_add(1, SeqCst);
+        wake::wake_all(&self.gate.drained);
+    }
+}
