@@ -196,6 +196,8 @@ pub enum FromInterface {
     Welcome {
         /// The slot.
         slot: Slot,
+        /// Number of front ends that will be lent next; the core is armed when it has them all.
+        fronts: u8,
     },
     /// To a core: serve this front end when the gate admits you; one fd for each channel comes with it.
     LendFile(LentFile),

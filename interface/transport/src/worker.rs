@@ -14,7 +14,11 @@ use everdisk_proto::{
     ids::Slot,
     segment::{CoreArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
 };
-use everdisk_sys::{clock::monotonic_ns, process::thread_id, wake};
+use everdisk_sys::{
+    clock::monotonic_ns,
+    process::thread_id,
+    wake::{self, Who},
+};
 
 use crate::disk::Disk;
 
@@ -27,7 +31,7 @@ pub struct Seat<'a> {
     core: &'a CoreArea,
     ticket: &'a Ticket,
     slot: Slot,
-    first: bool,
+    who: Who,
     stop: &'a AtomicBool,
 }
 
@@ -39,7 +43,14 @@ impl<'a> Seat<'a> {
         ticket.holding.store(0, Relaxed);
         ticket.tid.store(thread_id(), Relaxed);
         ticket::park(&ticket.state);
-        Some(Self { gate: &segment.gate, core, ticket, slot, first: index == 0, stop })
+        Some(Self {
+            gate: &segment.gate,
+            core,
+            ticket,
+            slot,
+            who: if index == 0 { Who::First } else { Who::Others },
+            stop,
+        })
     }
 
     /// Sleeps until the gate admits this core; `None` when the core is to end.
@@ -51,8 +62,10 @@ impl<'a> Seat<'a> {
             }
             match ticket::unpark(&self.gate.word, &self.ticket.state, self.slot) {
                 Admission::Admitted(pass) => return Some(pass),
-                Admission::Probe(gate) if self.first => self.probe(gate, disk),
-                Admission::Probe(_) | Admission::Shut => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK),
+                Admission::Probe(gate) if self.who == Who::First => self.probe(gate, disk),
+                Admission::Probe(_) | Admission::Shut => {
+                    wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who);
+                }
             }
         }
     }
@@ -68,7 +81,7 @@ impl<'a> Seat<'a> {
                     return;
                 }
                 self.core.wake.fetch_add(1, AcqRel);
-                wake::wake_all(&self.core.wake);
+                wake::wake(&self.core.wake, Who::Others);
                 probe_verdict::PASSED
             }
             Err(errno) => {
@@ -80,7 +93,7 @@ impl<'a> Seat<'a> {
             }
         };
         self.gate.probe.store(verdict, SeqCst);
-        wake::wake_all(&self.gate.probe);
+        wake::wake(&self.gate.probe, Who::All);
     }
 
     /// Whether to read on.
@@ -121,7 +134,7 @@ impl<'a> Seat<'a> {
         self.ticket.holding.store(u32::from(holding), Relaxed);
         ticket::park(&self.ticket.state);
         self.gate.drained.fetch_add(1, SeqCst);
-        wake::wake_all(&self.gate.drained);
+        wake::wake(&self.gate.drained, Who::All);
     }
 
     /// The worker no longer holds anything.
@@ -134,6 +147,6 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.ticket.state.store(ticket_state::FREE, SeqCst);
         self.gate.drained.fetch_add(1, SeqCst);
-        wake::wake_all(&self.gate.drained);
+        wake::wake(&self.gate.drained, Who::All);
     }
 }

@@ -18,7 +18,7 @@ fn golden_frames_of_abi_1() {
     golden(lines[1], ToInterface::Armed, 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent()) }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
-    golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap() }, 1);
+    golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1 }, 1);
     golden(lines[5], FromInterface::LendFile(lent()), 2);
     golden(lines[6], FromInterface::Answer(Answer::Done), 0);
     golden(lines[7], CoreRequest::Verify { blocks: 64 }, 0);
@@ -28,7 +28,7 @@ fn golden_frames_of_abi_1() {
 
 #[test]
 fn a_manifest_that_differs_from_what_came_is_refused() {
-    let bytes = encode(&Frame::new(1, FromInterface::Welcome { slot: Slot::new(0).unwrap() })).unwrap();
+    let bytes = encode(&Frame::new(1, FromInterface::Welcome { slot: Slot::FIRST, fronts: 0 })).unwrap();
     assert!(matches!(decode::<FromInterface>(&bytes, 0), Err(BadFrame::Fds { announced: 1, came: 0 })));
     assert!(matches!(decode::<FromInterface>(&bytes, 2), Err(BadFrame::Fds { announced: 1, came: 2 })));
 }

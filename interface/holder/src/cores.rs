@@ -1,0 +1,153 @@
+//! The cores that have joined: their handles, their connections, their places in the segment.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+};
+
+use everdisk_proto::{
+    frame::{CoreStatus, FromInterface, ToInterface},
+    ids::Slot,
+    limits::CORES_MAX,
+    segment::{CoreArea, Segment, ticket_state},
+    version::CoreIdentity,
+};
+use everdisk_sys::{
+    link::{Link, LinkError},
+    process,
+    wake::{self, Who},
+};
+
+/// A connection to a peer.
+pub(crate) type PeerLink = Link<FromInterface, ToInterface>;
+
+/// One core.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) pid: u32,
+    pub(crate) handle: OwnedFd,
+    pub(crate) identity: CoreIdentity,
+    /// `None` while the core reconnects.
+    pub(crate) link: Option<PeerLink>,
+}
+
+impl Core {
+    /// Whether every thread of it has gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        process::is_gone(self.handle.as_fd())
+    }
+
+    /// Sends to the core, if it is connected. A core that does not read its socket loses the connection.
+    pub(crate) fn tell(&mut self, what: FromInterface, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let Some(link) = &self.link else { return Err(LinkError::Closed) };
+        link.send(0, what, fds).inspect_err(|error| {
+            tracing::warn!(pid = self.pid, %error, "the core does not listen");
+            self.link = None;
+        })
+    }
+}
+
+/// Every core by slot.
+#[derive(Debug, Default)]
+pub(crate) struct Cores([Option<Core>; CORES_MAX]);
+
+impl Cores {
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Core> {
+        self.0.get(slot.index())?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Core> {
+        self.0.get_mut(slot.index())?.as_mut()
+    }
+
+    pub(crate) fn seat(&mut self, slot: Slot, core: Core) {
+        if let Some(place) = self.0.get_mut(slot.index()) {
+            *place = Some(core);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, slot: Slot) -> Option<Core> {
+        self.0.get_mut(slot.index())?.take()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Core)> {
+        Slot::all().filter_map(|slot| Some((slot, self.get(slot)?)))
+    }
+
+    /// The slot of the core with this process id.
+    pub(crate) fn slot_of(&self, pid: u32) -> Option<Slot> {
+        self.iter().find(|(_, core)| core.pid == pid).map(|(slot, _)| slot)
+    }
+
+    /// Cores whose every thread has gone.
+    pub(crate) fn gone(&self) -> Vec<Slot> {
+        self.iter().filter(|(_, core)| core.is_gone()).map(|(slot, _)| slot).collect()
+    }
+
+    /// Sends to every connected core.
+    pub(crate) fn tell_all(&mut self, what: &FromInterface, fds: &[BorrowedFd<'_>]) {
+        for core in self.0.iter_mut().flatten() {
+            let _ = core.tell(what.clone(), fds);
+        }
+    }
+}
+
+/// A core's area of the segment.
+pub(crate) fn area(segment: &Segment, slot: Slot) -> Option<&CoreArea> {
+    segment.cores.get(slot.index())
+}
+
+/// Writes a core into the segment; its tickets are free.
+pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
+    if let Some(area) = area(segment, slot) {
+        clear_tickets(area);
+        area.pid.store(pid, Release);
+    }
+}
+
+/// Takes a dead core out of the segment: none of its threads can hold a ticket any more.
+pub(crate) fn strike(segment: &Segment, slot: Slot) {
+    if let Some(area) = area(segment, slot) {
+        area.pid.store(0, Release);
+        clear_tickets(area);
+    }
+}
+
+fn clear_tickets(area: &CoreArea) {
+    for ticket in &area.tickets {
+        ticket.state.store(ticket_state::FREE, Release);
+        ticket.tid.store(0, Relaxed);
+        ticket.holding.store(0, Relaxed);
+        ticket.io_errors.store(0, Relaxed);
+        for counter in [&ticket.requests, &ticket.suspended, &ticket.read_bytes, &ticket.written_bytes] {
+            counter.store(0, Relaxed);
+        }
+    }
+}
+
+/// Wakes a core's parked workers so that they look at the gate.
+pub(crate) fn rouse(segment: &Segment, slot: Slot, who: Who) {
+    if let Some(area) = area(segment, slot) {
+        area.wake.fetch_add(1, Release);
+        wake::wake(&area.wake, who);
+    }
+}
+
+/// What `status` tells of a core.
+pub(crate) fn status(segment: &Segment, slot: Slot, core: &Core, armed: bool) -> CoreStatus {
+    let tickets = area(segment, slot).map_or(&[][..], |area| &area.tickets);
+    CoreStatus {
+        pid: core.pid,
+        slot,
+        identity: core.identity.clone(),
+        armed,
+        requests: tickets.iter().map(|t| t.requests.load(Relaxed)).sum(),
+        io_errors: tickets.iter().map(|t| u64::from(t.io_errors.load(Relaxed))).sum(),
+    }
+}
+
+/// Requests that are being executed.
+pub(crate) fn in_flight(segment: &Segment) -> u32 {
+    let busy = |area: &CoreArea| area.tickets.iter().filter(|t| t.state.load(Acquire) == ticket_state::BUSY).count();
+    u32::try_from(segment.cores.iter().map(busy).sum::<usize>()).unwrap_or(u32::MAX)
+}

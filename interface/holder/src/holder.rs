@@ -1,0 +1,411 @@
+//! The one owner and the one loop: wait for what happens, let [`Custody`] decide, do it.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        atomic::Ordering::{Relaxed, Release},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use everdisk_gate::{
+    custody::{Act, Custody, State},
+    ticket,
+};
+use everdisk_proto::{
+    frame::{Answer, FromInterface, ToInterface},
+    ids::Slot,
+    segment::{MAGIC, SEGMENT_BYTES, Segment},
+    version::{ABI, CoreIdentity},
+    volume::VolumeSpec,
+};
+use everdisk_sys::{
+    clock::monotonic_ns,
+    link::LinkError,
+    memory::SharedSegment,
+    packet,
+    process::{self, pidfd},
+    wake::Who,
+};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::{
+    args::Arguments,
+    cores::{self, Core, Cores, PeerLink},
+    front::FileFront,
+    restore,
+    suspension::{self, Given},
+};
+
+/// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
+/// The loop looks around this often even if nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+/// A peer that has connected says who it is within this time.
+const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
+/// Connections at once: a few cores, and the control module's.
+pub(crate) const PEERS_MAX: usize = 64;
+
+/// Why the interface ends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    /// The volume's description cannot be used.
+    #[error("{0}: {1}")]
+    Volume(String, String),
+    /// The socket.
+    #[error("cannot listen at {0}: {1}")]
+    Socket(String, io::Error),
+    /// Memory, poll.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Nothing to restore.
+    #[error("no core of the volume gave the descriptors back: attach the volume again")]
+    NothingToRestore,
+}
+
+/// A connection that is not (yet) a core's.
+pub(crate) struct Peer {
+    pub(crate) link: PeerLink,
+    pub(crate) pid: u32,
+    pub(crate) since: Instant,
+    pub(crate) is_control: bool,
+}
+
+/// An unmount under way, and who waits for it.
+pub(crate) struct Unmounting {
+    pub(crate) result: mpsc::Receiver<io::Result<()>>,
+    pub(crate) peer_pid: u32,
+    pub(crate) id: u64,
+}
+
+/// The interface of one volume.
+pub(crate) struct Holder {
+    pub(crate) segment: SharedSegment,
+    pub(crate) custody: Custody,
+    pub(crate) cores: Cores,
+    pub(crate) front: Option<FileFront>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) unmounting: Option<Unmounting>,
+    pub(crate) done: bool,
+    retried: Instant,
+    listener: OwnedFd,
+}
+
+/// Runs until the volume is detached.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
+    let spec = read_volume(arguments)?;
+    process::protect_from_oom();
+    let listener =
+        packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
+    let mut holder = if arguments.restore {
+        restore::restore(listener, &spec)?
+    } else {
+        let segment = SharedSegment::create()?;
+        imprint(&segment, &spec);
+        Holder::new(listener, segment, Custody::new())
+    };
+    tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
+    while !holder.done {
+        holder.turn()?;
+    }
+    let _ = fs::remove_file(&arguments.socket);
+    Ok(())
+}
+
+fn read_volume(arguments: &Arguments) -> Result<VolumeSpec, Fatal> {
+    let bad = |why: String| Fatal::Volume(arguments.volume.display().to_string(), why);
+    let text = fs::read_to_string(&arguments.volume).map_err(|e| bad(e.to_string()))?;
+    let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    spec.validate().map_err(|e| bad(e.to_string()))?;
+    Ok(spec)
+}
+
+/// Writes the volume's identity into a new segment; the magic last.
+fn imprint(segment: &Segment, spec: &VolumeSpec) {
+    let header = &segment.header;
+    let (high, low) = spec.uuid.as_u64_pair();
+    header.abi.store(ABI, Relaxed);
+    header.bytes.store(u32::try_from(SEGMENT_BYTES).unwrap_or(0), Relaxed);
+    header.volume_uuid[0].store(high, Relaxed);
+    header.volume_uuid[1].store(low, Relaxed);
+    header.volume_size.store(spec.size, Relaxed);
+    header.magic.store(MAGIC, Release);
+}
+
+impl Holder {
+    pub(crate) fn new(listener: OwnedFd, segment: SharedSegment, custody: Custody) -> Self {
+        Self {
+            segment,
+            custody,
+            cores: Cores::default(),
+            front: None,
+            peers: Vec::new(),
+            unmounting: None,
+            done: false,
+            retried: Instant::now(),
+            listener,
+        }
+    }
+
+    /// One turn: wait, then deal with everything that has happened, deaths first.
+    fn turn(&mut self) -> Result<(), Fatal> {
+        self.wait()?;
+        for slot in self.cores.gone() {
+            self.bury(slot);
+        }
+        let act = self.custody.tick(monotonic_ns());
+        self.perform(act, TAKEOVER_LIMIT);
+        if self.custody.state() == State::Recovering && self.retried.elapsed() >= TICK {
+            self.retried = Instant::now();
+            let act = self.custody.retry();
+            self.perform(act, TAKEOVER_LIMIT);
+        }
+        self.hear_cores();
+        self.hear_peers();
+        self.accept();
+        self.look_after_front();
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), Fatal> {
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.listener.as_fd()];
+        for (_, core) in self.cores.iter() {
+            fds.push(core.handle.as_fd());
+            fds.extend(core.link.as_ref().map(AsFd::as_fd));
+        }
+        fds.extend(self.peers.iter().map(|peer| peer.link.as_fd()));
+        let mut polls: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let mut limit = if self.unmounting.is_some() { Duration::from_millis(2) } else { TICK };
+        if let State::Suspended { until_ns, .. } = self.custody.state() {
+            limit = limit.min(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+        }
+        let timeout = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
+        match rustix::event::poll(&mut polls, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    /// A core is dead. If it had the gate, another gets it (D3): the same steps as a planned hand-over after its
+    /// suspension.
+    fn bury(&mut self, slot: Slot) {
+        let Some(core) = self.cores.remove(slot) else { return };
+        let act = {
+            if self.custody.serving() == Some(slot) {
+                let gate = &self.segment.gate;
+                gate.closed_ns.store(monotonic_ns(), Relaxed);
+                gate.drained_ns.store(monotonic_ns(), Relaxed);
+                ticket::set(&gate.word, self.custody.closed());
+            }
+            cores::strike(&self.segment, slot);
+            self.custody.died(slot)
+        };
+        self.segment.gate.crashes.store(self.custody.crashes(), Relaxed);
+        self.perform(act, TAKEOVER_LIMIT);
+        tracing::info!(pid = core.pid, version = %core.identity.version, "a core has ended");
+    }
+
+    /// Does what custody has decided, and what follows from how that went. Returns why a core that was given the
+    /// gate did not take it, if one did not.
+    pub(crate) fn perform(&mut self, mut act: Act, limit: Duration) -> Option<String> {
+        let mut failure = None;
+        loop {
+            match act {
+                Act::Nothing => break,
+                Act::Close(word) => {
+                    // `requests::suspend` drains by itself and reports; nobody else closes.
+                    ticket::set(&self.segment.gate.word, word);
+                    break;
+                }
+                Act::Reopen(word) => {
+                    self.segment.gate.lease_until_ns.store(0, Relaxed);
+                    suspension::reopen(&self.segment, word);
+                    break;
+                }
+                Act::Give(word) => {
+                    self.segment.gate.lease_until_ns.store(0, Relaxed);
+                    let given = match self.cores.get(word.slot) {
+                        Some(core) => suspension::give(&self.segment, core, self.front.as_ref(), word, limit),
+                        None => Given::Failed("there is no such core"),
+                    };
+                    let passed = given == Given::Opened;
+                    if let Given::Failed(why) = given {
+                        tracing::error!(slot = %word.slot, generation = %word.generation, why, "a core did not take the gate");
+                        failure.get_or_insert_with(|| why.to_owned());
+                    }
+                    act = self.custody.probed(word.slot, passed);
+                }
+            }
+        }
+        if self.custody.state() == State::Recovering {
+            ticket::set(&self.segment.gate.word, self.custody.closed());
+        }
+        failure
+    }
+
+    fn accept(&mut self) {
+        let waiting = everdisk_sys::link::wait_readable(self.listener.as_fd(), Duration::ZERO).unwrap_or(false);
+        if !waiting {
+            return;
+        }
+        match accept_peer(self.listener.as_fd(), self.peers.len()) {
+            Ok(peer) => self.peers.extend(peer),
+            Err(error) => tracing::warn!(%error, "a connection could not be taken"),
+        }
+    }
+
+    fn hear_cores(&mut self) {
+        let slots: Vec<Slot> = self.cores.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            while let Some(heard) = self.cores.get(slot).and_then(|core| core.link.as_ref()).and_then(hear) {
+                match heard {
+                    Ok((frame, _)) if frame.body == ToInterface::Armed => {
+                        let act = self.custody.armed(slot);
+                        self.perform(act, TAKEOVER_LIMIT);
+                    }
+                    Ok((frame, _)) => {
+                        tracing::warn!(%slot, body = ?frame.body, "a core said what it may not say now");
+                    }
+                    Err(error) => {
+                        // Its process may live on and serve; only its death, told by its handle, is a death.
+                        tracing::warn!(%slot, %error, "lost the connection to a core");
+                        if let Some(core) = self.cores.get_mut(slot) {
+                            core.link = None;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear_peers(&mut self) {
+        let mut peers = std::mem::take(&mut self.peers);
+        peers.retain(|peer| peer.is_control || peer.since.elapsed() < INTRODUCTION_LIMIT);
+        for mut peer in peers {
+            match hear(&peer.link) {
+                None => self.peers.push(peer),
+                Some(Ok((frame, _))) => match frame.body {
+                    ToInterface::Hello { identity, slot } => self.welcome(peer, identity, slot),
+                    ToInterface::Request(request) => {
+                        peer.is_control = true;
+                        let answer = self.handle(request, &peer, frame.id);
+                        let sent = answer
+                            .is_none_or(|answer| peer.link.send(frame.id, FromInterface::Answer(answer), &[]).is_ok());
+                        if sent {
+                            self.peers.push(peer);
+                        }
+                    }
+                    ToInterface::Armed | ToInterface::Returned { .. } => refuse(&peer, "introduce yourself first"),
+                },
+                Some(Err(LinkError::Closed)) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(pid = peer.pid, %error, "a peer is refused");
+                    refuse(&peer, &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// A core joins, or comes back to a new interface process.
+    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>) {
+        if let Some(slot) = had.filter(|slot| restore::is_of(&self.segment, *slot, peer.pid)) {
+            if let Some(core) = self.cores.get_mut(slot) {
+                core.link = Some(peer.link);
+                core.identity = identity;
+            } else if let Ok(handle) = pidfd(peer.pid) {
+                self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link: Some(peer.link) });
+                self.custody.joined(slot);
+            }
+            return;
+        }
+        if !identity.abi.contains(ABI) {
+            return refuse(
+                &peer,
+                &format!("the core serves ABI {}, this volume's segment has ABI {ABI}", identity.abi),
+            );
+        }
+        let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
+        let Ok(handle) = pidfd(peer.pid) else { return };
+        cores::enrol(&self.segment, slot, peer.pid);
+        let mut core = Core { pid: peer.pid, handle, identity, link: Some(peer.link) };
+        let lend = |core: &mut Core| -> Result<(), LinkError> {
+            let fronts = u8::from(self.front.is_some());
+            core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
+            if let Some(front) = &self.front {
+                core.tell(FromInterface::LendFile(front.lent()), &front.channels())?;
+            }
+            Ok(())
+        };
+        if lend(&mut core).is_err() {
+            return cores::strike(&self.segment, slot);
+        }
+        self.cores.seat(slot, core);
+        self.custody.joined(slot);
+    }
+
+    /// The front end may have ended: by our own unmount, or by somebody else's.
+    fn look_after_front(&mut self) {
+        if let Some(unmounting) = &self.unmounting {
+            let Ok(result) = unmounting.result.try_recv() else { return };
+            let (pid, id) = (unmounting.peer_pid, unmounting.id);
+            self.unmounting = None;
+            let answer = match result {
+                Ok(()) => Answer::Done,
+                Err(e) => Answer::Failed { reason: e.to_string(), busy: e.kind() == io::ErrorKind::ResourceBusy },
+            };
+            let ended = answer == Answer::Done;
+            if ended {
+                self.end();
+            }
+            for peer in self.peers.iter().filter(|peer| peer.is_control && peer.pid == pid) {
+                let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
+            }
+        } else if self.front.as_ref().is_some_and(FileFront::is_dead) {
+            tracing::warn!("the file was unmounted by somebody else");
+            self.end();
+        }
+    }
+
+    /// Nothing is left to hold.
+    pub(crate) fn end(&mut self) {
+        self.custody.detached();
+        self.cores.tell_all(&FromInterface::Quit, &[]);
+        for slot in Slot::all() {
+            cores::rouse(&self.segment, slot, Who::All);
+        }
+        self.front = None;
+        self.done = true;
+    }
+}
+
+/// Takes a waiting connection; `None` when its owner may not speak to us.
+pub(crate) fn accept_peer(listener: BorrowedFd<'_>, connected: usize) -> io::Result<Option<Peer>> {
+    let socket = packet::accept(listener)?;
+    let who = packet::peer(socket.as_fd())?;
+    let peer = Peer { link: PeerLink::new(socket), pid: who.pid, since: Instant::now(), is_control: false };
+    let ours = rustix::process::geteuid().as_raw();
+    if who.uid != 0 && who.uid != ours {
+        tracing::warn!(uid = who.uid, pid = who.pid, "a stranger is turned away");
+        refuse(&peer, "this volume belongs to another user");
+        return Ok(None);
+    }
+    if connected >= PEERS_MAX {
+        refuse(&peer, "too many connections");
+        return Ok(None);
+    }
+    Ok(Some(peer))
+}
+
+pub(crate) fn refuse(peer: &Peer, reason: &str) {
+    let _ = peer.link.send(0, FromInterface::Refused { reason: reason.to_owned() }, &[]);
+}
+
+/// The next frame of a link, if one is there.
+pub(crate) fn hear(link: &PeerLink) -> Option<Result<everdisk_sys::link::Received<ToInterface>, LinkError>> {
+    match link.recv_within(Duration::ZERO) {
+        Err(LinkError::Deadline(_)) => None,
+        other => Some(other),
+    }
+}

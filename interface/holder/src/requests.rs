@@ -1,0 +1,206 @@
+//! What the control module asks.
+
+use std::{sync::atomic::Ordering::Relaxed, sync::mpsc, thread, time::Duration};
+
+use everdisk_gate::custody::{Act, Refusal, Seat, State};
+use everdisk_proto::{
+    frame::{Answer, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus, Request},
+    gate_word::Mode,
+    limits::LEASE_MAX,
+    version::PRODUCT,
+};
+use everdisk_sys::{clock::monotonic_ns, fuse};
+
+use crate::{
+    cores,
+    front::FileFront,
+    holder::{Holder, Peer, Unmounting},
+    suspension::{self, NotDrained},
+};
+
+/// A suspension by hand may wait this long for requests under way.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// At attach, the core's first probe.
+const ATTACH_LIMIT: Duration = Duration::from_secs(5);
+/// The successor's first request, when some were held, comes within this time or the report does without.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_millis(50);
+
+fn failed(reason: impl Into<String>) -> Answer {
+    Answer::Failed { reason: reason.into(), busy: false }
+}
+
+fn done_or(result: Result<(), String>) -> Answer {
+    result.map_or_else(failed, |()| Answer::Done)
+}
+
+fn refused(refusal: Refusal) -> String {
+    refusal.as_str().to_owned()
+}
+
+fn not_drained(why: NotDrained) -> String {
+    format!(
+        "the core did not finish its requests in time ({} executing, {} reading): a storage node may be slow, or the core \
+         hangs (then kill it: another core takes over)",
+        why.busy, why.reading
+    )
+}
+
+impl Holder {
+    /// Carries out a request; `None` when the answer comes later.
+    pub(crate) fn handle(&mut self, request: Request, peer: &Peer, id: u64) -> Option<Answer> {
+        if self.unmounting.is_some() && request != Request::Status {
+            return Some(failed("the volume is being detached"));
+        }
+        Some(match request {
+            Request::Status => Answer::Status(Box::new(self.status())),
+            Request::AttachFile { file, core } => done_or(self.attach_file(&file, core)),
+            Request::Handover { to, budget_ms } => {
+                self.hand_over(to, Duration::from_millis(budget_ms)).map_or_else(failed, Answer::Handover)
+            }
+            Request::Suspend { lease_ms } => done_or(self.suspend(Duration::from_millis(lease_ms))),
+            Request::Resume => done_or(self.resume()),
+            Request::Dismiss { core } => done_or(self.dismiss(core)),
+            Request::Detach { force } => return self.detach(force, peer, id),
+        })
+    }
+
+    fn status(&self) -> InterfaceStatus {
+        let state = self.custody.state();
+        let armed = |slot| matches!(self.custody.seat(slot), Seat::Armed);
+        InterfaceStatus {
+            version: PRODUCT.to_owned(),
+            pid: std::process::id(),
+            gate: match state {
+                State::Detached => GateState::Detached,
+                State::Serving { .. } => GateState::Serving,
+                State::Suspended { .. } => GateState::Suspended,
+                State::Recovering => GateState::Recovering,
+            },
+            generation: self.custody.generation(),
+            serving: match state {
+                State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => {
+                    self.cores.get(slot).map(|core| core.pid)
+                }
+                _ => None,
+            },
+            cores: self.cores.iter().map(|(s, core)| cores::status(&self.segment, s, core, armed(s))).collect(),
+            file: self.front.as_ref().map(FileFront::lent),
+            in_flight: cores::in_flight(&self.segment),
+            waiting: self.front.as_ref().and_then(FileFront::waiting),
+            lease_ms: match state {
+                State::Suspended { until_ns, .. } => Some(until_ns.saturating_sub(monotonic_ns()) / 1_000_000),
+                _ => None,
+            },
+            crashes_survived: self.custody.crashes(),
+            last_suspension: suspension::times(&self.segment),
+        }
+    }
+
+    fn attach_file(&mut self, attach: &FileAttach, core: u32) -> Result<(), String> {
+        if self.front.is_some() {
+            return Err(refused(Refusal::Attached));
+        }
+        let slot = self.cores.slot_of(core).ok_or_else(|| refused(Refusal::NotArmed))?;
+        if self.custody.seat(slot) != Seat::Armed {
+            return Err(refused(Refusal::NotArmed));
+        }
+        let front = FileFront::mount(attach, &self.segment)
+            .map_err(|e| format!("cannot mount on {}: {e}", attach.path.display()))?;
+        self.cores.tell_all(&FromInterface::LendFile(front.lent()), &front.channels());
+        self.front = Some(front);
+        let act = self.custody.attach(slot).map_err(refused)?;
+        let failure = self.perform(act, ATTACH_LIMIT);
+        if self.custody.serving() == Some(slot) {
+            return Ok(());
+        }
+        self.front = None;
+        self.custody.detached();
+        let _ = fuse::unmount(&attach.path, true);
+        Err(failure.unwrap_or_else(|| "the core did not take the gate".to_owned()))
+    }
+
+    /// Suspend, switch, probe, resume; whatever happens, a core serves at the end.
+    fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, String> {
+        let slot = self.cores.slot_of(to).ok_or_else(|| refused(Refusal::NotArmed))?;
+        let closed = self.custody.may_hand_over(slot).map_err(refused)?;
+        let start = monotonic_ns();
+        let mut failure = None;
+        match suspension::close_and_drain(&self.segment, &self.cores, closed, budget) {
+            Err(why) => {
+                suspension::reopen(&self.segment, closed.with(Mode::Open));
+                failure = Some(HandoverFailure { switched: false, reason: not_drained(why) });
+            }
+            Ok(()) => {
+                let left = budget.saturating_sub(Duration::from_nanos(monotonic_ns() - start));
+                let act = self.custody.hand_over(slot);
+                if let Some(reason) = self.perform(act, left) {
+                    failure = Some(HandoverFailure { switched: true, reason });
+                } else if self.segment.gate.held.load(Relaxed) > 0 {
+                    suspension::await_first_request(&self.segment, FIRST_REQUEST_LIMIT);
+                }
+            }
+        }
+        Ok(HandoverReport {
+            failure,
+            generation: self.custody.generation(),
+            suspension: suspension::times(&self.segment),
+            probe_blocks: self.segment.gate.probe_blocks.load(Relaxed),
+        })
+    }
+
+    fn suspend(&mut self, lease: Duration) -> Result<(), String> {
+        if lease.is_zero() || lease > LEASE_MAX {
+            return Err(format!("a lease of {lease:?}: give one of at most {LEASE_MAX:?}"));
+        }
+        let lease_ns = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        let until = monotonic_ns().saturating_add(lease_ns);
+        let act = self.custody.suspend(until).map_err(refused)?;
+        if let Act::Close(word) = act {
+            if let Err(why) = suspension::close_and_drain(&self.segment, &self.cores, word, DRAIN_LIMIT) {
+                self.resume()?;
+                return Err(not_drained(why));
+            }
+            let held = self.front.as_ref().and_then(FileFront::waiting);
+            self.segment.gate.held.store(held.unwrap_or_else(|| suspension::holding(&self.segment)), Relaxed);
+        }
+        self.segment.gate.lease_until_ns.store(until, Relaxed);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        let act = self.custody.resume().map_err(refused)?;
+        self.perform(act, ATTACH_LIMIT).map_or(Ok(()), Err)
+    }
+
+    fn dismiss(&mut self, pid: u32) -> Result<(), String> {
+        let slot = self.cores.slot_of(pid).ok_or_else(|| format!("no core has process id {pid}"))?;
+        let holds = match self.custody.state() {
+            State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
+            _ => None,
+        };
+        if holds == Some(slot) {
+            return Err(refused(Refusal::HasGate));
+        }
+        self.custody.joined(slot);
+        let core = self.cores.get_mut(slot).ok_or_else(|| refused(Refusal::NotArmed))?;
+        core.tell(FromInterface::Quit, &[]).map_err(|e| e.to_string())
+    }
+
+    /// Unmounts on a thread of its own: the kernel may write mapped pages back first, for which a core must serve.
+    fn detach(&mut self, force: bool, peer: &Peer, id: u64) -> Option<Answer> {
+        let Some(front) = &self.front else {
+            self.end();
+            return Some(Answer::Done);
+        };
+        if matches!(self.custody.state(), State::Suspended { .. } | State::Recovering) && !force {
+            return Some(failed("I/O is suspended or recovering: resume it first, or force the detach"));
+        }
+        let (sender, result) = mpsc::channel();
+        let path = front.lent().path;
+        thread::spawn(move || {
+            let _ = sender.send(fuse::unmount(&path, force));
+        });
+        self.unmounting = Some(Unmounting { result, peer_pid: peer.pid, id });
+        None
+    }
+}

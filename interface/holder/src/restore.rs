@@ -1,0 +1,195 @@
+//! Taking up what a dead interface left behind: a core gives the segment and the channels back.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::atomic::Ordering::{Acquire, Relaxed},
+    time::{Duration, Instant},
+};
+
+use everdisk_gate::{
+    custody::{Custody, State},
+    ticket,
+};
+use everdisk_proto::{
+    frame::{Answer, FromInterface, ToInterface},
+    gate_word::{GateWord, Mode},
+    ids::{Generation, Slot},
+    segment::Segment,
+    version::ABI,
+    volume::VolumeSpec,
+};
+use everdisk_sys::{
+    link::{LinkError, wait_readable},
+    memory::SharedSegment,
+    process::pidfd,
+};
+
+use crate::{
+    cores::{self, Core, PeerLink},
+    front::FileFront,
+    holder::{Fatal, Holder, Peer, accept_peer, hear, refuse},
+    suspension,
+};
+
+/// The cores look for a new interface every few milliseconds.
+const RESTORE_LIMIT: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(2);
+/// A hand-over that the dead interface had begun: the successor's probe ends within this time or is revoked.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+struct Returned {
+    segment: SharedSegment,
+    file: Option<(PathBuf, Vec<OwnedFd>)>,
+}
+
+/// Whether the core in `slot` has this process id by the segment.
+pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
+    cores::area(segment, slot).is_some_and(|area| area.pid.load(Acquire) == pid)
+}
+
+/// Waits for a core that returns the descriptors and takes up its duties.
+pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fatal> {
+    let deadline = Instant::now() + RESTORE_LIMIT;
+    let mut peers: Vec<Peer> = Vec::new();
+    let mut returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)> = Vec::new();
+    while Instant::now() < deadline {
+        if wait_readable(listener.as_fd(), LOOK)? {
+            peers.extend(accept_peer(listener.as_fd(), peers.len()).ok().flatten());
+        }
+        for peer in std::mem::take(&mut peers) {
+            match hear(&peer.link) {
+                None => peers.push(peer),
+                Some(Ok((frame, _))) => match frame.body {
+                    ToInterface::Hello { identity, slot: Some(slot) } => {
+                        if peer.link.send(0, FromInterface::Recall, &[]).is_ok() {
+                            returning.push((peer, identity, slot));
+                        }
+                    }
+                    ToInterface::Request(_) => {
+                        let answer =
+                            Answer::Failed { reason: "the interface is being restored".to_owned(), busy: false };
+                        let _ = peer.link.send(frame.id, FromInterface::Answer(answer), &[]);
+                        peers.push(peer);
+                    }
+                    _ => refuse(&peer, "this volume's interface is being restored: try again"),
+                },
+                Some(Err(_)) => {}
+            }
+        }
+        for index in 0..returning.len() {
+            let Some((peer, _, _)) = returning.get(index) else { break };
+            if let Some(returned) = receive(&peer.link, spec) {
+                return Ok(take_up(listener, returned, peers, returning));
+            }
+        }
+    }
+    Err(Fatal::NothingToRestore)
+}
+
+/// What a core returns, when it has come and is this volume's.
+fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
+    let (frame, mut fds) = match hear(link)? {
+        Ok(received) => received,
+        Err(LinkError::Closed) => return None,
+        Err(error) => {
+            tracing::warn!(%error, "a core returned something else than descriptors");
+            return None;
+        }
+    };
+    let ToInterface::Returned { file } = frame.body else { return None };
+    let channels = fds.split_off(1);
+    let segment = SharedSegment::adopt(fds.pop()?).inspect_err(|e| tracing::warn!("a core returned {e}")).ok()?;
+    let (high, low) = spec.uuid.as_u64_pair();
+    let header = &segment.header;
+    let ours = header.abi.load(Relaxed) == ABI
+        && header.volume_uuid[0].load(Relaxed) == high
+        && header.volume_uuid[1].load(Relaxed) == low;
+    if !ours {
+        tracing::warn!("a core returned the segment of another volume or ABI");
+        return None;
+    }
+    Some(Returned { segment, file: file.map(|f| (f.path, channels)) })
+}
+
+fn take_up(
+    listener: OwnedFd,
+    returned: Returned,
+    peers: Vec<Peer>,
+    returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)>,
+) -> Holder {
+    let segment = returned.segment;
+    let custody = custody_of(&segment, returned.file.is_some());
+    let interrupted = custody.state() == State::Recovering;
+    let mut holder = Holder::new(listener, segment, custody);
+    holder.front = returned.file.map(|(path, channels)| FileFront::adopt(path, channels));
+    holder.peers = peers;
+    // Cores that live and have not come back yet keep their slots; the dead lose theirs.
+    for slot in Slot::all() {
+        let pid = cores::area(&holder.segment, slot).map_or(0, |area| area.pid.load(Acquire));
+        if pid == 0 {
+            continue;
+        }
+        let came =
+            returning.iter().find(|(peer, _, at)| *at == slot && peer.pid == pid).map(|(_, identity, _)| identity);
+        let identity = came.cloned().unwrap_or_else(everdisk_proto::version::CoreIdentity::current);
+        match pidfd(pid) {
+            Ok(handle) => {
+                holder.cores.seat(slot, Core { pid, handle, identity, link: None });
+                if holder.custody.serving() != Some(slot) {
+                    holder.custody.joined(slot);
+                }
+            }
+            Err(_) => cores::strike(&holder.segment, slot),
+        }
+    }
+    for (peer, _, slot) in returning {
+        if let Some(core) = holder.cores.get_mut(slot).filter(|core| core.pid == peer.pid) {
+            core.link = Some(peer.link);
+        }
+    }
+    if interrupted {
+        drain_everybody(&holder);
+    }
+    let serving = holder.custody.serving();
+    if let Some(slot) = serving.filter(|slot| holder.cores.get(*slot).is_none()) {
+        let act = holder.custody.died(slot);
+        holder.perform(act, PROBE_LIMIT);
+    }
+    holder
+}
+
+/// Custody by the gate word. A gate that is neither open nor closed by the operator belongs to an interrupted
+/// hand-over: nobody has it, and the first core that reports itself armed gets it.
+fn custody_of(segment: &Segment, attached: bool) -> Custody {
+    let gate = &segment.gate;
+    let crashes = gate.crashes.load(Relaxed);
+    let mut word = GateWord::decode(gate.word.load(Acquire));
+    let deadline = Instant::now() + PROBE_LIMIT;
+    while let Some(probe) = word.filter(|w| w.mode == Mode::Probe) {
+        if Instant::now() > deadline && ticket::revoke_probe(&gate.word, probe) {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        word = GateWord::decode(gate.word.load(Acquire));
+    }
+    let until_ns = gate.lease_until_ns.load(Relaxed);
+    let (state, generation) = match word {
+        None => (State::Detached, Generation(0)),
+        Some(word) if !attached => (State::Detached, word.generation),
+        Some(word) if word.serves() => (State::Serving { slot: word.slot }, word.generation),
+        Some(word) if until_ns > 0 => (State::Suspended { slot: Some(word.slot), until_ns }, word.generation),
+        Some(word) => (State::Recovering, word.generation),
+    };
+    Custody::restore(state, generation, crashes)
+}
+
+/// Waits until no core executes anything: the gate is closed, so this only takes what is under way.
+fn drain_everybody(holder: &Holder) {
+    for (slot, _) in holder.cores.iter() {
+        let closed = GateWord { mode: Mode::Closed, slot, generation: holder.custody.generation() };
+        if let Err(why) = suspension::close_and_drain(&holder.segment, &holder.cores, closed, PROBE_LIMIT) {
+            tracing::error!(%slot, ?why, "a core of an interrupted hand-over does not finish its requests");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The gate's mechanics: close and drain, give, take back, reopen. Which of them is due is [`Custody`]'s to say.
+//!
+//! [`Custody`]: everdisk_gate::custody::Custody
+
+use std::{
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use everdisk_gate::ticket;
+use everdisk_proto::{
+    frame::Suspension,
+    gate_word::GateWord,
+    segment::{Segment, probe_verdict},
+};
+use everdisk_sys::{
+    clock::monotonic_ns,
+    signal,
+    wake::{self, Who},
+};
+
+use crate::{
+    cores::{Core, Cores, area, rouse},
+    front::FileFront,
+};
+
+/// Between two signals to a worker that sits in read(2): a signal that arrives just before the system call is lost.
+const EVICT_AGAIN: Duration = Duration::from_micros(150);
+/// Between two looks whether the core that is waited for still lives.
+const LIFE_LOOK: Duration = Duration::from_millis(2);
+
+/// Why the gate could not be drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotDrained {
+    /// Workers that were still executing a request.
+    pub(crate) busy: usize,
+    /// Workers that did not come out of read(2).
+    pub(crate) reading: usize,
+}
+
+/// Closes the gate and waits until nobody executes and nobody reads (M10). On failure the gate is closed all the same:
+/// [`reopen`] it.
+pub(crate) fn close_and_drain(
+    segment: &Segment,
+    cores: &Cores,
+    closed: GateWord,
+    limit: Duration,
+) -> Result<(), NotDrained> {
+    let start = Instant::now();
+    let gate = &segment.gate;
+    gate.closed_ns.store(monotonic_ns(), Relaxed);
+    for later in [&gate.drained_ns, &gate.opened_ns, &gate.first_request_ns] {
+        later.store(0, Relaxed);
+    }
+    ticket::set(&gate.word, closed);
+    let (Some(core), Some(area)) = (cores.get(closed.slot), area(segment, closed.slot)) else { return Ok(()) };
+    loop {
+        let seen = gate.drained.load(Acquire);
+        let mut failure = NotDrained { busy: 0, reading: 0 };
+        for worker in area.tickets.iter().filter(|t| !ticket::is_in(&t.state)) {
+            if ticket::may_be_reading(&worker.state) {
+                signal::evict(core.pid, worker.tid.load(Relaxed));
+                failure.reading += 1;
+            } else {
+                failure.busy += 1;
+            }
+        }
+        if failure.busy + failure.reading == 0 || core.is_gone() {
+            gate.drained_ns.store(monotonic_ns(), Relaxed);
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            return Err(failure);
+        }
+        wake::sleep_while(&gate.drained, seen, EVICT_AGAIN, Who::All);
+    }
+}
+
+/// How giving the gate to a core ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// It read its stores and has opened the gate.
+    Opened,
+    /// It did not; the gate is closed.
+    Failed(&'static str),
+}
+
+/// Gives the gate to a core: has the kernel give out anew what is unanswered, wakes the core's first worker, which
+/// probes the stores and opens the gate, and waits for that (M4). The gate must be closed and drained.
+pub(crate) fn give(
+    segment: &Segment,
+    core: &Core,
+    front: Option<&FileFront>,
+    probe: GateWord,
+    limit: Duration,
+) -> Given {
+    let gate = &segment.gate;
+    let deadline = Instant::now() + limit;
+    gate.first_request_ns.store(0, Relaxed);
+    gate.probe.store(probe_verdict::PENDING, SeqCst);
+    if let Some(front) = front {
+        gate.held.store(front.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
+        front.resend();
+    }
+    ticket::set(&gate.word, probe);
+    rouse(segment, probe.slot, Who::First);
+    loop {
+        match gate.probe.load(SeqCst) {
+            probe_verdict::PASSED => return Given::Opened,
+            probe_verdict::FAILED => return Given::Failed("the new core could not read its storage nodes"),
+            _ => {}
+        }
+        let died = core.is_gone();
+        if died || Instant::now() >= deadline {
+            let why = if died { "the new core died" } else { "the new core did not open the gate in time" };
+            return if ticket::revoke_probe(&gate.word, probe) { Given::Failed(why) } else { verdict(segment) };
+        }
+        wake::sleep_while(&gate.probe, probe_verdict::PENDING, LIFE_LOOK, Who::All);
+    }
+}
+
+/// The core changed the gate itself just before it was taken back.
+fn verdict(segment: &Segment) -> Given {
+    let open = GateWord::decode(segment.gate.word.load(Acquire)).is_some_and(GateWord::serves);
+    if open { Given::Opened } else { Given::Failed("the new core could not read its storage nodes") }
+}
+
+/// Opens the gate for the core that had it last: what its workers keep unanswered they may execute.
+pub(crate) fn reopen(segment: &Segment, open: GateWord) {
+    segment.gate.opened_ns.store(monotonic_ns(), Relaxed);
+    ticket::set(&segment.gate.word, open);
+    rouse(segment, open.slot, Who::All);
+}
+
+/// Requests that workers keep unanswered.
+pub(crate) fn holding(segment: &Segment) -> u64 {
+    segment.cores.iter().flat_map(|core| &core.tickets).map(|t| u64::from(t.holding.load(Relaxed))).sum()
+}
+
+/// Waits, for a short while, until the first request after a suspension was executed. Nothing hangs on it: it
+/// completes the report.
+pub(crate) fn await_first_request(segment: &Segment, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    while segment.gate.first_request_ns.load(Acquire) == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// The times of the last suspension.
+pub(crate) fn times(segment: &Segment) -> Suspension {
+    let gate = &segment.gate;
+    let closed_ns = gate.closed_ns.load(Relaxed);
+    let after = |time: &AtomicU64| match time.load(Relaxed) {
+        0 => None,
+        at => Some(at.saturating_sub(closed_ns) / 1000),
+    };
+    Suspension {
+        closed_ns,
+        drained_us: after(&gate.drained_ns),
+        opened_us: after(&gate.opened_ns),
+        first_request_us: after(&gate.first_request_ns),
+        held: gate.held.load(Relaxed),
+    }
+}
