@@ -1,1 +1,29 @@
-//! Placeholder.
+//! What the end-to-end tests share.
+//!
+//! ```text
+//!  host.rs        a computing node of its own: directories, control module, clean end
+//!  volume.rs      a volume on it, and what is asked of it
+//!  status.rs      `status` and upgrade reports, read
+//!  run.rs         foreign programs under a deadline
+//!  wait.rs        waiting for a condition, never for a time
+//!  processes.rs   who runs, who is killed, what is mounted
+//!  programs.rs    where the programs are
+//!  fio.rs         fio as a load that verifies
+//!  load.rs        a load that knows what was acknowledged
+//!  bytes.rs       patterns, aligned buffers
+//!  guards.rs      loop devices and mounts that go with their owner
+//! ```
+#![forbid(unsafe_code)]
+#![expect(clippy::panic, reason = "a harness fails by panicking")]
+
+pub mod bytes;
+pub mod fio;
+pub mod guards;
+pub mod host;
+pub mod load;
+pub mod processes;
+pub mod programs;
+pub mod run;
+pub mod status;
+pub mod volume;
+pub mod wait;

@@ -1,1 +1,89 @@
-//! Placeholder.
+//! The core module's process: opens the stores, joins the interface, serves what it is lent when the gate admits it.
+//!
+//! ```text
+//!  open stores ─► listen for control ─► Hello ─► Welcome, segment ─► Lend, channels ─► workers parked ─► Armed
+//!                                         ▲                                                               │
+//!                                         └────────── the interface died: connect again, give back ◄──────┘
+//! ```
+//! A library, so that a test build can make a core of another version (and another behaviour) from the same parts.
+#![forbid(unsafe_code)]
+
+mod args;
+mod control;
+mod disk;
+mod membership;
+mod workers;
+
+use std::{fs, path::Path, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use everdisk_engine::Engine;
+use everdisk_proto::{version::CoreIdentity, volume::VolumeSpec};
+
+/// Why a core ends.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    /// The description cannot be read or is not sound.
+    #[error("{0}: {1}")]
+    Volume(String, String),
+    /// A store.
+    #[error(transparent)]
+    Open(#[from] everdisk_engine::OpenError),
+    /// Sockets, memory.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The interface refused this core, or spoke nonsense.
+    #[error("the interface: {0}")]
+    Interface(String),
+}
+
+/// Runs the program of a core with this identity.
+pub fn run(identity: &CoreIdentity) -> ExitCode {
+    let arguments = args::Arguments::parse();
+    if arguments.version {
+        println!("{identity}");
+        return ExitCode::SUCCESS;
+    }
+    everdisk_telemetry::init();
+    match dispatch(&arguments, identity) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("everdisk-core: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity) -> Result<(), Fatal> {
+    let Some(volume) = &arguments.volume else {
+        return Err(Fatal::Volume("--volume".to_owned(), "name the volume's description".to_owned()));
+    };
+    let spec = read_volume(volume)?;
+    if arguments.create {
+        return Ok(Engine::create(&spec)?);
+    }
+    if arguments.destroy {
+        return Ok(Engine::destroy(&spec)?);
+    }
+    if let Some(size) = arguments.resize {
+        return Ok(Engine::resize(&spec, size)?);
+    }
+    let (Some(interface), Some(control_dir)) = (&arguments.interface, &arguments.control_dir) else {
+        return Err(Fatal::Interface("--interface and --control-dir are needed to serve".to_owned()));
+    };
+    everdisk_sys::process::protect_from_oom();
+    everdisk_sys::signal::install_evict()?;
+    let engine = Arc::new(Engine::open(&spec)?);
+    let control = control::listen(control_dir, Arc::clone(&engine))?;
+    let result = membership::serve(&spec, identity, &engine, interface);
+    drop(control);
+    result
+}
+
+fn read_volume(path: &Path) -> Result<VolumeSpec, Fatal> {
+    let bad = |why: String| Fatal::Volume(path.display().to_string(), why);
+    let text = fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    spec.validate().map_err(|e| bad(e.to_string()))?;
+    Ok(spec)
+}

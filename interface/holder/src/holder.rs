@@ -4,7 +4,10 @@ use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        atomic::Ordering::{Relaxed, Release},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, Release},
+        },
         mpsc,
     },
     time::{Duration, Instant},
@@ -48,6 +51,8 @@ const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
 /// Connections at once: a few cores, and the control module's.
 pub(crate) const PEERS_MAX: usize = 64;
 
+static NEXT_PEER: AtomicU64 = AtomicU64::new(1);
+
 /// Why the interface ends.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fatal {
@@ -68,6 +73,8 @@ pub(crate) enum Fatal {
 /// A connection that is not (yet) a core's.
 pub(crate) struct Peer {
     pub(crate) link: PeerLink,
+    /// Distinguishes connections of one process.
+    pub(crate) number: u64,
     pub(crate) pid: u32,
     pub(crate) since: Instant,
     pub(crate) is_control: bool,
@@ -76,7 +83,7 @@ pub(crate) struct Peer {
 /// An unmount under way, and who waits for it.
 pub(crate) struct Unmounting {
     pub(crate) result: mpsc::Receiver<io::Result<()>>,
-    pub(crate) peer_pid: u32,
+    pub(crate) peer: u64,
     pub(crate) id: u64,
 }
 
@@ -349,7 +356,7 @@ impl Holder {
     fn look_after_front(&mut self) {
         if let Some(unmounting) = &self.unmounting {
             let Ok(result) = unmounting.result.try_recv() else { return };
-            let (pid, id) = (unmounting.peer_pid, unmounting.id);
+            let (number, id) = (unmounting.peer, unmounting.id);
             self.unmounting = None;
             let answer = match result {
                 Ok(()) => Answer::Done,
@@ -359,7 +366,7 @@ impl Holder {
             if ended {
                 self.end();
             }
-            for peer in self.peers.iter().filter(|peer| peer.is_control && peer.pid == pid) {
+            for peer in self.peers.iter().filter(|peer| peer.number == number) {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
         } else if self.front.as_ref().is_some_and(FileFront::is_dead) {
@@ -384,7 +391,8 @@ impl Holder {
 pub(crate) fn accept_peer(listener: BorrowedFd<'_>, connected: usize) -> io::Result<Option<Peer>> {
     let socket = packet::accept(listener)?;
     let who = packet::peer(socket.as_fd())?;
-    let peer = Peer { link: PeerLink::new(socket), pid: who.pid, since: Instant::now(), is_control: false };
+    let number = NEXT_PEER.fetch_add(1, Relaxed);
+    let peer = Peer { link: PeerLink::new(socket), number, pid: who.pid, since: Instant::now(), is_control: false };
     let ours = rustix::process::geteuid().as_raw();
     if who.uid != 0 && who.uid != ours {
         tracing::warn!(uid = who.uid, pid = who.pid, "a stranger is turned away");

@@ -200,7 +200,7 @@ impl Holder {
         thread::spawn(move || {
             let _ = sender.send(fuse::unmount(&path, force));
         });
-        self.unmounting = Some(Unmounting { result, peer_pid: peer.pid, id });
+        self.unmounting = Some(Unmounting { result, peer: peer.number, id });
         None
     }
 }

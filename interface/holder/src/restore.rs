@@ -8,7 +8,7 @@ use std::{
 };
 
 use everdisk_gate::{
-    custody::{Custody, State},
+    custody::{Custody, Seat, State},
     ticket,
 };
 use everdisk_proto::{
@@ -136,7 +136,7 @@ fn take_up(
         match pidfd(pid) {
             Ok(handle) => {
                 holder.cores.seat(slot, Core { pid, handle, identity, link: None });
-                if holder.custody.serving() != Some(slot) {
+                if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
             }
@@ -151,8 +151,11 @@ fn take_up(
     if interrupted {
         drain_everybody(&holder);
     }
-    let serving = holder.custody.serving();
-    if let Some(slot) = serving.filter(|slot| holder.cores.get(*slot).is_none()) {
+    let had_gate = match holder.custody.state() {
+        State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
+        _ => None,
+    };
+    if let Some(slot) = had_gate.filter(|slot| holder.cores.get(*slot).is_none()) {
         let act = holder.custody.died(slot);
         holder.perform(act, PROBE_LIMIT);
     }

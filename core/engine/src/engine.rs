@@ -1,0 +1,214 @@
+//! The operations on an open volume, each completed on the caller's thread when it returns (M7).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
+use everdisk_store::{Sought, Store, StoreError};
+
+use crate::{IoError, health::Health, layout::Layout};
+
+/// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
+const BLOCK_BYTES: usize = 4096;
+const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
+/// 2⁶⁴ divided by the golden ratio: its multiples spread over any range without a pattern.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// An open volume. All operations may be called from many threads at once.
+pub struct Engine {
+    size: u64,
+    layout: Layout,
+    nodes: Vec<Node>,
+    probes: AtomicU64,
+}
+
+struct Node {
+    store: Box<dyn Store>,
+    health: Health,
+}
+
+impl Node {
+    #[inline]
+    fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
+        let outcome = operation(&*self.store);
+        self.health.note(&outcome);
+        Ok(outcome?)
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Box<dyn Store>>) -> Self {
+        let nodes = stores.into_iter().map(|store| Node { store, health: Health::default() }).collect();
+        Self { size, layout, nodes, probes: AtomicU64::new(0) }
+    }
+
+    /// Bytes of the volume.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.inside(offset, buf.len() as u64)?;
+        if let Some((node, at)) = self.layout.single(offset, buf.len()) {
+            return self.nodes[node].run(|store| store.read_at(at, buf));
+        }
+        for extent in self.layout.extents(offset, buf.len()) {
+            let part = &mut buf[extent.position..extent.position + extent.len];
+            self.nodes[extent.node].run(|store| store.read_at(extent.node_offset, part))?;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        self.inside(offset, data.len() as u64)?;
+        if let Some((node, at)) = self.layout.single(offset, data.len()) {
+            return self.nodes[node].run(|store| store.write_at(at, data));
+        }
+        for extent in self.layout.extents(offset, data.len()) {
+            let part = &data[extent.position..extent.position + extent.len];
+            self.nodes[extent.node].run(|store| store.write_at(extent.node_offset, part))?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything written so far durable on every node. Every node is tried.
+    ///
+    /// # Errors
+    /// The first [`IoError`].
+    pub fn flush(&self) -> Result<(), IoError> {
+        let mut outcome = Ok(());
+        for node in &self.nodes {
+            outcome = outcome.and(node.run(|store| store.flush()));
+        }
+        outcome
+    }
+
+    /// Makes the range read as zero and gives its space back.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.on_each(offset, len, |store, at, len| store.discard(at, len))
+    }
+
+    /// Makes the range read as zero and keeps its space where the nodes can.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.on_each(offset, len, |store, at, len| store.write_zeroes(at, len))
+    }
+
+    /// Reserves space for the range. No byte changes.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.on_each(offset, len, |store, at, len| store.allocate(at, len))
+    }
+
+    /// Offset of the next data or hole at or after `offset`, as lseek(2) has it: the volume's end is a hole, and `None`
+    /// (ENXIO) means that there is no more data or `offset` is not inside the volume. One look at each node.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn seek(&self, offset: u64, what: Sought) -> Result<Option<u64>, IoError> {
+        if offset >= self.size {
+            return Ok(None);
+        }
+        let mut nearest = (what == Sought::Hole).then_some(self.size);
+        for (index, node) in self.nodes.iter().enumerate() {
+            let from = self.layout.node_len(index, offset);
+            let found = node.run(|store| store.next(from, what))?;
+            // The end of a node is a hole of the node but none of the volume.
+            let found = found.filter(|at| *at < node.store.size()).map(|at| self.layout.volume_offset(index, at));
+            nearest = nearest.into_iter().chain(found).min();
+        }
+        Ok(nearest)
+    }
+
+    /// Reads every node's identity anew, then `blocks` blocks of 4 KiB (all there are, if fewer), one from each of as
+    /// many equal parts of the volume. Returns the number of blocks read.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn verify(&self, blocks: u32) -> Result<u32, IoError> {
+        for node in &self.nodes {
+            node.run(|store| store.recheck())?;
+        }
+        let total = self.size / BLOCK;
+        let parts = u64::from(blocks).min(total);
+        let start = |part: u64| part * (total / parts) + part.min(total % parts);
+        let mut buf = [0; BLOCK_BYTES];
+        let mut read = 0;
+        for part in 0..parts {
+            // Not the first block of each part: with equal strides they might all lie on one node.
+            let block = start(part) + part.wrapping_mul(GOLDEN) % (start(part + 1) - start(part));
+            self.read(block * BLOCK, &mut buf)?;
+            read += 1;
+        }
+        Ok(read)
+    }
+
+    /// Reads one block of 4 KiB from every node that holds any, another one at each call. Returns the number of blocks
+    /// read. Short, and takes no memory.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn probe(&self) -> Result<u32, IoError> {
+        let turn = self.probes.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN);
+        let mut buf = [0; BLOCK_BYTES];
+        let mut read = 0;
+        for node in &self.nodes {
+            if let Some(block) = turn.checked_rem(node.store.size() / BLOCK) {
+                node.run(|store| store.read_at(block * BLOCK, &mut buf))?;
+                read += 1;
+            }
+        }
+        Ok(read)
+    }
+
+    /// Every node as the core sees it, in the order of the layout: `in-step`, or `failed` while the last operation on it
+    /// failed.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        let status = |node: &Node| {
+            let error = node.health.error();
+            let state = if error.is_some() { "failed" } else { "in-step" };
+            NodeStatus { url: node.store.url().to_string(), uuid: node.store.uuid(), state: state.to_owned(), error }
+        };
+        self.nodes.iter().map(status).collect()
+    }
+
+    #[inline]
+    fn inside(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        if offset.checked_add(len).is_some_and(|end| end <= self.size) {
+            Ok(())
+        } else {
+            Err(IoError::OutOfRange { offset, len, size: self.size })
+        }
+    }
+
+    /// One operation per node on its part of the range, however many stripes that is.
+    fn on_each(
+        &self,
+        offset: u64,
+        len: u64,
+        operation: impl Fn(&dyn Store, u64, u64) -> Result<(), StoreError>,
+    ) -> Result<(), IoError> {
+        self.inside(offset, len)?;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let range = self.layout.on_node(index, offset, len);
+            if !range.is_empty() {
+                node.run(|store| operation(store, range.start, range.end - range.start))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! The engine where things go wrong, on a store that does what it is told to, and the life of a volume's nodes.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use everdisk_proto::volume::{BadSpec, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
+use everdisk_store::{EINVAL, Sought, Store, StoreError};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::{Engine, IoError, OpenError, layout::Layout};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const STRIPE: u64 = 64 << 10;
+
+/// What happens to a [`Scripted`] store, seen and set by the test.
+#[derive(Default)]
+struct Script {
+    fails: AtomicBool,
+    calls: Mutex<Vec<(&'static str, u64, u64)>>,
+}
+
+/// A store without bytes: notes what it is asked for and fails on demand.
+struct Scripted {
+    url: NodeUrl,
+    size: u64,
+    script: Arc<Script>,
+}
+
+impl Scripted {
+    fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
+        assert!(offset + len <= self.size, "{what} of {len} bytes at {offset} leaves the node");
+        self.script.calls.lock().unwrap().push((what, offset, len));
+        if self.script.fails.load(Ordering::Relaxed) {
+            let source = io::Error::from_raw_os_error(ENOSPC);
+            return Err(StoreError::Io { node: self.url.clone(), action: what, source });
+        }
+        Ok(())
+    }
+}
+
+impl Store for Scripted {
+    fn url(&self) -> &NodeUrl {
+        &self.url
+    }
+    fn uuid(&self) -> Uuid {
+        Uuid::nil()
+    }
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn recheck(&self) -> Result<(), StoreError> {
+        self.call("recheck", 0, 0)
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.call("read", offset, buf.len() as u64)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.call("write", offset, data.len() as u64)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.call("flush", 0, 0)
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.call("discard", offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.call("write zeros", offset, len)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.call("allocate", offset, len)
+    }
+    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
+        self.call("next", offset, 0)?;
+        Ok((sought == Sought::Hole).then_some(self.size))
+    }
+}
+
+fn scripted(size: u64, nodes: usize) -> (Engine, Vec<Arc<Script>>) {
+    let layout = Layout::new(STRIPE, nodes);
+    let scripts: Vec<Arc<Script>> = (0..nodes).map(|_| Arc::default()).collect();
+    let store = |(index, script): (usize, &Arc<Script>)| {
+        let url = NodeUrl::Dir(format!("/node/{index}").into());
+        Box::new(Scripted { url, size: layout.node_len(index, size), script: Arc::clone(script) }) as Box<dyn Store>
+    };
+    (Engine::new(size, layout, scripts.iter().enumerate().map(store).collect()), scripts)
+}
+
+fn calls(script: &Script) -> Vec<(&'static str, u64, u64)> {
+    std::mem::take(&mut script.calls.lock().unwrap())
+}
+
+#[test]
+fn discarding_ten_tebibytes_is_one_call_per_node() {
+    let size = 10 << 40;
+    let (engine, scripts) = scripted(size, 4);
+    engine.discard(0, size).unwrap();
+    engine.write_zeroes(1, size - 2).unwrap();
+    engine.seek(5, Sought::Data).unwrap();
+    for script in &scripts {
+        let names: Vec<_> = calls(script).into_iter().map(|(what, ..)| what).collect();
+        assert_eq!(names, ["discard", "write zeros", "next"]);
+    }
+}
+
+#[test]
+fn a_range_within_one_stripe_touches_one_node() {
+    let (engine, scripts) = scripted(1 << 20, 4);
+    engine.discard(STRIPE + 7, 100).unwrap();
+    engine.read(STRIPE + 7, &mut [0; 100]).unwrap();
+    assert_eq!(calls(&scripts[1]), [("discard", 7, 100), ("read", 7, 100)]);
+    assert!([0, 2, 3].iter().all(|n| calls(&scripts[*n]).is_empty()));
+}
+
+#[test]
+fn flush_tries_every_node_and_reports_the_failure() {
+    let (engine, scripts) = scripted(1 << 20, 3);
+    scripts[0].fails.store(true, Ordering::Relaxed);
+    assert_eq!(engine.flush().unwrap_err().errno(), ENOSPC);
+    assert!(scripts.iter().all(|script| calls(script) == [("flush", 0, 0)]));
+}
+
+#[test]
+fn a_node_is_failed_until_an_operation_on_it_succeeds() {
+    let (engine, scripts) = scripted(1 << 20, 2);
+    let states = || engine.nodes().into_iter().map(|n| (n.state, n.error)).collect::<Vec<_>>();
+    let in_step = || ("in-step".to_owned(), None);
+    assert_eq!(states(), [in_step(), in_step()]);
+
+    scripts[1].fails.store(true, Ordering::Relaxed);
+    assert_eq!(engine.write(STRIPE, &[1]).unwrap_err().errno(), ENOSPC);
+    let failed = states();
+    assert_eq!((&failed[0], failed[1].0.as_str()), (&in_step(), "failed"));
+    assert!(failed[1].1.as_ref().unwrap().starts_with("dir:/node/1: cannot write"), "{failed:?}");
+
+    scripts[1].fails.store(false, Ordering::Relaxed);
+    assert_eq!(engine.read(u64::MAX, &mut [0]).unwrap_err().errno(), EINVAL);
+    assert_eq!(states(), failed, "a refused request says nothing about a node");
+    engine.read(STRIPE, &mut [0]).unwrap();
+    assert_eq!(states(), [in_step(), in_step()]);
+}
+
+#[test]
+fn ranges_outside_the_volume_are_refused() {
+    let (engine, scripts) = scripted(1 << 20, 2);
+    for (offset, len) in [(1 << 20, 1), ((1 << 20) - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
+        for result in [engine.discard(offset, len), engine.write_zeroes(offset, len), engine.allocate(offset, len)] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, IoError::OutOfRange { .. }) && error.errno() == EINVAL, "{error}");
+        }
+    }
+    assert!(scripts.iter().all(|script| calls(script).is_empty()));
+    engine.read(1 << 20, &mut []).unwrap();
+    engine.discard(1 << 20, 0).unwrap();
+}
+
+#[test]
+fn verify_spreads_over_the_volume_and_its_nodes() {
+    let (engine, scripts) = scripted(1 << 30, 4);
+    assert_eq!(engine.verify(64).unwrap(), 64);
+    for script in &scripts {
+        let calls = calls(script);
+        assert_eq!(calls[0], ("recheck", 0, 0));
+        // A quarter of the blocks on average; none near it would be all on a few nodes.
+        assert!(calls.len() > 8, "{} of 64 blocks are on this node", calls.len() - 1);
+    }
+    assert_eq!(engine.verify(0).unwrap(), 0);
+}
+
+#[test]
+fn probe_reads_another_block_of_each_node_at_each_call() {
+    let (engine, scripts) = scripted(1 << 30, 3);
+    for _ in 0..100 {
+        assert_eq!(engine.probe().unwrap(), 3);
+    }
+    for script in &scripts {
+        let mut calls = calls(script);
+        calls.sort_unstable();
+        calls.dedup();
+        assert!(calls.len() > 90, "{} different blocks in 100 probes", calls.len());
+    }
+}
+
+fn spec(parent: &Path, size: u64) -> VolumeSpec {
+    let node = |n: u128| NodeSpec { url: NodeUrl::Dir(parent.join(n.to_string())), uuid: Uuid::from_u128(n) };
+    VolumeSpec {
+        spec_version: SPEC_VERSION,
+        name: "v".parse().unwrap(),
+        uuid: Uuid::from_u128(9),
+        size,
+        stripe: STRIPE,
+        nodes: vec![node(1), node(2), node(3)],
+    }
+}
+
+fn entries(path: &Path) -> usize {
+    fs::read_dir(path).unwrap().count()
+}
+
+#[test]
+fn a_creation_that_fails_on_one_node_leaves_nothing_on_the_others() {
+    let parent = TempDir::new().unwrap();
+    let spec = spec(parent.path(), 1 << 20);
+    // The operator's own directories: they stay, the one that was made goes.
+    fs::create_dir(parent.path().join("1")).unwrap();
+    fs::create_dir(parent.path().join("3")).unwrap();
+    fs::write(parent.path().join("3/photos"), "dear").unwrap();
+    let error = Engine::create(&spec).unwrap_err();
+    assert!(matches!(error, OpenError::Node(everdisk_store::OpenError::NotEmpty { .. })), "{error}");
+    assert_eq!((entries(parent.path()), entries(&parent.path().join("1"))), (2, 0));
+    assert_eq!(entries(&parent.path().join("3")), 1);
+}
+
+/// D11: two nodes of one volume that changed places are refused, each is whole in itself.
+#[test]
+fn d11_nodes_in_another_order_are_refused() {
+    let parent = TempDir::new().unwrap();
+    let mut spec = spec(parent.path(), 1 << 20);
+    Engine::create(&spec).unwrap();
+    spec.nodes.swap(0, 2);
+    let error = Engine::open(&spec).err().unwrap();
+    assert!(matches!(error, OpenError::Node(everdisk_store::OpenError::OtherLayout { what: "place", .. })), "{error}");
+}
+
+#[test]
+fn a_resize_that_died_between_two_nodes_is_refused_then_repeated() {
+    let parent = TempDir::new().unwrap();
+    let (old, new) = (spec(parent.path(), 1 << 20), spec(parent.path(), 5 << 20));
+    Engine::create(&old).unwrap();
+    Engine::open(&old).unwrap().write(500_000, b"kept").unwrap();
+    // The state after a death between the first node and the second.
+    let only_first = |size| {
+        let elsewhere = TempDir::new().unwrap();
+        let spec = spec(elsewhere.path(), size);
+        Engine::create(&spec).unwrap();
+        fs::copy(elsewhere.path().join("1/superblock"), parent.path().join("1/superblock")).unwrap();
+        let len = fs::metadata(elsewhere.path().join("1/data")).unwrap().len();
+        fs::File::options().write(true).open(parent.path().join("1/data")).unwrap().set_len(len).unwrap();
+    };
+    only_first(3 << 20);
+    let error = Engine::open(&old).err().unwrap().to_string();
+    assert!(error.contains("a resize was interrupted, repeat it"), "{error}");
+
+    assert!(Engine::resize(&old, 2 << 20).is_err(), "smaller than what was begun");
+    Engine::resize(&old, new.size).unwrap();
+    let mut bytes = [0; 4];
+    Engine::open(&new).unwrap().read(500_000, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"kept");
+    // The volume's description was not written any more: the same command again.
+    Engine::resize(&old, new.size).unwrap();
+    Engine::open(&new).unwrap();
+}
+
+#[test]
+fn a_resize_that_one_node_refuses_changes_none() {
+    let parent = TempDir::new().unwrap();
+    let spec = spec(parent.path(), 1 << 20);
+    Engine::create(&spec).unwrap();
+    fs::rename(parent.path().join("3"), parent.path().join("away")).unwrap();
+    assert!(Engine::resize(&spec, 2 << 20).is_err());
+    fs::rename(parent.path().join("away"), parent.path().join("3")).unwrap();
+    Engine::open(&spec).unwrap();
+    assert!(matches!(Engine::resize(&spec, 4096), Err(OpenError::Shrink { .. })));
+    assert!(matches!(Engine::resize(&spec, (1 << 20) + 1), Err(OpenError::Spec(BadSpec::Size(_)))));
+}
+
+#[test]
+fn destroy_goes_on_to_the_other_nodes_and_can_be_repeated() {
+    let parent = TempDir::new().unwrap();
+    let spec = spec(parent.path(), 1 << 20);
+    Engine::create(&spec).unwrap();
+    let superblock = parent.path().join("1/superblock");
+    let good = fs::read(&superblock).unwrap();
+    fs::write(&superblock, "?").unwrap();
+    assert!(Engine::destroy(&spec).is_err());
+    assert_eq!(entries(parent.path()), 1);
+    fs::write(&superblock, good).unwrap();
+    Engine::destroy(&spec).unwrap();
+    assert_eq!(entries(parent.path()), 0);
+}
+
+/// A node that loses its data under an open volume: an error for the application, the others go on.
+#[test]
+fn a_truncated_node_is_an_io_error_and_shows_in_the_status() {
+    let parent = TempDir::new().unwrap();
+    let spec = spec(parent.path(), 1 << 20);
+    Engine::create(&spec).unwrap();
+    let engine = Engine::open(&spec).unwrap();
+    fs::File::options().write(true).open(parent.path().join("2/data")).unwrap().set_len(0).unwrap();
+    assert_eq!(engine.read(STRIPE, &mut [0; 10]).unwrap_err().errno(), EIO);
+    engine.read(0, &mut [0; 10]).unwrap();
+    let states: Vec<_> = engine.nodes().into_iter().map(|n| n.state).collect();
+    assert_eq!(states, ["in-step", "failed", "in-step"]);
+    assert_eq!(engine.verify(8).unwrap_err().errno(), EIO);
+}

@@ -1,0 +1,32 @@
+//! The command line. It is the control module that gives it; people use `--version`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// The core module of Everdisk: executes a volume's requests on its storage nodes.
+#[derive(Debug, Parser)]
+#[command(name = "everdisk-core", disable_version_flag = true)]
+pub(crate) struct Arguments {
+    /// Print the version and the formats this core can serve.
+    #[arg(long)]
+    pub(crate) version: bool,
+    /// The volume's description (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) volume: Option<PathBuf>,
+    /// The socket of the volume's interface.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) interface: Option<PathBuf>,
+    /// Directory for this core's own socket, core-PID.sock.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) control_dir: Option<PathBuf>,
+    /// Prepare the storage nodes of a new volume, and end.
+    #[arg(long, group = "task")]
+    pub(crate) create: bool,
+    /// Remove the volume from its storage nodes, and end.
+    #[arg(long, group = "task")]
+    pub(crate) destroy: bool,
+    /// Enlarge the volume on its storage nodes, and end.
+    #[arg(long, group = "task", value_name = "BYTES")]
+    pub(crate) resize: Option<u64>,
+}

@@ -1,0 +1,91 @@
+//! The core's own socket: what the control module asks of a core directly (flush, verify, status).
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+
+use everdisk_engine::Engine;
+use everdisk_proto::frame::{CoreAnswer, CoreRequest};
+use everdisk_sys::{
+    link::{Link, LinkError},
+    packet,
+};
+
+/// A connection on which nothing is asked for this long is closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 8;
+
+/// The socket's file; removed when the core ends.
+#[derive(Debug)]
+pub(crate) struct ControlSocket(PathBuf);
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Answers at `dir/core-PID.sock` from threads of its own.
+pub(crate) fn listen(dir: &Path, engine: Arc<Engine>) -> io::Result<ControlSocket> {
+    let path = dir.join(format!("core-{}.sock", std::process::id()));
+    let listener = packet::listen(&path)?;
+    let open = Arc::new(AtomicUsize::new(0));
+    thread::Builder::new().name("control".to_owned()).spawn(move || {
+        loop {
+            match packet::accept(listener.as_fd()) {
+                Ok(socket) if may_ask(&socket) && open.fetch_add(1, SeqCst) < CONNECTIONS_MAX => {
+                    let (engine, count) = (Arc::clone(&engine), Arc::clone(&open));
+                    thread::spawn(move || {
+                        answer_all(&Link::new(socket), &engine);
+                        count.fetch_sub(1, SeqCst);
+                    });
+                }
+                Ok(socket) if may_ask(&socket) => {
+                    open.fetch_sub(1, SeqCst);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection of the control module could not be taken");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    })?;
+    Ok(ControlSocket(path))
+}
+
+fn may_ask(socket: &OwnedFd) -> bool {
+    let ours = rustix::process::geteuid().as_raw();
+    packet::peer(socket.as_fd()).is_ok_and(|peer| peer.uid == 0 || peer.uid == ours)
+}
+
+fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine) {
+    loop {
+        let (frame, _) = match link.recv_within(IDLE_LIMIT) {
+            Ok(received) => received,
+            Err(LinkError::Closed | LinkError::Deadline(_)) => return,
+            Err(error) => {
+                tracing::warn!(%error, "somebody spoke nonsense on the core's socket");
+                return;
+            }
+        };
+        let answer = match frame.body {
+            CoreRequest::Flush => engine.flush().map(|()| CoreAnswer::Flushed),
+            CoreRequest::Verify { blocks } => engine.verify(blocks).map(|blocks| CoreAnswer::Verified { blocks }),
+            CoreRequest::Status => Ok(CoreAnswer::Status { nodes: engine.nodes() }),
+        };
+        let answer = answer.unwrap_or_else(|error| CoreAnswer::Failed { reason: error.to_string() });
+        if link.send(frame.id, answer, &[]).is_err() {
+            return;
+        }
+    }
+}

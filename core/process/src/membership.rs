@@ -1,0 +1,213 @@
+//! The core's relation to the interface: joining, being lent, giving back, leaving.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::{Arc, atomic::Ordering::Acquire},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_engine::Engine;
+use everdisk_proto::{
+    frame::{FromInterface, LentFile, ToInterface},
+    gate_word::GateWord,
+    ids::Slot,
+    limits::PEER_DEADLINE,
+    version::CoreIdentity,
+    volume::VolumeSpec,
+};
+use everdisk_sys::{
+    link::{Link, LinkError},
+    memory::SharedSegment,
+};
+
+use crate::{Fatal, disk::EngineDisk, workers::Workers};
+
+type InterfaceLink = Link<ToInterface, FromInterface>;
+
+/// At the start the interface is there already, or comes within this time.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
+/// Between two attempts to reach a new interface.
+const RECONNECT: Duration = Duration::from_millis(10);
+/// A core that does not have the gate and finds no interface for this long is an orphan and ends.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(600);
+/// Between two looks at the workers.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What the interface has lent.
+struct Lent {
+    slot: Slot,
+    segment: Arc<SharedSegment>,
+    file: Option<(LentFile, Vec<Arc<OwnedFd>>, Workers)>,
+}
+
+enum Next {
+    /// The connection ended: look for a new interface.
+    Reconnect,
+    /// Leave.
+    Quit,
+}
+
+/// Joins and serves until the interface says to leave.
+pub(crate) fn serve(
+    spec: &VolumeSpec,
+    identity: &CoreIdentity,
+    engine: &Arc<Engine>,
+    socket: &Path,
+) -> Result<(), Fatal> {
+    let disk = Arc::new(EngineDisk { engine: Arc::clone(engine), version: identity.version.clone() });
+    let (mut link, mut lent) = join(spec, identity, &disk, socket)?;
+    loop {
+        match attend(&link, &mut lent, &disk)? {
+            Next::Quit => {
+                if let Some((_, _, workers)) = lent.file.take() {
+                    workers.stop();
+                }
+                return Ok(());
+            }
+            Next::Reconnect => match reconnect(identity, &lent, socket) {
+                Some(new) => link = new,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn refused(error: LinkError) -> Fatal {
+    Fatal::Interface(error.to_string())
+}
+
+fn join(
+    spec: &VolumeSpec,
+    identity: &CoreIdentity,
+    disk: &Arc<EngineDisk>,
+    socket: &Path,
+) -> Result<(InterfaceLink, Lent), Fatal> {
+    let deadline = Instant::now() + JOIN_LIMIT;
+    let link = loop {
+        match InterfaceLink::connect(socket) {
+            Ok(link) => break link,
+            Err(error) if Instant::now() > deadline => return Err(refused(error)),
+            Err(_) => thread::sleep(RECONNECT),
+        }
+    };
+    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None }, &[]).map_err(refused)?;
+    let (frame, mut fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
+    let (slot, fronts) = match frame.body {
+        FromInterface::Welcome { slot, fronts } => (slot, fronts),
+        FromInterface::Refused { reason } => return Err(Fatal::Interface(reason)),
+        other => return Err(Fatal::Interface(format!("answered the introduction with {other:?}"))),
+    };
+    let fd = fds.pop().ok_or_else(|| Fatal::Interface("lent no segment".to_owned()))?;
+    let segment = Arc::new(SharedSegment::adopt(fd)?);
+    let (high, low) = spec.uuid.as_u64_pair();
+    let uuid = [0, 1].map(|half: usize| segment.header.volume_uuid[half].load(Acquire));
+    if uuid != [high, low] {
+        return Err(Fatal::Interface("keeps another volume than this core's".to_owned()));
+    }
+    let mut lent = Lent { slot, segment, file: None };
+    for _ in 0..fronts {
+        let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
+        match frame.body {
+            FromInterface::LendFile(file) => take_file(&mut lent, file, fds, disk)?,
+            other => return Err(Fatal::Interface(format!("lent {other:?} instead of a front end"))),
+        }
+    }
+    link.send(2, ToInterface::Armed, &[]).map_err(refused)?;
+    Ok((link, lent))
+}
+
+fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>, disk: &Arc<EngineDisk>) -> Result<(), Fatal> {
+    for fd in &fds {
+        if !is_fuse_device(fd.as_fd()) {
+            return Err(Fatal::Interface("lent something else than /dev/fuse".to_owned()));
+        }
+    }
+    if let Some((_, _, former)) = lent.file.take() {
+        former.stop();
+    }
+    let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
+    let workers = Workers::start(&channels, &lent.segment, lent.slot, disk)?;
+    lent.file = Some((file, channels, workers));
+    Ok(())
+}
+
+/// /dev/fuse is the misc device (major 10) with minor number 229, Documentation/admin-guide/devices.txt.
+fn is_fuse_device(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|s| (rustix::fs::major(s.st_rdev), rustix::fs::minor(s.st_rdev)) == (10, 229))
+}
+
+/// Listens to the interface until the connection or the core ends.
+fn attend(link: &InterfaceLink, lent: &mut Lent, disk: &Arc<EngineDisk>) -> Result<Next, Fatal> {
+    loop {
+        let (frame, fds) = match link.recv_within(TICK) {
+            Ok(received) => received,
+            Err(LinkError::Deadline(_)) => {
+                if lent.file.as_ref().is_some_and(|(_, _, workers)| workers.have_ended()) {
+                    tracing::info!("the file was unmounted");
+                    return Ok(Next::Quit);
+                }
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "lost the interface");
+                return Ok(Next::Reconnect);
+            }
+        };
+        match frame.body {
+            FromInterface::LendFile(file) => {
+                take_file(lent, file, fds, disk)?;
+                if link.send(frame.id, ToInterface::Armed, &[]).is_err() {
+                    return Ok(Next::Reconnect);
+                }
+            }
+            FromInterface::Recall => {
+                if give_back(link, lent).is_err() {
+                    return Ok(Next::Reconnect);
+                }
+            }
+            FromInterface::Quit => return Ok(Next::Quit),
+            FromInterface::Refused { reason } => {
+                tracing::warn!(reason, "the interface refuses this core");
+                return Ok(Next::Reconnect);
+            }
+            FromInterface::Welcome { .. } | FromInterface::Answer(_) => {
+                tracing::warn!("the interface said what it may not say now");
+            }
+        }
+    }
+}
+
+fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
+    let mut fds = vec![lent.segment.as_fd()];
+    let file = lent.file.as_ref().map(|(file, channels, _)| {
+        fds.extend(channels.iter().map(|channel| channel.as_fd()));
+        file.clone()
+    });
+    link.send(3, ToInterface::Returned { file }, &fds)?;
+    link.send(4, ToInterface::Armed, &[])
+}
+
+/// Finds the interface that takes the dead one's place; meanwhile the workers go on. `None`: the core is to end.
+fn reconnect(identity: &CoreIdentity, lent: &Lent, socket: &Path) -> Option<InterfaceLink> {
+    let since = Instant::now();
+    loop {
+        thread::sleep(RECONNECT);
+        if lent.file.as_ref().is_some_and(|(_, _, workers)| workers.have_ended()) {
+            return None;
+        }
+        let has_gate =
+            GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot);
+        let removed = !has_gate && fs::symlink_metadata(socket).is_err() && lent.file.is_none();
+        if removed || (!has_gate && since.elapsed() > ORPHAN_LIMIT) {
+            return None;
+        }
+        let Ok(link) = InterfaceLink::connect(socket) else { continue };
+        let hello = ToInterface::Hello { identity: identity.clone(), slot: Some(lent.slot) };
+        if link.send(1, hello, &[]).is_ok() && link.send(2, ToInterface::Armed, &[]).is_ok() {
+            return Some(link);
+        }
+    }
+}

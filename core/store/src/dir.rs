@@ -1,0 +1,227 @@
+//! The dir store: a storage node that is a local directory.
+//!
+//! ```text
+//! superblock   whose the node is and how the volume lies on it (4096 bytes, checksummed)
+//! data         the node's bytes at their offsets; sparse
+//! ```
+//! Reads and writes go through the page cache; a flush is fdatasync. A worker may get a signal at any moment, so every
+//! system call is taken up again after EINTR.
+
+mod format;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+};
+
+use everdisk_proto::volume::NodeUrl;
+use rustix::{
+    fs::{FallocateFlags, SeekFrom},
+    io::{Errno, retry_on_intr},
+};
+use uuid::Uuid;
+
+pub use self::format::{Created, check_resize, create, destroy, resize};
+use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
+
+/// Zeros are written in pieces of this size where the file system has no better way.
+const ZEROS_PIECE: u64 = 1 << 20;
+/// Space is reserved in pieces of this size at first. tmpfs gives a piece up when a signal arrives, so after each
+/// signal the pieces are halved, down to what takes a few microseconds.
+const ALLOCATE_PIECE: u64 = 32 << 20;
+const ALLOCATE_PIECE_MIN: u64 = 64 << 10;
+
+/// A directory that is open as a storage node.
+#[derive(Debug)]
+pub struct DirStore {
+    url: NodeUrl,
+    format: NodeFormat,
+    directory: OwnedFd,
+    data: File,
+}
+
+impl DirStore {
+    /// Opens the node in `path`, which must bear just this format.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what it is instead.
+    pub fn open(path: &Path, format: &NodeFormat) -> Result<Self, OpenError> {
+        let directory = format::open_directory(path)?;
+        format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
+        let data = format::open_data(directory.as_fd(), path)?;
+        format::check_length(&data, format.len, path)?;
+        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data })
+    }
+
+    /// Bytes of disk that the data take.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.data.metadata()?.blocks() * 512)
+    }
+
+    fn inside(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        if offset.checked_add(len).is_some_and(|end| end <= self.format.len) {
+            Ok(())
+        } else {
+            Err(self.out_of_range(offset, len))
+        }
+    }
+
+    #[cold]
+    fn out_of_range(&self, offset: u64, len: u64) -> StoreError {
+        StoreError::OutOfRange { node: self.url.clone(), offset, len, size: self.format.len }
+    }
+
+    #[cold]
+    fn failed(&self, action: &'static str, errno: Errno) -> StoreError {
+        StoreError::Io { node: self.url.clone(), action, source: errno.into() }
+    }
+
+    #[cold]
+    fn truncated(&self, at: u64) -> StoreError {
+        StoreError::Truncated { node: self.url.clone(), at }
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
+        retry_on_intr(|| rustix::fs::fallocate(&self.data, flags, offset, len))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.fallocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    /// For a file system that knows neither zeroed ranges nor holes.
+    #[cold]
+    fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).unwrap_or_default()];
+        (0..len).step_by(zeros.len().max(1)).try_for_each(|done| {
+            let n = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
+            self.write_at(offset + done, zeros.get(..n).unwrap_or_default())
+        })
+    }
+}
+
+impl Store for DirStore {
+    fn url(&self) -> &NodeUrl {
+        &self.url
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.format.superblock.node
+    }
+
+    fn size(&self) -> u64 {
+        self.format.len
+    }
+
+    fn recheck(&self) -> Result<(), StoreError> {
+        let NodeUrl::Dir(path) = &self.url;
+        format::read_superblock(self.directory.as_fd(), path)
+            .and_then(|found| format::check_superblock(&found, &self.format.superblock, path))
+            .and_then(|()| format::check_length(&self.data, self.format.len, path))
+            .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })
+    }
+
+    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), StoreError> {
+        self.inside(offset, buf.len() as u64)?;
+        while !buf.is_empty() {
+            match rustix::io::pread(&self.data, &mut *buf, offset) {
+                Ok(0) => return Err(self.truncated(offset)),
+                Ok(n) => {
+                    buf = buf.get_mut(n..).unwrap_or_default();
+                    offset += n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.failed("read", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, mut offset: u64, mut data: &[u8]) -> Result<(), StoreError> {
+        self.inside(offset, data.len() as u64)?;
+        while !data.is_empty() {
+            match rustix::io::pwrite(&self.data, data, offset) {
+                Ok(0) => return Err(self.failed("write", Errno::IO)),
+                Ok(n) => {
+                    data = data.get(n..).unwrap_or_default();
+                    offset += n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.failed("write", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        retry_on_intr(|| rustix::fs::fdatasync(&self.data)).map_err(|e| self.failed("flush", e))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inside(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        self.punch(offset, len).map_err(|e| self.failed("discard", e))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inside(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let done = match self.zero_range(offset, len) {
+            Err(Errno::OPNOTSUPP) => self.punch(offset, len),
+            done => done,
+        };
+        match done {
+            Err(Errno::OPNOTSUPP) => self.write_zero_bytes(offset, len),
+            done => done.map_err(|e| self.failed("write zeros", e)),
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inside(offset, len)?;
+        let (mut at, end, mut piece) = (offset, offset + len, ALLOCATE_PIECE);
+        while at < end {
+            let n = piece.min(end - at);
+            match rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, at, n) {
+                Ok(()) => at += n,
+                Err(Errno::INTR) => piece = (piece / 2).max(ALLOCATE_PIECE_MIN),
+                Err(e) => return Err(self.failed("reserve space", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
+        if offset >= self.format.len {
+            return Ok(None);
+        }
+        let from = match sought {
+            Sought::Data => SeekFrom::Data(offset),
+            Sought::Hole => SeekFrom::Hole(offset),
+        };
+        match retry_on_intr(|| rustix::fs::seek(&self.data, from)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(self.failed("look for data and holes", e)),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Making, recognising, growing and removing the files of a dir store, so that a crash at any point leaves a node that
+//! is whole or is recognised as none: the superblock appears last, by rename, and goes last.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use everdisk_proto::superblock::{SUPERBLOCK_BYTES, Superblock};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::{Errno, retry_on_intr},
+};
+use uuid::Uuid;
+
+use crate::{NodeFormat, OpenError};
+
+const SUPERBLOCK: &str = "superblock";
+const SUPERBLOCK_NEW: &str = "superblock.new";
+const DATA: &str = "data";
+/// What an empty directory may hold: mkfs makes it in every ext file system.
+const LOST_AND_FOUND: &str = "lost+found";
+
+const ADVICE_LAYOUT: &str = "Give the storage nodes as they were when the volume was created";
+const ADVICE_RESIZE: &str = "If a resize was interrupted, repeat it; else restore the storage node from a backup";
+
+/// Makes the node in the directory `path`, and the directory if need be.
+///
+/// # Errors
+/// [`OpenError`]; then nothing is left of the attempt.
+pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
+    let mut undo = Created::default();
+    make_directory(path, &mut undo)?;
+    let directory = open_directory(path)?;
+    refuse_used(directory.as_fd(), path)?;
+
+    let data = make_file(directory.as_fd(), path, DATA, OFlags::EXCL, &mut undo)?;
+    set_length(&data, path, format.len)?;
+    sync(&data, &path.join(DATA))?;
+    sync_directory(directory.as_fd(), path)?;
+    undo.files.push(path.join(SUPERBLOCK));
+    put_superblock(directory.as_fd(), path, &format.superblock, &mut undo)?;
+    Ok(undo)
+}
+
+/// Whether the node in the directory `path` can be grown from `old` to `new`; changes nothing.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn check_resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
+    Resizable::open(path, old, new).map(drop)
+}
+
+/// Grows the node in the directory `path`: first its data, then its superblock.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
+    let node = Resizable::open(path, old, new)?;
+    if node.len < new.len {
+        set_length(&node.data, path, new.len)?;
+    }
+    sync(&node.data, &path.join(DATA))?;
+    if node.size < new.superblock.size {
+        // Undone is only the new name: after the rename nothing bears it any more.
+        put_superblock(node.directory.as_fd(), path, &new.superblock, &mut Created::default())?;
+    }
+    Ok(())
+}
+
+/// A node that may be grown: an interrupted resize may have left any size in between, everything else is as it was.
+struct Resizable {
+    directory: OwnedFd,
+    data: File,
+    /// Bytes of the data file.
+    len: u64,
+    /// Volume size in the superblock.
+    size: u64,
+}
+
+impl Resizable {
+    fn open(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<Self, OpenError> {
+        let directory = open_directory(path)?;
+        let found = read_superblock(directory.as_fd(), path)?;
+        let between = old.superblock.size..=new.superblock.size;
+        let size = if between.contains(&found.size) { found.size } else { old.superblock.size };
+        check_superblock(&found, &Superblock { size, ..old.superblock }, path)?;
+        let data = open_data(directory.as_fd(), path)?;
+        let len = length(&data, path)?;
+        if !(old.len..=new.len).contains(&len) {
+            return Err(wrong_length(path, len, old.len));
+        }
+        Ok(Self { directory, data, len, size })
+    }
+}
+
+/// Removes the node's data, its superblock and, if it is empty then, the directory `path`.
+///
+/// # Errors
+/// [`OpenError`] when the directory belongs to another volume or node, or the operating system's word.
+pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
+    let directory = match open_directory(path) {
+        Err(OpenError::Missing { .. }) => return Ok(()),
+        opened => opened?,
+    };
+    match read_superblock(directory.as_fd(), path) {
+        Ok(found) => check_owner(&found, volume, node, path)?,
+        Err(OpenError::NoSuperblock { .. }) => {
+            remove_if_empty(path);
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    }
+    for name in [DATA, SUPERBLOCK_NEW, SUPERBLOCK] {
+        match retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::empty())) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(os_error(&path.join(name), "remove it", e)),
+        }
+    }
+    sync_directory(directory.as_fd(), path)?;
+    remove_if_empty(path);
+    Ok(())
+}
+
+/// A directory that is not empty, or is a mount point, stays: it is not ours alone.
+fn remove_if_empty(path: &Path) {
+    let _ = fs::remove_dir(path);
+}
+
+/// Opens the node's directory.
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, OpenError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())).map_err(|e| match e {
+        Errno::NOENT => OpenError::Missing { path: path.to_owned() },
+        Errno::NOTDIR => OpenError::NotDirectory { path: path.to_owned() },
+        e => os_error(path, "open it", e),
+    })
+}
+
+/// Reads the superblock in an open directory; `path` is for the error.
+pub(super) fn read_superblock(directory: BorrowedFd<'_>, path: &Path) -> Result<Superblock, OpenError> {
+    let file = open_file(directory, path, SUPERBLOCK, OFlags::RDONLY)?
+        .ok_or_else(|| OpenError::NoSuperblock { path: path.to_owned() })?;
+    let path = path.join(SUPERBLOCK);
+    let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
+    match file.take(SUPERBLOCK_BYTES as u64).read_to_end(&mut bytes) {
+        Ok(_) => Superblock::decode(&bytes).map_err(|source| OpenError::BadSuperblock { path, source }),
+        Err(source) => Err(OpenError::Io { path, action: "read it", source }),
+    }
+}
+
+fn check_owner(found: &Superblock, volume: Uuid, node: Uuid, path: &Path) -> Result<(), OpenError> {
+    if found.volume != volume {
+        return Err(OpenError::OtherVolume { path: path.to_owned(), found: found.volume, expected: volume });
+    }
+    if found.node != node {
+        return Err(OpenError::OtherNode { path: path.to_owned(), found: found.node, expected: node });
+    }
+    Ok(())
+}
+
+/// Whether a superblock is the expected one.
+pub(super) fn check_superblock(found: &Superblock, expected: &Superblock, path: &Path) -> Result<(), OpenError> {
+    check_owner(found, expected.volume, expected.node, path)?;
+    let properties = [
+        ("place", u64::from(found.index), u64::from(expected.index), ADVICE_LAYOUT),
+        ("number of storage nodes", u64::from(found.nodes), u64::from(expected.nodes), ADVICE_LAYOUT),
+        ("stripe unit", found.stripe, expected.stripe, ADVICE_LAYOUT),
+        ("volume size", found.size, expected.size, ADVICE_RESIZE),
+    ];
+    match properties.into_iter().find(|(_, found, expected, _)| found != expected) {
+        None => Ok(()),
+        Some((what, found, expected, advice)) => {
+            Err(OpenError::OtherLayout { path: path.to_owned(), what, found, expected, advice })
+        }
+    }
+}
+
+/// Opens the data file for reading and writing.
+pub(super) fn open_data(directory: BorrowedFd<'_>, path: &Path) -> Result<File, OpenError> {
+    open_file(directory, path, DATA, OFlags::RDWR)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
+}
+
+/// Whether the data file has the length the layout needs.
+pub(super) fn check_length(data: &File, expected: u64, path: &Path) -> Result<(), OpenError> {
+    let found = length(data, path)?;
+    if found == expected { Ok(()) } else { Err(wrong_length(path, found, expected)) }
+}
+
+fn wrong_length(path: &Path, found: u64, expected: u64) -> OpenError {
+    OpenError::DataLength { path: path.join(DATA), found, expected, advice: ADVICE_RESIZE }
+}
+
+fn length(data: &File, path: &Path) -> Result<u64, OpenError> {
+    data.metadata().map(|m| m.len()).map_err(|source| OpenError::Io {
+        path: path.join(DATA),
+        action: "find out its length",
+        source,
+    })
+}
+
+/// Opens a regular file of the node; `None` when there is none. Never follows a link and never waits for a peer, so
+/// that neither a symlink nor a fifo in its place does harm.
+fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags) -> Result<Option<File>, OpenError> {
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let path = path.join(name);
+    match retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::empty())) {
+        Ok(fd) => {
+            let file = File::from(fd);
+            match file.metadata() {
+                Ok(metadata) if metadata.is_file() => Ok(Some(file)),
+                Ok(_) => Err(OpenError::NotFile { path }),
+                Err(source) => Err(OpenError::Io { path, action: "examine it", source }),
+            }
+        }
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Err(OpenError::NotFile { path }),
+        Err(e) => Err(os_error(&path, "open it", e)),
+    }
+}
+
+/// Refuses a directory that is a node or holds anything of somebody's.
+fn refuse_used(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
+    match read_superblock(directory, path) {
+        Ok(found) => return Err(OpenError::InUse { path: path.to_owned(), volume: found.volume }),
+        Err(OpenError::NoSuperblock { .. }) => {}
+        Err(e) => return Err(e),
+    }
+    let list = |source| OpenError::Io { path: path.to_owned(), action: "list it", source };
+    for entry in fs::read_dir(path).map_err(list)? {
+        let name = entry.map_err(list)?.file_name();
+        if name != LOST_AND_FOUND {
+            return Err(OpenError::NotEmpty { path: path.to_owned(), entry: name.to_string_lossy().into_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory and those above it, each durable in the one above.
+fn make_directory(path: &Path, undo: &mut Created) -> Result<(), OpenError> {
+    let missing: Vec<_> = path.ancestors().take_while(|p| fs::symlink_metadata(p).is_err()).collect();
+    for made in missing.into_iter().rev() {
+        match fs::DirBuilder::new().mode(0o700).create(made) {
+            Ok(()) => undo.directories.push(made.to_owned()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(io_error(made, "make the directory", e)),
+        }
+        if let Some(above) = made.parent() {
+            sync_directory(open_directory(above)?.as_fd(), above)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_file(
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    name: &str,
+    how: OFlags,
+    undo: &mut Created,
+) -> Result<File, OpenError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | how;
+    let path = path.join(name);
+    let fd = retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR))
+        .map_err(|e| os_error(&path, "make it", e))?;
+    undo.files.push(path);
+    Ok(File::from(fd))
+}
+
+fn set_length(data: &File, path: &Path, len: u64) -> Result<(), OpenError> {
+    let path = path.join(DATA);
+    retry_on_intr(|| rustix::fs::ftruncate(data, len)).map_err(|e| match e {
+        Errno::FBIG | Errno::INVAL => OpenError::TooLarge { path, len },
+        e => os_error(&path, "set its length", e),
+    })
+}
+
+/// Writes the superblock under another name and renames it: there is the old one, or the new one, never a part.
+fn put_superblock(
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    superblock: &Superblock,
+    undo: &mut Created,
+) -> Result<(), OpenError> {
+    let new = path.join(SUPERBLOCK_NEW);
+    let mut file = make_file(directory, path, SUPERBLOCK_NEW, OFlags::TRUNC, undo)?;
+    file.write_all(&superblock.encode()).map_err(|e| io_error(&new, "write it", e))?;
+    sync(&file, &new)?;
+    retry_on_intr(|| rustix::fs::renameat(directory, SUPERBLOCK_NEW, directory, SUPERBLOCK))
+        .map_err(|e| os_error(&new, "rename it", e))?;
+    sync_directory(directory, path)
+}
+
+fn sync(file: &File, path: &Path) -> Result<(), OpenError> {
+    sync_directory(file.as_fd(), path)
+}
+
+fn sync_directory(fd: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
+    retry_on_intr(|| rustix::fs::fsync(fd)).map_err(|e| os_error(path, "make it durable", e))
+}
+
+fn os_error(path: &Path, action: &'static str, errno: Errno) -> OpenError {
+    io_error(path, action, errno.into())
+}
+
+fn io_error(path: &Path, action: &'static str, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match Errno::from_io_error(&source) {
+        Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => OpenError::ReadOnly { path, source },
+        Some(Errno::NOTDIR) => OpenError::NotDirectory { path },
+        _ => OpenError::Io { path, action, source },
+    }
+}
+
+/// What a creation has made so far; removed again when it is dropped without [`Created::confirm`].
+#[derive(Debug, Default)]
+#[must_use = "what was created is removed again unless it is confirmed"]
+pub struct Created {
+    files: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
+}
+
+impl Created {
+    /// Keeps what was created.
+    pub fn confirm(mut self) {
+        self.files.clear();
+        self.directories.clear();
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        for file in self.files.iter().rev() {
+            let _ = fs::remove_file(file);
+        }
+        for directory in self.directories.iter().rev() {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}

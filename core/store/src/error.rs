@@ -1,0 +1,211 @@
+//! What can be wrong with a storage node: [`StoreError`] while it serves, [`OpenError`] before it does.
+
+use std::{io, path::PathBuf};
+
+use everdisk_proto::{superblock::BadSuperblock, volume::NodeUrl};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+/// `errno` of an operation that was given wrong arguments.
+pub const EINVAL: i32 = Errno::INVAL.raw_os_error();
+
+/// Why an operation on a storage node failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The range is not inside the node.
+    #[error("{node}: {len} bytes at {offset} are not inside its {size} bytes")]
+    OutOfRange {
+        /// The node.
+        node: NodeUrl,
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes the node holds.
+        size: u64,
+    },
+    /// The operating system's word.
+    #[error("{node}: cannot {action}: {source}")]
+    Io {
+        /// The node.
+        node: NodeUrl,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The node holds fewer bytes than when it was opened.
+    #[error("{node}: its data end at {at}; something has cut them off. Detach the volume and restore the node")]
+    Truncated {
+        /// The node.
+        node: NodeUrl,
+        /// Where no more bytes came.
+        at: u64,
+    },
+    /// The node is not the one that was opened.
+    #[error("{node}: it is no longer what was opened: {source}")]
+    Changed {
+        /// The node.
+        node: NodeUrl,
+        /// What it is instead.
+        source: Box<OpenError>,
+    },
+}
+
+impl StoreError {
+    /// The `errno` an application is given: EINVAL for wrong arguments, ENOSPC when the node (or its quota) is full,
+    /// EOPNOTSUPP when it cannot do such a thing, else EIO.
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::OutOfRange { .. } => Errno::INVAL,
+            Self::Io { source, .. } => match Errno::from_io_error(source) {
+                Some(Errno::NOSPC | Errno::DQUOT) => Errno::NOSPC,
+                Some(Errno::OPNOTSUPP) => Errno::OPNOTSUPP,
+                _ => Errno::IO,
+            },
+            Self::Truncated { .. } | Self::Changed { .. } => Errno::IO,
+        };
+        errno.raw_os_error()
+    }
+
+    /// Whether the node is to blame: wrong arguments, and what it never could do, say nothing about its health.
+    pub fn is_fault(&self) -> bool {
+        let errno = self.errno();
+        errno != EINVAL && errno != Errno::OPNOTSUPP.raw_os_error()
+    }
+}
+
+/// Why a storage node cannot be created, opened, resized or destroyed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is nothing at the path.
+    #[error("{path}: there is no such directory. Mount the disk it is on, or correct the storage node's address")]
+    Missing {
+        /// The node's directory.
+        path: PathBuf,
+    },
+    /// Something else than a directory.
+    #[error("{path}: it is no directory. Give a directory as the storage node")]
+    NotDirectory {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// A directory without superblock.
+    #[error(
+        "{path}: it holds no superblock, so it is no storage node. Mount the disk it is on, or correct the address"
+    )]
+    NoSuperblock {
+        /// The node's directory.
+        path: PathBuf,
+    },
+    /// The superblock is damaged or of another format.
+    #[error("{path}: {source}. Restore this file from a backup, or make the storage node anew")]
+    BadSuperblock {
+        /// The superblock.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: BadSuperblock,
+    },
+    /// The node belongs to another volume.
+    #[error("{path}: it belongs to volume {found}, not {expected}. Correct the storage node's address")]
+    OtherVolume {
+        /// The node's directory.
+        path: PathBuf,
+        /// In the superblock.
+        found: Uuid,
+        /// The volume asked for.
+        expected: Uuid,
+    },
+    /// Another node of the same volume.
+    #[error("{path}: it is storage node {found} of this volume, not {expected}. Correct the storage node's address")]
+    OtherNode {
+        /// The node's directory.
+        path: PathBuf,
+        /// In the superblock.
+        found: Uuid,
+        /// The node asked for.
+        expected: Uuid,
+    },
+    /// The volume lies on the node in another way.
+    #[error("{path}: its superblock says {what} {found}, the volume has {expected}. {advice}")]
+    OtherLayout {
+        /// The node's directory.
+        path: PathBuf,
+        /// Which property.
+        what: &'static str,
+        /// In the superblock.
+        found: u64,
+        /// In the volume's description.
+        expected: u64,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The data file is not there.
+    #[error("{path}: the file is missing, the volume's data on this storage node are lost. Restore it from a backup")]
+    NoData {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// The data file has been cut off or extended.
+    #[error("{path}: it has {found} bytes, the volume needs {expected}. {advice}")]
+    DataLength {
+        /// The data file.
+        path: PathBuf,
+        /// Its bytes.
+        found: u64,
+        /// The bytes it should have.
+        expected: u64,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Something else than a file where a file should be.
+    #[error("{path}: it is no regular file. Restore it from a backup")]
+    NotFile {
+        /// Superblock or data file.
+        path: PathBuf,
+    },
+    /// The node may not be written (or not even read).
+    #[error("{path}: this user may not read and write it ({source}). Mount it read-write and give both permissions")]
+    ReadOnly {
+        /// What may not be accessed.
+        path: PathBuf,
+        /// The operating system's word.
+        source: io::Error,
+    },
+    /// The directory is a node already.
+    #[error("{path}: it is a storage node of volume {volume} already. Delete that volume or choose another directory")]
+    InUse {
+        /// The node's directory.
+        path: PathBuf,
+        /// The volume it belongs to.
+        volume: Uuid,
+    },
+    /// The directory holds other files.
+    #[error(
+        "{path}: it is not empty, it holds {entry:?}. Choose an empty directory, or remove that if nobody needs it"
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One thing in it.
+        entry: String,
+    },
+    /// The file system has a limit below the node's length.
+    #[error("{path}: its file system cannot hold a file of {len} bytes. Use more storage nodes or a smaller volume")]
+    TooLarge {
+        /// The data file.
+        path: PathBuf,
+        /// The bytes it should have.
+        len: u64,
+    },
+    /// The operating system's word.
+    #[error("{path}: cannot {action}: {source}. See that its file system is sound and has space, then try again")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}

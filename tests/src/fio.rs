@@ -1,0 +1,152 @@
+//! fio as a load that verifies what it wrote.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    programs::need,
+    run::{Output, run},
+    wait::until,
+};
+
+/// One run may take this long.
+const RUN_LIMIT: Duration = Duration::from_secs(90);
+
+/// One kind of load: block sizes from 4k to 256k, crc32c, every pass written and then read back and verified.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Requests in flight.
+    pub depth: u32,
+    /// O_DIRECT.
+    pub direct: bool,
+    /// fio's `--rw`.
+    pub pattern: &'static str,
+    /// Bytes that one of the two jobs covers.
+    pub region: &'static str,
+    /// Passes in one run.
+    pub loops: u32,
+}
+
+impl Job {
+    /// A job with a name for people.
+    pub const fn new(depth: u32, direct: bool, pattern: &'static str) -> Self {
+        Self { depth, direct, pattern, region: "24m", loops: 6 }
+    }
+
+    /// The four corners of depth × direct.
+    pub const fn matrix() -> [Self; 4] {
+        [
+            Self::new(1, true, "randrw"),
+            Self::new(32, true, "randwrite"),
+            Self::new(1, false, "randwrite"),
+            Self::new(32, false, "randrw"),
+        ]
+    }
+
+    fn command(&self, file: &Path, directory: &Path, seed: u64) -> Command {
+        need("fio");
+        let mut command = Command::new("fio");
+        command.current_dir(directory);
+        command.args(["--name=verify", "--output-format=json", "--ioengine=libaio", "--thread", "--numjobs=2"]);
+        command.arg(format!("--filename={}", file.display()));
+        command.args([format!("--rw={}", self.pattern), format!("--iodepth={}", self.depth)]);
+        command.args([format!("--direct={}", u8::from(self.direct)), format!("--loops={}", self.loops)]);
+        command.args([format!("--size={}", self.region), format!("--offset_increment={}", self.region)]);
+        command.args(["--bsrange=4k-256k", "--serialize_overlap=1", "--randseed"]).arg(seed.to_string());
+        command.args(["--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0"]);
+        command.args(["--exitall_on_error=1", "--fsync=64"]);
+        command
+    }
+}
+
+/// The JSON in fio's output; 3.33 prints a plain line before it.
+pub fn json(output: &Output) -> Value {
+    let text = &output.stdout;
+    let start = text.find('{').unwrap_or_else(|| panic!("fio printed no JSON: {text}{}", output.stderr));
+    serde_json::from_str(&text[start..]).unwrap_or_else(|e| panic!("fio's JSON cannot be read ({e}): {text}"))
+}
+
+/// Fails unless fio ended well and no job saw an error; returns the I/Os it did.
+pub fn check(output: &Output) -> u64 {
+    assert!(output.status.success(), "fio: {}\n{}{}", output.status, output.stdout, output.stderr);
+    let report = json(output);
+    let jobs = report["jobs"].as_array().expect("jobs");
+    assert!(!jobs.is_empty(), "{report}");
+    for job in jobs {
+        assert_eq!(job["error"].as_u64(), Some(0), "{job}");
+        assert_eq!(job["total_err"].as_u64().unwrap_or(0), 0, "{job}");
+    }
+    let ios = |direction: &str| jobs.iter().filter_map(|job| job[direction]["total_ios"].as_u64()).sum::<u64>();
+    ios("read") + ios("write")
+}
+
+/// fio again and again until it is stopped; every run ends by itself, with its last verification.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    runs: Arc<AtomicU64>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Load {
+    /// Starts it on `file`.
+    pub fn start(job: &Job, file: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let runs = Arc::new(AtomicU64::new(0));
+        let (job, file): (Job, PathBuf) = (job.clone(), file.to_owned());
+        let (stopping, counter) = (Arc::clone(&stop), Arc::clone(&runs));
+        let body = move || {
+            let directory = tempfile::tempdir().expect("a directory for fio");
+            let mut ios = 0;
+            while !stopping.load(SeqCst) {
+                let seed = counter.load(SeqCst) + 1;
+                ios += check(&run(job.command(&file, directory.path(), seed), RUN_LIMIT));
+                counter.fetch_add(1, SeqCst);
+            }
+            ios
+        };
+        Self { stop, runs, thread: Some(thread::spawn(body)) }
+    }
+
+    /// Fails at once when the load has failed.
+    pub fn check(&mut self) {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.join();
+            panic!("the load ended before it was stopped");
+        }
+    }
+
+    /// Waits until at least one run was completed, ends the load, and returns the number of I/Os.
+    pub fn stop(mut self) -> u64 {
+        until("a whole pass of fio", || {
+            self.check();
+            (self.runs.load(SeqCst) > 0).then_some(())
+        });
+        self.stop.store(true, SeqCst);
+        self.join()
+    }
+
+    fn join(&mut self) -> u64 {
+        let Some(thread) = self.thread.take() else { return 0 };
+        thread.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Where the programs under test, the other cores and the foreign programs are. What is missing fails clearly.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// The directory of the programs: that of the build this test belongs to.
+pub fn directory() -> PathBuf {
+    let own = env::current_exe().expect("the path of this test");
+    let deps = own.parent().expect("a directory");
+    let directory = if deps.ends_with("deps") { deps.parent().expect("a directory") } else { deps };
+    directory.to_owned()
+}
+
+/// One of the programs of the build.
+pub fn program(name: &str) -> PathBuf {
+    let path = directory().join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: `cargo xtask test` builds it first, or build it with\n  cargo build --release -p everdisk -p \
+         everdiskd -p everdisk-interface -p everdisk-core -p everdisk-tests",
+        path.display()
+    );
+    path
+}
+
+/// The core of this release.
+pub fn core() -> PathBuf {
+    program("everdisk-core")
+}
+
+/// The core of another version.
+pub fn core_next() -> PathBuf {
+    program("everdisk-core-next")
+}
+
+/// Version of [`core`].
+pub const VERSION: &str = everdisk_proto::version::PRODUCT;
+/// Version of [`core_next`].
+pub const VERSION_NEXT: &str = "0.2.0-next";
+
+/// Fails unless a foreign program can be found.
+pub fn need(name: &str) {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let there = name.contains('/') || env::split_paths(&path).chain(administrators).any(|d| d.join(name).is_file());
+    assert!(there, "the program {name} is missing: `cargo xtask test` installs what the tests call");
+}
+
+/// Fails unless the test runs as root.
+pub fn need_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test mounts, kills and changes users: run it as root");
+}
+
+/// Writes an executable shell script.
+pub fn script(path: &Path, text: &str) -> PathBuf {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("write a script");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("make a script executable");
+    path.to_owned()
+}
+
+/// A core that misbehaves as `everdisk-core-scripted` says.
+pub fn scripted_core(directory: &Path, name: &str) -> PathBuf {
+    let scripted = program("everdisk-core-scripted");
+    let text = format!("exec '{}' {name} \"$@\"", scripted.display());
+    script(&directory.join(format!("core-{name}")), &text)
+}

@@ -1,0 +1,153 @@
+//! Programs under a deadline.
+
+use std::{
+    ffi::OsStr,
+    io::Read,
+    os::unix::process::CommandExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_sys::{link::wait_readable, process::pidfd};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::os::fd::AsFd;
+
+/// What a program that has ended left.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The command line, for messages.
+    pub shown: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+impl Output {
+    /// The exit status; −1 after a signal.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or(-1)
+    }
+
+    /// Fails unless the program succeeded; gives its stdout.
+    pub fn ok(self) -> String {
+        assert!(self.status.success(), "{} ended with {}\n{}{}", self.shown, self.status, self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// Fails unless the program ended with `code` and stderr says every one of `words`; one clear line is asked for.
+    pub fn refused(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code(), code, "{}: {}\nstdout: {}\nstderr: {}", self.shown, self.status, self.stdout, self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "{}: stderr lacks {word:?}: {}", self.shown, self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}: {}", self.shown, self.stderr);
+        if code == 1 {
+            assert_eq!(self.stderr.trim().lines().count(), 1, "{}: one line is wanted: {}", self.shown, self.stderr);
+        }
+        self
+    }
+}
+
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+/// A program that runs; killed with everything it started when it is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    shown: String,
+    began: Instant,
+    stdout: mpsc::Receiver<String>,
+    stderr: mpsc::Receiver<String>,
+}
+
+impl Running {
+    /// Starts it, in a process group of its own.
+    pub fn start(mut command: Command) -> Self {
+        let shown = show(&command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
+        let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        Self { child, shown, began: Instant::now(), stdout, stderr }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    /// Waits for its end; at the deadline it is killed and the test fails.
+    pub fn end(mut self, limit: Duration) -> Output {
+        let left = limit.saturating_sub(self.began.elapsed());
+        let handle = pidfd(self.child.id()).expect("a handle of a child");
+        let ended = wait_readable(handle.as_fd(), left).expect("wait for a child");
+        if !ended {
+            self.kill();
+        }
+        let status = self.child.wait().expect("wait for a child");
+        let hear = |pipe: &mpsc::Receiver<String>| pipe.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+        let output = Output {
+            shown: self.shown.clone(),
+            status,
+            stdout: hear(&self.stdout),
+            stderr: hear(&self.stderr),
+            took: self.began.elapsed(),
+        };
+        assert!(ended, "{} did not end within {limit:?}\n{}{}", output.shown, output.stdout, output.stderr);
+        output
+    }
+
+    fn kill(&mut self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            self.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a command to its end; at the deadline it is killed and the test fails.
+pub fn run(command: Command, limit: Duration) -> Output {
+    Running::start(command).end(limit)
+}
+
+/// Runs a foreign program that has to succeed, within a minute.
+pub fn sh<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
+    crate::programs::need(program);
+    let mut command = Command::new(program);
+    command.args(arguments);
+    run(command, Duration::from_secs(60)).ok()
+}

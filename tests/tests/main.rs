@@ -1,0 +1,23 @@
+//! End to end: every test makes a computing node of its own (`Host`), and at its end nothing may be left over.
+//!
+//! Requirement tags (M1 … M10, D8, D9 …) in a test's comment name what it proves. The tests run one after another
+//! (`--test-threads=1`) as root, after `cargo build --release` of the programs; `cargo xtask test` sees to both.
+#![forbid(unsafe_code)]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(missing_docs, reason = "tests are not an interface")]
+
+mod failed_upgrades;
+mod file_semantics;
+mod filesystems;
+mod hostile_peers;
+mod identity;
+mod kills_fio;
+mod module_deaths;
+mod qemu;
+mod refusals;
+mod rollback;
+mod soak;
+mod stores;
+mod suspension;
+mod unprivileged;
+mod upgrades_fio;
