@@ -175,28 +175,33 @@ fn escape(path: &Path) -> String {
 
 /// The counter of requests that the kernel has and nobody has answered, of one connection.
 #[derive(Debug)]
-pub struct WaitingCounter(OwnedFd);
+pub struct WaitingCounter {
+    connections: OwnedFd,
+    name: String,
+}
 
 impl WaitingCounter {
-    /// Opens `/sys/fs/fuse/connections/N/waiting`, through a mount of fusectl that is visible to nobody else when the
+    /// Opens the directory of FUSE connections, through a mount of fusectl that is visible to nobody else when the
     /// administrator has none. `None` where that is not permitted.
     pub fn open(connection: u32) -> Option<Self> {
-        let name = format!("{connection}/waiting");
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        if let Ok(fd) = rustix::fs::open(format!("/sys/fs/fuse/connections/{name}"), flags, Mode::empty()) {
-            return Some(Self(fd));
+        let this = |connections| Self { connections, name: format!("{connection}/waiting") };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let shared = rustix::fs::open("/sys/fs/fuse/connections", flags, Mode::empty()).ok().map(this);
+        if let Some(counter) = shared.filter(|counter| counter.read().is_some()) {
+            return Some(counter);
         }
         let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
         rustix::mount::fsconfig_create(context.as_fd()).ok()?;
-        let root =
-            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).ok()?;
-        rustix::fs::openat(root, name, flags, Mode::empty()).ok().map(Self)
+        let root = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+        root.ok().map(this)
     }
 
-    /// The counter now.
+    /// The counter now. The file cannot be rewound (the kernel opens it as a stream), so it is opened for each look.
     pub fn read(&self) -> Option<u64> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.connections, self.name.as_str(), flags, Mode::empty()).ok()?;
         let mut text = [0; 24];
-        let n = rustix::io::pread(&self.0, &mut text, 0).ok()?;
+        let n = rustix::io::read(&file, &mut text).ok()?;
         std::str::from_utf8(text.get(..n)?).ok()?.trim().parse().ok()
     }
 }
