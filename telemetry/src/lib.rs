@@ -1,1 +1,49 @@
-//! Placeholder.
+//! Log set-up, and the names of the events that other programs may search a log for.
+//!
+//! A name, once published, keeps its meaning; its line is written as `event="name"` beside a sentence for people.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable with the log filter, in the syntax of `tracing-subscriber` (`info`, `everdiskd=debug`, …).
+pub const FILTER_VARIABLE: &str = "EVERDISK_LOG";
+
+/// Writes the log of this process to stderr, at `info` unless [`FILTER_VARIABLE`] says otherwise. A second call does
+/// nothing.
+pub fn init() {
+    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}
+
+/// Names of events.
+pub mod event {
+    /// The control module listens.
+    pub const DAEMON_READY: &str = "daemon_ready";
+    /// A volume was found running at the start of the control module.
+    pub const VOLUME_TAKEN_OVER: &str = "volume_taken_over";
+    /// A volume was attached.
+    pub const VOLUME_ATTACHED: &str = "volume_attached";
+    /// A volume was detached.
+    pub const VOLUME_DETACHED: &str = "volume_detached";
+    /// An interface was started.
+    pub const INTERFACE_STARTED: &str = "interface_started";
+    /// An interface ended.
+    pub const INTERFACE_ENDED: &str = "interface_ended";
+    /// A core was started.
+    pub const CORE_STARTED: &str = "core_started";
+    /// A core ended.
+    pub const CORE_ENDED: &str = "core_ended";
+    /// A core that is neither serving nor the standby was asked to leave.
+    pub const CORE_DISMISSED: &str = "core_dismissed";
+    /// A step of an upgrade began.
+    pub const UPGRADE_STEP: &str = "upgrade_step";
+    /// An upgrade ended.
+    pub const UPGRADE_ENDED: &str = "upgrade_ended";
+}

@@ -1,1 +1,4 @@
-//! Placeholder.
+//! What tests of several crates share.
+#![forbid(unsafe_code)]
+
+pub mod reference_disk;

@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The upgrade machine (D7), pure: it decides, an [`act::Act`] acts.
+//!
+//! ```text
+//!  step.rs      the steps as data: deadline, reversible or not, what undoes it
+//!  state.rs     the state × event table
+//!  run.rs       one function that runs a step, one that unwinds
+//!  health.rs    the verdict of the soak
+//!  take_up.rs   what to do with an upgrade that the journal left without an end
+//!  report.rs    how an upgrade ended, as `status` shows it
+//! ```
+//!
+//! Post-condition of every upgrade, whatever failed: **the gate is open on a core that serves**, one core program is
+//! recorded as current, and nothing of the other is left over.
+#![forbid(unsafe_code)]
+
+pub mod act;
+pub mod health;
+pub mod report;
+pub mod run;
+pub mod state;
+pub mod step;
+pub mod take_up;
+
+#[cfg(test)]
+mod model;

@@ -127,8 +127,8 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let from = self.layout.node_len(index, offset);
             let found = node.run(|store| store.next(from, what))?;
-            // The end of a node is a hole of the node but none of the volume.
-            let found = found.filter(|at| *at < node.store.size()).map(|at| self.layout.volume_offset(index, at));
+            // A node's end is a hole of the node; it maps to the volume's end or beyond, so it never is the nearest.
+            let found = found.map(|at| self.layout.volume_offset(index, at));
             nearest = nearest.into_iter().chain(found).min();
         }
         Ok(nearest)

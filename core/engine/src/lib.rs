@@ -8,6 +8,8 @@ mod health;
 pub mod layout;
 mod lifecycle;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 pub use everdisk_store::Sought;

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicI32, Ordering},
     },
 };
 
@@ -18,12 +18,14 @@ use crate::{Engine, IoError, OpenError, layout::Layout};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+const EOPNOTSUPP: i32 = 95;
 const STRIPE: u64 = 64 << 10;
 
 /// What happens to a [`Scripted`] store, seen and set by the test.
 #[derive(Default)]
 struct Script {
-    fails: AtomicBool,
+    /// Every call fails with it; 0 for none.
+    errno: AtomicI32,
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
 }
 
@@ -38,11 +40,13 @@ impl Scripted {
     fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
         assert!(offset + len <= self.size, "{what} of {len} bytes at {offset} leaves the node");
         self.script.calls.lock().unwrap().push((what, offset, len));
-        if self.script.fails.load(Ordering::Relaxed) {
-            let source = io::Error::from_raw_os_error(ENOSPC);
-            return Err(StoreError::Io { node: self.url.clone(), action: what, source });
+        match self.script.errno.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => {
+                let source = io::Error::from_raw_os_error(errno);
+                Err(StoreError::Io { node: self.url.clone(), action: what, source })
+            }
         }
-        Ok(())
     }
 }
 
@@ -122,7 +126,7 @@ fn a_range_within_one_stripe_touches_one_node() {
 #[test]
 fn flush_tries_every_node_and_reports_the_failure() {
     let (engine, scripts) = scripted(1 << 20, 3);
-    scripts[0].fails.store(true, Ordering::Relaxed);
+    scripts[0].errno.store(ENOSPC, Ordering::Relaxed);
     assert_eq!(engine.flush().unwrap_err().errno(), ENOSPC);
     assert!(scripts.iter().all(|script| calls(script) == [("flush", 0, 0)]));
 }
@@ -134,17 +138,21 @@ fn a_node_is_failed_until_an_operation_on_it_succeeds() {
     let in_step = || ("in-step".to_owned(), None);
     assert_eq!(states(), [in_step(), in_step()]);
 
-    scripts[1].fails.store(true, Ordering::Relaxed);
+    scripts[1].errno.store(ENOSPC, Ordering::Relaxed);
     assert_eq!(engine.write(STRIPE, &[1]).unwrap_err().errno(), ENOSPC);
     let failed = states();
     assert_eq!((&failed[0], failed[1].0.as_str()), (&in_step(), "failed"));
     assert!(failed[1].1.as_ref().unwrap().starts_with("dir:/node/1: cannot write"), "{failed:?}");
 
-    scripts[1].fails.store(false, Ordering::Relaxed);
+    scripts[1].errno.store(0, Ordering::Relaxed);
     assert_eq!(engine.read(u64::MAX, &mut [0]).unwrap_err().errno(), EINVAL);
     assert_eq!(states(), failed, "a refused request says nothing about a node");
     engine.read(STRIPE, &mut [0]).unwrap();
     assert_eq!(states(), [in_step(), in_step()]);
+
+    scripts[1].errno.store(EOPNOTSUPP, Ordering::Relaxed);
+    assert_eq!(engine.discard(STRIPE, 1).unwrap_err().errno(), EOPNOTSUPP);
+    assert_eq!(states(), [in_step(), in_step()], "what a node never could do is no failure of it");
 }
 
 #[test]

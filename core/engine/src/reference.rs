@@ -1,7 +1,6 @@
 //! The engine on dir nodes against the reference disk: any sequence of operations, unaligned edges, extents that cross
 //! stripes, reopening and growing in between (M7).
 
-use everdisk_engine::{Engine, Sought};
 use everdisk_proto::{
     limits::BLOCK,
     volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
@@ -10,6 +9,8 @@ use everdisk_testkit::reference_disk::ReferenceDisk;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use crate::{Engine, Sought};
 
 const STRIPE: u64 = 64 << 10;
 

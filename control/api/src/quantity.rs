@@ -1,0 +1,111 @@
+//! Sizes and durations as people write them: `10G`, `512Ki`, `4096`; `100ms`, `30s`, `2m`.
+
+use std::time::Duration;
+
+/// The text is no size.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no size: write bytes, or a number with K, M, G, T or P (powers of 1024), such as 10G or 512Ki")]
+pub struct BadSize(String);
+
+/// The text is no duration.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no duration: write a number with ms, s, m or h, such as 100ms or 30s")]
+pub struct BadDuration(String);
+
+/// Splits `12ab` into 12 and `ab`.
+fn split(text: &str) -> Option<(u64, &str)> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    Some((number.parse().ok()?, unit))
+}
+
+/// Reads a size in bytes.
+///
+/// # Errors
+/// [`BadSize`], also when it does not fit 64 bits.
+pub fn size(text: &str) -> Result<u64, BadSize> {
+    let bad = || BadSize(text.chars().take(40).collect());
+    let (number, unit) = split(text).ok_or_else(bad)?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "ki" | "kib" => 10,
+        "m" | "mi" | "mib" => 20,
+        "g" | "gi" | "gib" => 30,
+        "t" | "ti" | "tib" => 40,
+        "p" | "pi" | "pib" => 50,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+/// Reads a duration.
+///
+/// # Errors
+/// [`BadDuration`], also for more than a year, which nobody means.
+pub fn duration(text: &str) -> Result<Duration, BadDuration> {
+    let bad = || BadDuration(text.chars().take(40).collect());
+    let (number, unit) = split(text).ok_or_else(bad)?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "" if number == 0 => 0,
+        _ => return Err(bad()),
+    };
+    let total = number.checked_mul(ms).filter(|ms| *ms <= 366 * 24 * 3_600_000).ok_or_else(bad)?;
+    Ok(Duration::from_millis(total))
+}
+
+/// Writes a size for people: the largest unit that loses nothing.
+pub fn show_size(bytes: u64) -> String {
+    for (shift, unit) in [(50, "P"), (40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("10G"), Ok(10 << 30));
+        assert_eq!(size("4M"), Ok(4 << 20));
+        assert_eq!(size("512Ki"), Ok(512 << 10));
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("1GiB"), Ok(1 << 30));
+        for bad in ["", "G", "-1G", "1.5G", "1X", "99999999P", "1 G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for bad in ["", "5", "s", "-1s", "1d", "99999999999h", "1.5s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn shown_sizes_read_back(bytes in any::<u64>()) {
+            prop_assert_eq!(size(&show_size(bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,40}") {
+            let _ = size(&text);
+            let _ = duration(&text);
+        }
+    }
+}

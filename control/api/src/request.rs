@@ -1,0 +1,130 @@
+//! Requests to the control module.
+
+use std::path::PathBuf;
+
+use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
+use serde::{Deserialize, Serialize};
+
+/// Longest request line in bytes, its newline included: 64 storage nodes with paths of 1 KiB fit.
+pub const REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Version of the control module.
+    Version,
+    /// Make a volume.
+    VolumeCreate {
+        /// Its name.
+        name: VolumeName,
+        /// Bytes.
+        size: u64,
+        /// Stripe unit in bytes.
+        stripe: u64,
+        /// Its storage nodes in the order of the layout.
+        nodes: Vec<NodeUrl>,
+    },
+    /// All volumes in short.
+    VolumeList,
+    /// One volume's description.
+    VolumeShow {
+        /// Its name.
+        name: VolumeName,
+    },
+    /// Make a detached volume larger.
+    VolumeResize {
+        /// Its name.
+        name: VolumeName,
+        /// Bytes.
+        size: u64,
+    },
+    /// Delete a detached volume and its data.
+    VolumeDelete {
+        /// Its name.
+        name: VolumeName,
+    },
+    /// Mount a volume on a file.
+    Attach {
+        /// Its name.
+        name: VolumeName,
+        /// The file.
+        file: FileOptions,
+    },
+    /// Unmount it.
+    Detach {
+        /// Its name.
+        name: VolumeName,
+        /// Although the file is in use, or the data could not be flushed.
+        force: bool,
+    },
+    /// How a volume, or every volume, stands.
+    Status {
+        /// None: every volume.
+        name: Option<VolumeName>,
+    },
+    /// Make everything acknowledged durable on the storage nodes.
+    Flush {
+        /// The volume.
+        name: VolumeName,
+    },
+    /// Hold all I/O.
+    Suspend {
+        /// The volume.
+        name: VolumeName,
+        /// I/O goes on by itself after this time.
+        lease_ms: u64,
+    },
+    /// Let I/O go on.
+    Resume {
+        /// The volume.
+        name: VolumeName,
+    },
+    /// Replace the core.
+    Upgrade {
+        /// The volume.
+        name: VolumeName,
+        /// Absolute path of the new program.
+        core: PathBuf,
+        /// Drain and probe together may take this long.
+        pause_budget_ms: u64,
+        /// How long the old core stays parked.
+        soak_ms: u64,
+        /// Only check, and say what would be done.
+        plan: bool,
+    },
+    /// Go back to the core before.
+    Rollback {
+        /// The volume.
+        name: VolumeName,
+    },
+}
+
+/// The file front end as the operator asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileOptions {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group; the control module's own when none is given.
+    pub owner: Option<(u32, u32)>,
+    /// Let other users in, as far as `mode` permits.
+    pub allow_other: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_tagged_objects_and_strangers_are_refused() {
+        let text = r#"{"op":"detach","name":"v","force":true}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert_eq!(request, Request::Detach { name: "v".parse().unwrap(), force: true });
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        for bad in [r#"{"op":"format"}"#, r#"{"op":"detach","name":"../x","force":true}"#, "[]", "{}"] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+}

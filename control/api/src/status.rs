@@ -1,0 +1,176 @@
+//! What `status` and the volume commands show.
+
+use everdisk_proto::{frame::NodeStatus, volume::VolumeSpec};
+use everdisk_upgrade::report::Report;
+use serde::{Deserialize, Serialize};
+
+/// State of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// I/O is executed.
+    Serving,
+    /// I/O is held because the operator said so.
+    Suspended,
+    /// An upgrade or a rollback runs; I/O goes on.
+    Upgrading,
+    /// A core or the interface has died and is being replaced.
+    Recovering,
+    /// No front end.
+    Detached,
+    /// Core and interface are gone: attach again, or detach.
+    Failed,
+}
+
+impl State {
+    /// As in the JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Suspended => "suspended",
+            Self::Upgrading => "upgrading",
+            Self::Recovering => "recovering",
+            Self::Detached => "detached",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Everything about a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: State,
+    /// Bytes.
+    pub size: u64,
+    /// When a write is acknowledged: `synchronous`.
+    pub mode: String,
+    /// Generation in force; 0 when detached.
+    pub generation: u64,
+    /// The core that serves.
+    pub core: Option<Program>,
+    /// A core that is ready to take over.
+    pub standby: Option<Program>,
+    /// The interface.
+    pub interface: Option<Program>,
+    /// Where applications reach the volume.
+    pub frontends: Vec<Frontend>,
+    /// Acknowledged bytes that are not on the storage nodes yet.
+    pub buffered_bytes: u64,
+    /// Requests being executed.
+    pub in_flight: u32,
+    /// Requests the kernel has and nobody has answered.
+    pub waiting: Option<u64>,
+    /// The storage nodes.
+    pub nodes: Vec<Node>,
+    /// The last upgrade that ended.
+    pub last_upgrade: Option<Report>,
+    /// Deaths of a serving core that were survived since the attach.
+    pub crashes_survived: u64,
+    /// Until a suspension ends by itself.
+    pub lease_ms: Option<u64>,
+    /// The operation that runs.
+    pub operation: Option<String>,
+    /// Every core that runs for the volume.
+    pub cores: Vec<Program>,
+    /// Why the state is not what one would wish.
+    pub reason: Option<String>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Process id.
+    pub pid: u32,
+    /// Version of its program.
+    pub version: String,
+}
+
+/// Where applications reach a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frontend {
+    /// `file`.
+    pub kind: String,
+    /// Path of the file.
+    pub address: String,
+}
+
+/// A storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its address.
+    pub url: String,
+    /// Its identity.
+    pub uuid: uuid::Uuid,
+    /// `in-step`, `failed`, or `unknown` while no core can be asked.
+    pub state: String,
+    /// Bytes it lacks.
+    pub missed_bytes: u64,
+    /// The last error, in words.
+    pub error: Option<String>,
+}
+
+impl From<NodeStatus> for Node {
+    fn from(node: NodeStatus) -> Self {
+        Self { url: node.url, uuid: node.uuid, state: node.state, missed_bytes: 0, error: node.error }
+    }
+}
+
+/// A line of `volume list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLine {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Its state.
+    pub state: State,
+    /// Number of storage nodes.
+    pub nodes: usize,
+}
+
+/// `volume show`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDescription {
+    /// As it was created.
+    #[serde(flatten)]
+    pub spec: VolumeSpec,
+    /// Its state.
+    pub state: State,
+    /// Version of the core that it is attached with; none before the first attach.
+    pub core_version: Option<String>,
+    /// Version that `rollback` goes back to.
+    pub previous_core_version: Option<String>,
+}
+
+/// What `upgrade --plan` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradePlan {
+    /// The volume.
+    pub volume: String,
+    /// Version of the core that serves.
+    pub from: String,
+    /// Version of the new one.
+    pub to: String,
+    /// Hand-over policy.
+    pub handover: String,
+    /// What was checked.
+    pub checks: Vec<String>,
+    /// What would be done.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// A step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// Its name.
+    pub step: String,
+    /// How long it may take, ms.
+    pub deadline_ms: u64,
+    /// Whether it can be undone.
+    pub reversible: bool,
+    /// What undoes it.
+    pub undo: String,
+}

@@ -1,0 +1,238 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use everdisk_api::quantity;
+use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
+
+/// Block volumes whose client software is upgraded while applications use them
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Sockets and logs [default: /run/everdisk as root, else $XDG_RUNTIME_DIR/everdisk]
+    #[arg(long, global = true, value_name = "DIR", env = "EVERDISK_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Volumes and journals [default: /var/lib/everdisk as root, else $XDG_STATE_HOME/everdisk]
+    #[arg(long, global = true, value_name = "DIR", env = "EVERDISK_STATE_DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print JSON: one object, or one a line for lists
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the control module in the foreground
+    Daemon,
+    /// Make, show, grow and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Mount a volume on a file
+    Attach(Attach),
+    /// Flush and unmount a volume; refuses while its file is in use
+    Detach {
+        /// The volume
+        name: VolumeName,
+        /// Although the file is in use, the data cannot be flushed, or the volume is dead
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show how a volume, or every volume, stands
+    Status {
+        /// The volume; every volume when it is left out
+        name: Option<VolumeName>,
+    },
+    /// Make everything acknowledged durable on the storage nodes
+    Flush {
+        /// The volume
+        name: VolumeName,
+    },
+    /// Hold all I/O of a volume until `resume`, or until the lease ends
+    Suspend {
+        /// The volume
+        name: VolumeName,
+        /// I/O goes on by itself after this time, at most 100s
+        #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "30s")]
+        lease: Duration,
+    },
+    /// Let I/O go on
+    Resume {
+        /// The volume
+        name: VolumeName,
+    },
+    /// Replace the core of a volume while it is in use
+    Upgrade(Upgrade),
+    /// Go back to the core before: stops an upgrade that soaks, else upgrades to the previous program
+    Rollback {
+        /// The volume
+        name: VolumeName,
+    },
+    /// Say what this machine can and cannot do, and how to mend it
+    Doctor,
+    /// Show the versions of this command and of the running control module
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume and format its storage nodes
+    Create(Create),
+    /// List all volumes
+    List,
+    /// Show a volume's description
+    Show {
+        /// The volume
+        name: VolumeName,
+    },
+    /// Make a detached volume larger
+    Resize {
+        /// The volume
+        name: VolumeName,
+        /// The new size, such as 20G
+        #[arg(value_parser = quantity::size)]
+        size: u64,
+    },
+    /// Delete a detached volume and its data
+    Delete {
+        /// The volume
+        name: VolumeName,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Its name
+    pub(crate) name: VolumeName,
+    /// Its size, such as 10G (powers of 1024)
+    #[arg(long, value_parser = quantity::size)]
+    pub(crate) size: u64,
+    /// A storage node, such as dir:/srv/a; repeat it to stripe over several
+    #[arg(long = "node", value_name = "URL", required = true)]
+    pub(crate) nodes: Vec<NodeUrl>,
+    /// Stripe unit
+    #[arg(long, value_parser = quantity::size, default_value = "4M")]
+    pub(crate) stripe: u64,
+    /// Copies of the data; only 1 in this version
+    #[arg(long, default_value_t = 1)]
+    pub(crate) replicas: u32,
+    /// Write buffer; only 0 in this version
+    #[arg(long, value_parser = quantity::size, default_value = "0")]
+    pub(crate) buffer: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// The volume
+    pub(crate) name: VolumeName,
+    /// Mount it on this file, which is made if need be
+    #[arg(long, value_name = "PATH", required_unless_present = "nbd")]
+    pub(crate) file: Option<PathBuf>,
+    /// Serve it over NBD; not in this version
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) nbd: Vec<String>,
+    /// Let users other than the owner in, as far as --mode permits
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Permission bits of the file, octal
+    #[arg(long, value_parser = mode, default_value = "0600")]
+    pub(crate) mode: u32,
+    /// Owner of the file, by numbers [default: who runs the control module]
+    #[arg(long, value_name = "UID:GID", value_parser = owner)]
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Upgrade {
+    /// The volume
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) name: Option<VolumeName>,
+    /// Every attached volume, one after the other; stops at the first failure
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The new everdisk-core
+    #[arg(long, value_name = "FILE", required_unless_present = "package", conflicts_with = "package")]
+    pub(crate) core: Option<PathBuf>,
+    /// An upgrade package; not in this version
+    #[arg(long, value_name = "FILE")]
+    pub(crate) package: Option<PathBuf>,
+    /// What becomes of buffered data; only flush in this version
+    #[arg(long, default_value = "flush", value_parser = ["flush", "carry", "overlap"])]
+    pub(crate) handover: String,
+    /// The gate returns to the old core when drain and probe take longer
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "100ms")]
+    pub(crate) pause_budget: Duration,
+    /// How long the old core stays parked while the new one is watched
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "10s")]
+    pub(crate) soak: Duration,
+    /// Only check, and say what would be done
+    #[arg(long)]
+    pub(crate) plan: bool,
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let bits = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|bits| *bits <= 0o777);
+    bits.ok_or_else(|| format!("{text:?} are no permission bits: write them in octal, such as 0640"))
+}
+
+fn owner(text: &str) -> Result<(u32, u32), String> {
+    let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    pair.ok_or_else(|| format!("{text:?} is no owner: write user and group id as numbers, such as 1000:1000"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_of_the_contract_parse_and_wrong_ones_do_not() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        for good in [
+            "everdisk daemon",
+            "everdisk --run-dir /r --state-dir /s --json status",
+            "everdisk status v --json",
+            "everdisk volume create v --size 10G --node dir:/a --node dir:/b --stripe 4M --buffer 0 --replicas 1",
+            "everdisk volume resize v 20G",
+            "everdisk volume delete v --yes",
+            "everdisk attach v --file /srv/v --allow-other --mode 0640 --owner 10:20",
+            "everdisk detach v --force",
+            "everdisk suspend v --lease 30s",
+            "everdisk upgrade v --core /c --handover flush --pause-budget 100ms --soak 10s --plan",
+            "everdisk upgrade --all --core /c",
+            "everdisk rollback v",
+            "everdisk doctor",
+            "everdisk version",
+        ] {
+            assert!(parse(good).is_ok(), "{good}: {}", parse(good).unwrap_err());
+        }
+        for bad in [
+            "everdisk",
+            "everdisk volume create v --size 10G",
+            "everdisk volume create v --size ten --node dir:/a",
+            "everdisk volume create ../v --size 10G --node dir:/a",
+            "everdisk volume create v --size 10G --node dir:a",
+            "everdisk attach v",
+            "everdisk attach v --file /f --mode 9999",
+            "everdisk attach v --file /f --owner root",
+            "everdisk upgrade v",
+            "everdisk upgrade --core /c",
+            "everdisk upgrade v --all --core /c",
+            "everdisk upgrade v --core /c --handover jump",
+            "everdisk suspend v --lease 5",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

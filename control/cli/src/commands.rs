@@ -1,0 +1,300 @@
+//! Carries out the commands: each is one request to the control module, except `daemon`, `doctor` and `upgrade --all`.
+
+use std::{
+    env,
+    io::{self, BufRead, IsTerminal, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, Instant},
+};
+
+use everdisk_api::{
+    LastUpgrade,
+    answer::Progress,
+    client::{ClientError, ask},
+    directories::{Directories, NoDirectory},
+    request::{FileOptions, Request},
+    status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
+};
+use everdisk_proto::{ids::VolumeName, version::PRODUCT};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::{
+    arguments::{Arguments, Attach, Command, Create, Upgrade, VolumeCommand},
+    doctor,
+    output::{self, complain},
+    show,
+};
+
+/// A step is shown again when it has lasted this much longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The control module said no, or nothing.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No default directories.
+    #[error(transparent)]
+    Directories(#[from] NoDirectory),
+    /// Something the contract names and this version lacks.
+    #[error("{0} is not in this version; {1}")]
+    NotInThisVersion(&'static str, &'static str),
+    /// The operating system.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: String,
+        /// Its word.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+struct Session {
+    socket: PathBuf,
+    json: bool,
+}
+
+/// Carries out a command.
+///
+/// # Errors
+/// [`Failure`], for exit status 1.
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let root = rustix::process::geteuid().is_root();
+    if matches!(arguments.command, Command::Doctor) {
+        return doctor::doctor(arguments.json, root);
+    }
+    let directories = Directories::resolve(arguments.run_dir, arguments.state_dir, root)?;
+    let session = Session { socket: directories.control_socket(), json: arguments.json };
+    match arguments.command {
+        Command::Daemon => Err(daemon(&directories)),
+        Command::Doctor => Ok(()),
+        Command::Version => session.version(),
+        Command::Volume(command) => session.volume(command),
+        Command::Attach(attach) => session.attach(attach),
+        Command::Detach { name, force } => {
+            session.status_after(&Request::Detach { name: name.clone(), force }, &format!("{name} is detached"))
+        }
+        Command::Status { name } => session.status(name),
+        Command::Flush { name } => {
+            let value = session.ask(&Request::Flush { name: name.clone() })?;
+            session.say(&value, &format!("{name} is flushed"));
+            Ok(())
+        }
+        Command::Suspend { name, lease } => {
+            let request = Request::Suspend { name: name.clone(), lease_ms: ms(lease) };
+            session.status_after(&request, &format!("{name} is suspended for at most {lease:?}"))
+        }
+        Command::Resume { name } => {
+            session.status_after(&Request::Resume { name: name.clone() }, &format!("{name} is resumed"))
+        }
+        Command::Upgrade(upgrade) => session.upgrade(&upgrade),
+        Command::Rollback { name } => session.end_upgrade(&Request::Rollback { name }),
+    }
+}
+
+/// Becomes `everdiskd`; returns only when that is not possible.
+fn daemon(directories: &Directories) -> Failure {
+    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join("everdiskd")));
+    let program = beside.unwrap_or_else(|| PathBuf::from("everdiskd"));
+    let mut command = process::Command::new(&program);
+    command.arg("--run-dir").arg(&directories.run).arg("--state-dir").arg(&directories.state);
+    Failure::Io { doing: format!("start {}", program.display()), source: command.exec() }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|source| Failure::Io { doing: format!("find {}", path.display()), source })
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, Failure> {
+    serde_json::from_value(value).map_err(|e| ClientError::Strange(e).into())
+}
+
+impl Session {
+    /// Asks, and shows on stderr what takes long.
+    fn ask(&self, request: &Request) -> Result<Value, Failure> {
+        let mut last = (String::new(), Instant::now());
+        let watch = |progress: &Progress| {
+            let news = progress.step != last.0;
+            if !news && last.1.elapsed() < PATIENCE {
+                return;
+            }
+            if !self.json && (!news || progress.step != "start") {
+                let seconds = Duration::from_millis(progress.elapsed_ms).as_secs_f64();
+                complain(&format!("{seconds:8.3} s  {}", progress.step));
+            }
+            last = (progress.step.clone(), Instant::now());
+        };
+        Ok(ask(&self.socket, request, watch)?)
+    }
+
+    fn say(&self, value: &Value, words: &str) {
+        if self.json { output::json(value) } else { output::line(words) }
+    }
+
+    fn status_after(&self, request: &Request, words: &str) -> Result<(), Failure> {
+        let value = self.ask(request)?;
+        self.say(&value, words);
+        Ok(())
+    }
+
+    fn version(&self) -> Result<(), Failure> {
+        let daemon = ask(&self.socket, &Request::Version, |_| {}).ok();
+        let daemon = daemon.as_ref().and_then(|value| value.get("version")).cloned().unwrap_or(Value::Null);
+        let words = match daemon.as_str() {
+            Some(version) => format!("everdisk {PRODUCT}\neverdiskd {version}"),
+            None => format!("everdisk {PRODUCT}\neverdiskd is not running"),
+        };
+        self.say(&json!({ "version": PRODUCT, "everdisk": PRODUCT, "everdiskd": daemon }), &words);
+        Ok(())
+    }
+
+    fn volume(&self, command: VolumeCommand) -> Result<(), Failure> {
+        match command {
+            VolumeCommand::Create(create) => self.create(create),
+            VolumeCommand::List => {
+                let value = self.ask(&Request::VolumeList)?;
+                let lines: Vec<VolumeLine> = read(value.clone())?;
+                if self.json {
+                    value.as_array().into_iter().flatten().for_each(output::json);
+                } else {
+                    show::volumes(&lines);
+                }
+                Ok(())
+            }
+            VolumeCommand::Show { name } => {
+                let value = self.ask(&Request::VolumeShow { name })?;
+                if self.json {
+                    output::json(&value);
+                } else {
+                    show::description(&read::<VolumeDescription>(value)?);
+                }
+                Ok(())
+            }
+            VolumeCommand::Resize { name, size } => {
+                self.status_after(&Request::VolumeResize { name: name.clone(), size }, &format!("{name} is resized"))
+            }
+            VolumeCommand::Delete { name, yes } => {
+                if !yes {
+                    confirm(&name)?;
+                }
+                self.status_after(&Request::VolumeDelete { name: name.clone() }, &format!("{name} is deleted"))
+            }
+        }
+    }
+
+    fn create(&self, create: Create) -> Result<(), Failure> {
+        if create.replicas != 1 {
+            return Err(Failure::NotInThisVersion("--replicas other than 1", "leave it out"));
+        }
+        if create.buffer != 0 {
+            return Err(Failure::NotInThisVersion("--buffer other than 0", "leave it out"));
+        }
+        let Create { name, size, stripe, nodes, .. } = create;
+        let words = format!("{name} is made");
+        self.status_after(&Request::VolumeCreate { name, size, stripe, nodes }, &words)
+    }
+
+    fn attach(&self, attach: Attach) -> Result<(), Failure> {
+        if !attach.nbd.is_empty() {
+            return Err(Failure::NotInThisVersion("--nbd", "use --file PATH"));
+        }
+        let path = absolute(&attach.file.unwrap_or_default())?;
+        let words = format!("{} is attached at {}", attach.name, path.display());
+        let file = FileOptions { path, mode: attach.mode, owner: attach.owner, allow_other: attach.allow_other };
+        self.status_after(&Request::Attach { name: attach.name, file }, &words)
+    }
+
+    fn status(&self, name: Option<VolumeName>) -> Result<(), Failure> {
+        let all = name.is_none();
+        let value = self.ask(&Request::Status { name })?;
+        match (self.json, all) {
+            (true, false) => output::json(&value),
+            (true, true) => value.as_array().into_iter().flatten().for_each(output::json),
+            (false, false) => show::status(&read::<VolumeStatus>(value)?),
+            (false, true) => show::statuses(&read::<Vec<VolumeStatus>>(value)?),
+        }
+        Ok(())
+    }
+
+    fn upgrade(&self, upgrade: &Upgrade) -> Result<(), Failure> {
+        let Some(core) = &upgrade.core else {
+            return Err(Failure::NotInThisVersion("--package", "use --core FILE"));
+        };
+        match upgrade.handover.as_str() {
+            "flush" => {}
+            "carry" => return Err(Failure::NotInThisVersion("--handover carry", "use --handover flush")),
+            _ => return Err(Failure::NotInThisVersion("--handover overlap", "use --handover flush")),
+        }
+        let core = absolute(core)?;
+        for name in self.chosen(upgrade)? {
+            let request = Request::Upgrade {
+                name,
+                core: core.clone(),
+                pause_budget_ms: ms(upgrade.pause_budget),
+                soak_ms: ms(upgrade.soak),
+                plan: upgrade.plan,
+            };
+            if upgrade.plan {
+                let value = self.ask(&request)?;
+                if self.json { output::json(&value) } else { show::plan(&read::<UpgradePlan>(value)?) }
+            } else {
+                self.end_upgrade(&request)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn chosen(&self, upgrade: &Upgrade) -> Result<Vec<VolumeName>, Failure> {
+        if let Some(name) = &upgrade.name {
+            return Ok(vec![name.clone()]);
+        }
+        let lines: Vec<VolumeLine> = read(self.ask(&Request::VolumeList)?)?;
+        let attached = lines.into_iter().filter(|line| line.state != State::Detached);
+        let names: Vec<VolumeName> = attached.filter_map(|line| line.name.parse().ok()).collect();
+        if names.is_empty() {
+            return Err(Failure::Other("no volume is attached: there is nothing to upgrade".to_owned()));
+        }
+        Ok(names)
+    }
+
+    /// Shows the report of an upgrade whether it was committed or not.
+    fn end_upgrade(&self, request: &Request) -> Result<(), Failure> {
+        let ended = self.ask(request);
+        let report = match &ended {
+            Ok(value) => Some(value),
+            Err(Failure::Client(ClientError::Refused(refusal))) => refusal.detail.as_ref(),
+            Err(_) => None,
+        };
+        if let Some(value) = report {
+            if self.json { output::json(value) } else { show::upgrade(&read::<LastUpgrade>(value.clone())?) }
+        }
+        ended.map(|_| ())
+    }
+}
+
+fn confirm(name: &VolumeName) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Other(format!(
+            "deleting {name} destroys its data: say --yes to do it without a question"
+        )));
+    }
+    let asked = |source| Failure::Io { doing: "ask".to_owned(), source };
+    write!(io::stderr(), "Delete volume {name} and all its data? Type its name: ").map_err(asked)?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(asked)?;
+    if answer.trim() == name.as_str() {
+        return Ok(());
+    }
+    Err(Failure::Other(format!("{name} was not deleted")))
+}

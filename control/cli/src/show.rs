@@ -1,0 +1,127 @@
+//! Results for people.
+
+use everdisk_api::{
+    LastUpgrade,
+    quantity::show_size,
+    status::{Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
+};
+
+use crate::output::{line, table};
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+fn program(program: Option<&Program>) -> String {
+    program.map_or_else(|| "-".to_owned(), |p| format!("{} (process {})", p.version, p.pid))
+}
+
+/// `volume list`.
+pub(crate) fn volumes(lines: &[VolumeLine]) {
+    let mut rows = vec![row(&["NAME", "SIZE", "NODES", "STATE"])];
+    rows.extend(lines.iter().map(|v| row(&[&v.name, &show_size(v.size), &v.nodes.to_string(), v.state.name()])));
+    table(&rows);
+}
+
+/// `volume show`.
+pub(crate) fn description(volume: &VolumeDescription) {
+    let spec = &volume.spec;
+    let mut rows = vec![
+        row(&["name", spec.name.as_str()]),
+        row(&["state", volume.state.name()]),
+        row(&["uuid", &spec.uuid.to_string()]),
+        row(&["size", &show_size(spec.size)]),
+        row(&["stripe", &show_size(spec.stripe)]),
+        row(&["core", volume.core_version.as_deref().unwrap_or("-")]),
+        row(&["previous core", volume.previous_core_version.as_deref().unwrap_or("-")]),
+    ];
+    rows.extend(spec.nodes.iter().map(|node| row(&["node", &format!("{} {}", node.url, node.uuid)])));
+    table(&rows);
+}
+
+/// `status` of every volume.
+pub(crate) fn statuses(volumes: &[VolumeStatus]) {
+    let mut rows = vec![row(&["NAME", "STATE", "SIZE", "CORE", "STANDBY", "IN FLIGHT", "FRONT END"])];
+    rows.extend(volumes.iter().map(|v| {
+        let version = |p: Option<&Program>| p.map_or_else(|| "-".to_owned(), |p| p.version.clone());
+        row(&[
+            &v.name,
+            v.state.name(),
+            &show_size(v.size),
+            &version(v.core.as_ref()),
+            &version(v.standby.as_ref()),
+            &v.in_flight.to_string(),
+            v.frontends.first().map_or("-", |f| &f.address),
+        ])
+    }));
+    table(&rows);
+}
+
+/// `status` of one volume.
+pub(crate) fn status(v: &VolumeStatus) {
+    let mut rows = vec![
+        row(&["name", &v.name]),
+        row(&["state", v.state.name()]),
+        row(&["size", &show_size(v.size)]),
+        row(&["mode", &v.mode]),
+        row(&["generation", &v.generation.to_string()]),
+        row(&["core", &program(v.core.as_ref())]),
+        row(&["standby", &program(v.standby.as_ref())]),
+        row(&["interface", &program(v.interface.as_ref())]),
+        row(&["in flight", &v.in_flight.to_string()]),
+        row(&["crashes survived", &v.crashes_survived.to_string()]),
+    ];
+    if let Some(lease) = v.lease_ms {
+        rows.push(row(&["lease ends in", &format!("{lease} ms")]));
+    }
+    rows.extend(v.frontends.iter().map(|f| row(&[&f.kind, &f.address])));
+    for node in &v.nodes {
+        let error = node.error.as_deref().map_or(String::new(), |e| format!(" ({e})"));
+        rows.push(row(&["node", &format!("{} {}{error}", node.url, node.state)]));
+    }
+    if let Some(operation) = &v.operation {
+        rows.push(row(&["running", operation]));
+    }
+    if let Some(reason) = &v.reason {
+        rows.push(row(&["reason", reason]));
+    }
+    table(&rows);
+    if let Some(last) = &v.last_upgrade {
+        line("last upgrade");
+        upgrade(last);
+    }
+}
+
+/// An upgrade that ended.
+pub(crate) fn upgrade(report: &LastUpgrade) {
+    let outcome = report.outcome.and_then(|o| serde_json::to_value(o).ok());
+    let outcome = outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("under way").to_owned();
+    let us = |time: Option<u64>| time.map_or_else(|| "-".to_owned(), |us| format!("{us} µs"));
+    let mut rows = vec![
+        row(&["  outcome", &outcome]),
+        row(&["  from, to", &format!("{} → {}", report.from, report.to.as_deref().unwrap_or("-"))]),
+        row(&["  suspended", &us(report.suspended_us)]),
+        row(&["  requests held", &report.requests_held.to_string()]),
+        row(&["  blocks verified", &report.verified_blocks.to_string()]),
+    ];
+    let steps: Vec<String> = report.steps.iter().map(|s| format!("{} {}", s.step, us(Some(s.us)))).collect();
+    rows.push(row(&["  steps", &steps.join(", ")]));
+    if let Some(reason) = &report.reason {
+        rows.push(row(&["  reason", reason]));
+    }
+    table(&rows);
+}
+
+/// `upgrade --plan`.
+pub(crate) fn plan(plan: &UpgradePlan) {
+    line(&format!("volume {}: {} → {}, hand-over {}", plan.volume, plan.from, plan.to, plan.handover));
+    for check in &plan.checks {
+        line(&format!("ok  {check}"));
+    }
+    let mut rows = vec![row(&["STEP", "DEADLINE", "IF IT FAILS"])];
+    for step in &plan.steps {
+        rows.push(row(&[&step.step, &format!("{} ms", step.deadline_ms), &step.undo]));
+    }
+    table(&rows);
+    line("nothing was changed");
+}

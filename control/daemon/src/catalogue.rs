@@ -1,0 +1,221 @@
+//! All volumes of this host: making, finding, growing and deleting them.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use everdisk_api::directories::Directories;
+use everdisk_proto::{
+    ids::VolumeName,
+    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::{
+    durable,
+    error::{Doing, Error, Result},
+    paths::VolumePaths,
+    programs::{Programs, run_well},
+    progress::Progress,
+    supervise::supervise,
+    volume::{Volume, lock},
+};
+
+/// Formatting, growing or deleting storage nodes ends within this time.
+const NODES_WITHIN: Duration = Duration::from_secs(60);
+
+/// Name of a directory that becomes a volume; no volume's name begins with a dot.
+const NEW: &str = ".new-";
+/// Name of a directory that was a volume.
+const OLD: &str = ".old-";
+
+/// The volumes.
+#[derive(Debug)]
+pub struct Catalogue {
+    directories: Directories,
+    programs: Programs,
+    volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
+    /// Those whose files could not be read, and why.
+    damaged: BTreeMap<VolumeName, String>,
+}
+
+impl Catalogue {
+    /// Reads every volume of the state directory. One that is damaged is reported in the log and left alone.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn load(directories: Directories, programs: Programs) -> Result<Self> {
+        let root = directories.state.join("volumes");
+        durable::make_dir(&root).doing(|| format!("make {}", root.display()))?;
+        let mut volumes = BTreeMap::new();
+        let mut damaged = BTreeMap::new();
+        for entry in fs::read_dir(&root).doing(|| format!("read {}", root.display()))?.flatten() {
+            let file_name = entry.file_name();
+            let text = file_name.to_str().unwrap_or_default();
+            if text.starts_with(NEW) || text.starts_with(OLD) {
+                // A creation or deletion that was interrupted: nothing refers to it.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+            let Ok(name) = text.parse::<VolumeName>() else { continue };
+            match Volume::load(&directories, name.clone(), programs.clone()) {
+                Ok(volume) => {
+                    volumes.insert(name, Arc::new(volume));
+                }
+                Err(e) => {
+                    warn!(volume = %name, "left alone: {e}");
+                    damaged.insert(name, e.to_string());
+                }
+            }
+        }
+        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged })
+    }
+
+    /// All volumes, by name.
+    pub fn all(&self) -> Vec<Arc<Volume>> {
+        lock(&self.volumes).values().cloned().collect()
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// There is none, or its files are damaged.
+    pub fn get(&self, name: &VolumeName) -> Result<Arc<Volume>> {
+        lock(&self.volumes).get(name).cloned().ok_or_else(|| match self.damaged.get(name) {
+            Some(why) => Error::Failed(format!("volume {name} cannot be used: {why}")),
+            None => Error::NotFound(name.to_string()),
+        })
+    }
+
+    /// Makes a volume: formats its storage nodes, then enters it.
+    ///
+    /// # Errors
+    /// Why not; nothing is entered then.
+    pub fn create(
+        &self,
+        name: VolumeName,
+        size: u64,
+        stripe: u64,
+        nodes: Vec<NodeUrl>,
+        progress: &Progress,
+    ) -> Result<Arc<Volume>> {
+        let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
+        let spec =
+            VolumeSpec { spec_version: SPEC_VERSION, name: name.clone(), uuid: Uuid::new_v4(), size, stripe, nodes };
+        spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
+        let paths = VolumePaths::new(&self.directories, &name);
+        paths.check_sockets().map_err(Error::BadRequest)?;
+        if paths.state.exists() {
+            return Err(Error::State(format!(
+                "there is a volume {name} already: choose another name or `everdisk volume delete {name}`"
+            )));
+        }
+        let draft = Draft::new(self.directories.state.join("volumes").join(format!("{NEW}{name}")), &name)?;
+        let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
+        let file = draft.path.join("volume.json");
+        durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
+        progress.step("format the storage nodes");
+        let arguments = ["--volume".into(), file.into_os_string(), "--create".into()];
+        run_well(&self.programs.core(), &arguments, NODES_WITHIN)?;
+        fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
+        durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
+        let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
+        supervise(&volume).doing(|| "start a thread".to_owned())?;
+        lock(&self.volumes).insert(name, Arc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Makes a detached volume larger.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn resize(&self, name: &VolumeName, size: u64, progress: &Progress) -> Result<Arc<Volume>> {
+        let volume = self.get(name)?;
+        let _operation = volume.begin("resize")?;
+        refuse_attached(&volume, "resized")?;
+        let mut spec = volume.spec();
+        if size < spec.size {
+            return Err(Error::State(format!(
+                "volume {name} has {} bytes and can only grow: data would be lost",
+                spec.size
+            )));
+        }
+        spec.size = size;
+        spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
+        progress.step("grow the storage nodes");
+        let arguments =
+            ["--volume".into(), volume.paths.spec().into_os_string(), "--resize".into(), size.to_string().into()];
+        run_well(&self.core_of(&volume), &arguments, NODES_WITHIN)?;
+        volume.set_spec(spec)?;
+        Ok(volume)
+    }
+
+    /// Deletes a detached volume, its data first.
+    ///
+    /// # Errors
+    /// Why not; the volume stays then.
+    pub fn delete(&self, name: &VolumeName, progress: &Progress) -> Result<()> {
+        let volume = self.get(name)?;
+        let _operation = volume.begin("delete")?;
+        refuse_attached(&volume, "deleted")?;
+        progress.step("delete the data");
+        let arguments = ["--volume".into(), volume.paths.spec().into_os_string(), "--destroy".into()];
+        run_well(&self.core_of(&volume), &arguments, NODES_WITHIN)?;
+        volume.deleted.store(true, Ordering::Relaxed);
+        lock(&self.volumes).remove(name);
+        let state = &volume.paths.state;
+        // Out of the way at once; what a crash leaves of it is cleared at the next start.
+        let grave = self.directories.state.join("volumes").join(format!("{OLD}{name}"));
+        let _ = fs::remove_dir_all(&grave);
+        fs::rename(state, &grave).doing(|| format!("remove {}", state.display()))?;
+        let _ = durable::sync_dir(&self.directories.state.join("volumes"));
+        fs::remove_dir_all(&grave).doing(|| format!("remove {}", grave.display()))?;
+        let _ = fs::remove_dir_all(&volume.paths.run);
+        Ok(())
+    }
+
+    /// The program a volume was last attached with knows its layout best.
+    fn core_of(&self, volume: &Volume) -> PathBuf {
+        volume.record().current.map_or_else(|| self.programs.core(), |build| build.program)
+    }
+}
+
+fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {
+    match volume.attachment() {
+        None => Ok(()),
+        Some(attachment) => Err(Error::State(format!(
+            "volume {0} is attached at {1} and cannot be {what}: `everdisk detach {0}` first",
+            volume.name,
+            attachment.file.path.display()
+        ))),
+    }
+}
+
+/// A directory that is removed unless it was renamed.
+struct Draft {
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Two creations of one name do not meet: only one can make the directory.
+    fn new(path: PathBuf, name: &VolumeName) -> Result<Self> {
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(Self { path }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::State(format!("a volume {name} is being made at this moment")))
+            }
+            Err(e) => Err(e).doing(|| format!("make {}", path.display())),
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,100 @@
+//! Errors of the control module, and what the operator hears of them.
+
+use std::io;
+
+use everdisk_api::answer::{Kind, Refusal};
+use everdisk_sys::link::LinkError;
+use everdisk_upgrade::act::Fault;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such volume.
+    #[error("there is no volume {0}: see `everdisk volume list`")]
+    NotFound(String),
+    /// Another operation has the volume.
+    #[error("another operation is running on {volume}: {operation} since {seconds} s; try again when it has ended")]
+    Busy {
+        /// The volume.
+        volume: String,
+        /// What runs.
+        operation: &'static str,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The volume's state does not permit it.
+    #[error("{0}")]
+    State(String),
+    /// The request itself is wrong.
+    #[error("{0}")]
+    BadRequest(String),
+    /// It was tried.
+    #[error("{0}")]
+    Failed(String),
+    /// The operating system refused.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: String,
+        /// Its word.
+        source: io::Error,
+    },
+    /// A process of the volume did not answer as agreed.
+    #[error("the {who} of the volume cannot be asked: {source}")]
+    Peer {
+        /// Which.
+        who: &'static str,
+        /// What happened.
+        source: LinkError,
+    },
+    /// An upgrade did not end as wished.
+    #[error("{message}")]
+    Upgrade {
+        /// For people.
+        message: String,
+        /// For programs.
+        report: Box<everdisk_api::LastUpgrade>,
+    },
+}
+
+/// What most functions here return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Says what was tried when the operating system refuses.
+pub trait Doing<T> {
+    /// Adds what was tried.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Io { doing: what(), source })
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::NotFound(_) => Kind::NotFound,
+            Error::Busy { .. } => Kind::Busy,
+            Error::State(_) => Kind::State,
+            Error::BadRequest(_) => Kind::BadRequest,
+            Error::Failed(_) | Error::Io { .. } | Error::Peer { .. } | Error::Upgrade { .. } => Kind::Failed,
+        };
+        let message = error.to_string();
+        let detail = match error {
+            Error::Upgrade { report, .. } => serde_json::to_value(report).ok(),
+            _ => None,
+        };
+        Self { kind, message, detail }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,36 @@
+//! `everdiskd`: the control module in the foreground.
+#![forbid(unsafe_code)]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use everdisk_api::directories::Directories;
+
+/// The control module of Everdisk: starts, watches and upgrades the volumes of this host.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Sockets and logs [default: /run/everdisk as root, else $XDG_RUNTIME_DIR/everdisk]
+    #[arg(long, value_name = "DIR", env = "EVERDISK_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// Volumes and journals [default: /var/lib/everdisk as root, else $XDG_STATE_HOME/everdisk]
+    #[arg(long, value_name = "DIR", env = "EVERDISK_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    everdisk_telemetry::init();
+    let root = rustix::process::geteuid().is_root();
+    let ended = match Directories::resolve(arguments.run_dir, arguments.state_dir, root) {
+        Ok(directories) => everdiskd::run(directories).map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("everdiskd: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

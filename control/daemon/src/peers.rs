@@ -1,0 +1,192 @@
+//! Asking a volume's interface and cores. One connection for each question, so that questions of several threads never
+//! wait for one another here.
+
+use std::{path::Path, time::Duration};
+
+use everdisk_proto::{
+    frame::{
+        Answer, Body, CoreAnswer, CoreRequest, FileAttach, FromInterface, HandoverFailure, HandoverReport,
+        InterfaceStatus, NodeStatus, Request, ToInterface,
+    },
+    limits::PEER_DEADLINE,
+};
+use everdisk_sys::link::{Link, LinkError};
+
+use crate::error::{Error, Result};
+
+/// The interface says how it stands within this time.
+pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// fusermount3 may take 10 s.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
+/// Unmounting waits for the kernel to write back.
+const DETACH_DEADLINE: Duration = Duration::from_secs(30);
+/// A core says how its stores are within this time, or it is not said.
+const CORE_STATUS_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Why the front ends were not given up.
+#[derive(Debug)]
+pub enum NotDetached {
+    /// Somebody has the file open.
+    InUse(String),
+    /// Anything else.
+    Other(Error),
+}
+
+/// The interface of a volume, by its socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface<'a>(pub &'a Path);
+
+impl Interface<'_> {
+    fn ask(self, request: Request, limit: Duration) -> Result<Answer> {
+        let failed = |source| Error::Peer { who: "interface", source };
+        let mut link: Link<ToInterface, FromInterface> = Link::connect(self.0).map_err(failed)?;
+        match link.ask(ToInterface::Request(request), limit).map_err(failed)? {
+            FromInterface::Answer(answer) => Ok(answer),
+            FromInterface::Refused { reason } => Err(Error::Failed(format!("the interface refused: {reason}"))),
+            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// Asks for something that is done or not.
+    fn command(self, request: Request, limit: Duration) -> Result<()> {
+        match self.ask(request, limit)? {
+            Answer::Done => Ok(()),
+            Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
+            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// How it stands.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn status(self) -> Result<InterfaceStatus> {
+        match self.ask(Request::Status, STATUS_DEADLINE)? {
+            Answer::Status(status) => Ok(*status),
+            Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
+            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// Mounts.
+    ///
+    /// # Errors
+    /// Why it was not.
+    pub fn attach_file(self, file: FileAttach, core: u32) -> Result<()> {
+        self.command(Request::AttachFile { file, core }, ATTACH_DEADLINE)
+    }
+
+    /// Suspends, switches, probes and resumes. A refusal is a hand-over that did not switch.
+    ///
+    /// # Errors
+    /// It did not answer: who serves is not known.
+    pub fn hand_over(self, to: u32, budget: Duration) -> Result<HandoverReport> {
+        let before = self.status()?;
+        let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
+        match self.ask(Request::Handover { to, budget_ms }, budget + PEER_DEADLINE)? {
+            Answer::Handover(report) => Ok(report),
+            Answer::Failed { reason, .. } => Ok(HandoverReport {
+                failure: Some(HandoverFailure { switched: false, reason }),
+                generation: before.generation,
+                suspension: everdisk_proto::frame::Suspension::default(),
+                probe_blocks: 0,
+            }),
+            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// Holds all I/O.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn suspend(self, lease: Duration) -> Result<()> {
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        self.command(Request::Suspend { lease_ms }, PEER_DEADLINE + PEER_DEADLINE)
+    }
+
+    /// Lets I/O go on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn resume(self) -> Result<()> {
+        self.command(Request::Resume, PEER_DEADLINE)
+    }
+
+    /// Asks a core that does not have the gate to leave.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn dismiss(self, core: u32) -> Result<()> {
+        self.command(Request::Dismiss { core }, PEER_DEADLINE)
+    }
+
+    /// Unmounts; the interface and its cores end.
+    ///
+    /// # Errors
+    /// [`NotDetached`].
+    pub fn detach(self, force: bool) -> Result<(), NotDetached> {
+        match self.ask(Request::Detach { force }, DETACH_DEADLINE) {
+            Ok(Answer::Done) => Ok(()),
+            // It ends right after its answer, or before it could be read.
+            Err(Error::Peer { source: LinkError::Closed, .. }) => Ok(()),
+            Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
+            Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),
+            Ok(_) => Err(NotDetached::Other(Error::Failed(
+                "the interface answered something else than was asked".to_owned(),
+            ))),
+            Err(e) => Err(NotDetached::Other(e)),
+        }
+    }
+}
+
+/// A core, by its socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Core<'a>(pub &'a Path);
+
+impl Core<'_> {
+    fn ask(self, request: CoreRequest, limit: Duration) -> Result<CoreAnswer> {
+        ask_core(self.0, request, limit).map_err(|source| Error::Peer { who: "core", source })
+    }
+
+    /// Makes everything acknowledged durable.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn flush(self, limit: Duration) -> Result<()> {
+        match self.ask(CoreRequest::Flush, limit)? {
+            CoreAnswer::Flushed => Ok(()),
+            CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
+            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// Reads blocks spread over the volume; how many could be read.
+    ///
+    /// # Errors
+    /// Not all could.
+    pub fn verify(self, blocks: u32, limit: Duration) -> Result<u32> {
+        match self.ask(CoreRequest::Verify { blocks }, limit)? {
+            CoreAnswer::Verified { blocks } => Ok(blocks),
+            CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
+            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+        }
+    }
+
+    /// How the stores are.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn nodes(self) -> Result<Vec<NodeStatus>> {
+        match self.ask(CoreRequest::Status, CORE_STATUS_DEADLINE)? {
+            CoreAnswer::Status { nodes } => Ok(nodes),
+            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+        }
+    }
+}
+
+fn ask_core<S: Body, R: Body>(path: &Path, body: S, limit: Duration) -> Result<R, LinkError> {
+    Link::<S, R>::connect(path)?.ask(body, limit)
+}
+
+#[cfg(test)]
+mod tests;

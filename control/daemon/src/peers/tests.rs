@@ -1,0 +1,51 @@
+use std::{os::fd::AsFd, path::PathBuf, thread};
+
+use everdisk_sys::packet;
+
+use super::*;
+
+/// Listens like an interface or a core and gives one answer.
+fn scripted<S, R>(answer: Option<S>) -> (tempfile::TempDir, PathBuf, thread::JoinHandle<R>)
+where
+    S: Body + Send + 'static,
+    R: Body + Send + 'static,
+{
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = packet::listen(&path).unwrap();
+    let server = thread::spawn(move || {
+        let link: Link<S, R> = Link::new(packet::accept(listener.as_fd()).unwrap());
+        let (frame, _) = link.recv().unwrap();
+        if let Some(answer) = answer {
+            link.send(frame.id, answer, &[]).unwrap();
+        }
+        frame.body
+    });
+    (dir, path, server)
+}
+
+#[test]
+fn a_busy_file_is_told_from_other_failures_and_a_closed_socket_is_a_detach() {
+    let failed = |busy| FromInterface::Answer(Answer::Failed { reason: "why".to_owned(), busy });
+    let (_dir, path, server) = scripted::<_, ToInterface>(Some(failed(true)));
+    assert!(matches!(Interface(&path).detach(false), Err(NotDetached::InUse(_))));
+    assert_eq!(server.join().unwrap(), ToInterface::Request(Request::Detach { force: false }));
+    let (_dir, path, _server) = scripted::<_, ToInterface>(Some(failed(false)));
+    assert!(matches!(Interface(&path).detach(true), Err(NotDetached::Other(_))));
+    let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
+    assert!(Interface(&path).detach(true).is_ok());
+}
+
+#[test]
+fn wrong_answers_and_refusals_are_errors() {
+    let (_dir, path, _server) = scripted::<_, ToInterface>(Some(FromInterface::Answer(Answer::Done)));
+    assert!(Interface(&path).status().is_err());
+    let refused = FromInterface::Refused { reason: "not you".to_owned() };
+    let (_dir, path, _server) = scripted::<_, ToInterface>(Some(refused));
+    assert!(Interface(&path).resume().unwrap_err().to_string().contains("not you"));
+    let (_dir, path, _server) = scripted::<_, CoreRequest>(Some(CoreAnswer::Verified { blocks: 3 }));
+    assert_eq!(Core(&path).verify(3, PEER_DEADLINE).unwrap(), 3);
+    let (_dir, path, _server) = scripted::<_, CoreRequest>(Some(CoreAnswer::Failed { reason: "disk".to_owned() }));
+    assert_eq!(Core(&path).flush(PEER_DEADLINE).unwrap_err().to_string(), "disk");
+    assert!(Core(Path::new("/nowhere")).nodes().is_err());
+}

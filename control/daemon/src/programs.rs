@@ -1,0 +1,273 @@
+//! The programs a volume runs: where they are, what they say of themselves, and running one to its end.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_proto::version::{ABI, CoreIdentity};
+use everdisk_sys::{link::wait_readable, process::pidfd};
+use std::os::fd::AsFd;
+
+use crate::{
+    durable,
+    error::{Doing, Error, Result},
+};
+
+/// Names the directory of the programs, when it is not that of this one.
+pub const LIBEXEC_VARIABLE: &str = "EVERDISK_LIBEXEC";
+/// What a program may say before it is no longer listened to.
+const OUTPUT_MAX: u64 = 4096;
+/// Largest core program: a debug build has some 100 MiB.
+const PROGRAM_BYTES_MAX: u64 = 1 << 30;
+/// Another thread's fork can hold the descriptor by which a program was just written for this long.
+const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    directory: PathBuf,
+}
+
+/// What a program that has ended left.
+struct Ended {
+    status: ExitStatus,
+    /// Its output, at most [`OUTPUT_MAX`] bytes.
+    stdout: String,
+    /// Its last line of error.
+    complaint: String,
+}
+
+impl Programs {
+    /// The directory of this program, or `EVERDISK_LIBEXEC`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn find() -> io::Result<Self> {
+        if let Some(directory) = env::var_os(LIBEXEC_VARIABLE).filter(|v| !v.is_empty()) {
+            return Ok(Self { directory: directory.into() });
+        }
+        let own = env::current_exe()?;
+        Ok(Self { directory: own.parent().unwrap_or(Path::new("/")).to_owned() })
+    }
+
+    /// `everdisk-interface`.
+    pub fn interface(&self) -> PathBuf {
+        self.directory.join("everdisk-interface")
+    }
+
+    /// `everdisk-core`, the one volumes start with.
+    pub fn core(&self) -> PathBuf {
+        self.directory.join("everdisk-core")
+    }
+}
+
+/// Starts a command, again while the kernel says that its program is being written.
+///
+/// # Errors
+/// The operating system's.
+pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+    let deadline = Instant::now() + TEXT_BUSY_WITHIN;
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Runs a program, called `name` in messages, to its end; kills it, and whatever it started, when `limit` is over.
+///
+/// # Errors
+/// It cannot be started or does not end.
+fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Duration) -> Result<Ended> {
+    let name = name.display();
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = spawn(&mut command).doing(|| format!("start {name}"))?;
+    let deadline = Instant::now() + limit;
+    let stdout = listen(child.stdout.take());
+    let stderr = listen(child.stderr.take());
+    let handle = pidfd(child.id());
+    let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
+    if !ended {
+        kill_group(child.id());
+    }
+    let status = child.wait().doing(|| format!("wait for {name}"))?;
+    if !ended {
+        return Err(Error::Failed(format!("{name} did not end within {limit:?} and was killed")));
+    }
+    // A grandchild may still hold the pipes: what came until the deadline counts.
+    let said = |words: mpsc::Receiver<Vec<u8>>| {
+        let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        String::from_utf8_lossy(&words.recv_timeout(left).unwrap_or_default()).into_owned()
+    };
+    Ok(Ended { status, stdout: said(stdout), complaint: last_line(&said(stderr)) })
+}
+
+/// Runs a program that has to succeed.
+///
+/// # Errors
+/// Its last line of error.
+pub fn run_well<A: AsRef<OsStr>>(program: &Path, arguments: &[A], limit: Duration) -> Result<String> {
+    run_named(program, program, arguments, limit)
+}
+
+fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Duration) -> Result<String> {
+    let ended = run(program, name, arguments, limit)?;
+    if ended.status.success() {
+        return Ok(ended.stdout);
+    }
+    Err(Error::Failed(match ended.complaint.as_str() {
+        "" => format!("{} ended with {} and said nothing", name.display(), ended.status),
+        complaint => complaint.to_owned(),
+    }))
+}
+
+fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
+        }
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+fn kill_group(leader: u32) {
+    let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// The last line that is not empty, without the control characters a hostile program could send to a terminal.
+pub fn last_line(text: &str) -> String {
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// Asks a program, called `name` in messages, whether it is a core, and checks that it can work with the interfaces of this build.
+///
+/// # Errors
+/// It is no core, does not answer, or speaks another ABI.
+pub fn identify(program: &Path, name: &Path, limit: Duration) -> Result<CoreIdentity> {
+    let out = run_named(program, name, &["--version"], limit)?;
+    let identity =
+        CoreIdentity::parse(&out).map_err(|e| Error::Failed(format!("{} is no everdisk-core: {e}", name.display())))?;
+    if !identity.abi.contains(ABI) {
+        return Err(Error::Failed(format!(
+            "everdisk-core {} speaks ABI {}, the interface of this volume speaks {ABI}: use a core of a version nearer to it",
+            identity.version, identity.abi
+        )));
+    }
+    Ok(identity)
+}
+
+/// Copies a program to `target`, durable and executable.
+///
+/// # Errors
+/// It is no regular file, too large, or cannot be copied within `limit`.
+pub fn copy(source: &Path, target: &Path, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let metadata = fs::metadata(source).doing(|| format!("read the core program {}", source.display()))?;
+    if !metadata.is_file() {
+        return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", source.display())));
+    }
+    if metadata.len() > PROGRAM_BYTES_MAX {
+        return Err(Error::Failed(format!("{} is larger than any core program", source.display())));
+    }
+    let directory = target.parent().unwrap_or(Path::new("/"));
+    let copying = || format!("copy {} to {}", source.display(), target.display());
+    durable::make_dir(directory).doing(copying)?;
+    let mut from = File::open(source).doing(copying)?.take(PROGRAM_BYTES_MAX);
+    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o755).open(target).doing(copying)?;
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        let n = from.read(&mut chunk).doing(copying)?;
+        if n == 0 {
+            break;
+        }
+        to.write_all(chunk.get(..n).unwrap_or_default()).doing(copying)?;
+        if Instant::now() > deadline {
+            return Err(Error::Failed(format!("copying {} took longer than {limit:?}", source.display())));
+        }
+    }
+    to.sync_all().doing(copying)?;
+    durable::sync_dir(directory).doing(copying)?;
+    directory.parent().map_or(Ok(()), durable::sync_dir).doing(copying)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn script(directory: &Path, text: &str) -> PathBuf {
+        let path = directory.join("program");
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_core_is_known_by_its_version_line_and_abi() {
+        let dir = tempfile::tempdir().unwrap();
+        let core = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 1..2, buffer 0..0)'");
+        assert_eq!(identify(&core, &core, SOON).unwrap().version, "9.8.7");
+        let foreign = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 7..8, buffer 0..0)'");
+        assert!(identify(&foreign, &foreign, SOON).unwrap_err().to_string().contains("speaks ABI 7..8"));
+        assert!(
+            identify(Path::new("/bin/true"), Path::new("called"), SOON)
+                .unwrap_err()
+                .to_string()
+                .contains("is no everdisk-core")
+        );
+    }
+
+    #[test]
+    fn a_program_that_hangs_or_babbles_or_fails_is_dealt_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let began = Instant::now();
+        let hangs = script(dir.path(), "sleep 60 & sleep 60");
+        let error = identify(&hangs, &hangs, Duration::from_millis(200)).unwrap_err();
+        assert!(error.to_string().contains("did not end within"), "{error}");
+        let babbles = script(dir.path(), "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyy; done");
+        assert!(identify(&babbles, &babbles, SOON).is_err());
+        let fails = script(dir.path(), "echo first >&2; echo 'the store is missing' >&2; exit 1");
+        assert_eq!(run_well(&fails, &["x"], SOON).unwrap_err().to_string(), "the store is missing");
+        assert!(began.elapsed() < SOON);
+    }
+
+    #[test]
+    fn only_regular_files_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("cores/1/everdisk-core");
+        assert!(copy(Path::new("/dev/zero"), &target, SOON).is_err());
+        assert!(copy(dir.path(), &target, SOON).is_err());
+        copy(Path::new("/bin/true"), &target, SOON).unwrap();
+        assert!(run_well(&target, &["x"], SOON).is_ok());
+        assert!(copy(Path::new("/bin/true"), &target, SOON).is_err(), "a program in use is never overwritten");
+    }
+
+    #[test]
+    fn the_last_line_is_plain_text() {
+        assert_eq!(last_line("a\n\x1b[31mb\n\n"), "[31mb");
+        assert_eq!(last_line(""), "");
+    }
+}

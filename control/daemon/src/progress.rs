@@ -1,0 +1,126 @@
+//! Tells the client what is being done, and at least every second that something is.
+
+use std::{
+    io::Write,
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_api::answer;
+
+use crate::volume::lock;
+
+/// A client hears something this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The line to a client; a client that has gone is no reason to stop.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stream: Option<UnixStream>,
+    step: String,
+    began: Instant,
+}
+
+impl Progress {
+    /// Speaks on `stream`.
+    pub fn new(stream: UnixStream) -> Self {
+        Self::with(Some(stream))
+    }
+
+    /// Speaks to nobody.
+    pub fn silent() -> Self {
+        Self::with(None)
+    }
+
+    fn with(stream: Option<UnixStream>) -> Self {
+        let shared = Shared { stream, step: "start".to_owned(), began: Instant::now() };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// A step begins.
+    pub fn step(&self, step: &str) {
+        let mut shared = lock(&self.shared);
+        step.clone_into(&mut shared.step);
+        shared.tell();
+    }
+
+    /// Ends the answer.
+    pub fn finish(&self, end: &answer::Line) {
+        let mut shared = lock(&self.shared);
+        shared.send(end);
+        shared.stream = None;
+    }
+
+    /// Repeats the step every second until the returned guard is dropped.
+    pub fn heartbeat(&self) -> Heartbeat {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let progress = self.clone();
+        thread::spawn(move || {
+            while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                lock(&progress.shared).tell();
+            }
+        });
+        Heartbeat { _stop: stop }
+    }
+}
+
+impl Shared {
+    fn tell(&mut self) {
+        let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let progress = answer::Progress { step: self.step.clone(), elapsed_ms };
+        self.send(&answer::Line::Progress(progress));
+    }
+
+    fn send(&mut self, line: &answer::Line) {
+        let Some(stream) = &mut self.stream else { return };
+        let Ok(mut bytes) = serde_json::to_vec(line) else { return };
+        bytes.push(b'\n');
+        if stream.write_all(&bytes).is_err() {
+            self.stream = None;
+        }
+    }
+}
+
+/// The heart beats while this lives.
+#[derive(Debug)]
+pub struct Heartbeat {
+    _stop: mpsc::Sender<()>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    #[test]
+    fn steps_heartbeats_and_the_end_arrive_in_order() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let progress = Progress::new(ours);
+        let heart = progress.heartbeat();
+        progress.step("soak");
+        let mut lines = BufReader::new(theirs).lines();
+        assert!(lines.next().unwrap().unwrap().contains("soak"));
+        assert!(lines.next().unwrap().unwrap().contains("soak"), "the heartbeat");
+        drop(heart);
+        progress.finish(&answer::Line::Ok(serde_json::Value::Null));
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"ok\":null}");
+        assert!(lines.next().is_none());
+    }
+
+    #[test]
+    fn a_client_that_went_away_stops_nothing() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let progress = Progress::new(ours);
+        progress.step("a");
+        progress.step("b");
+    }
+}

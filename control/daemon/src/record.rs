@@ -1,0 +1,163 @@
+//! `state.json`: what the control module remembers of a volume. Everything else it asks the processes.
+
+use std::path::PathBuf;
+
+use everdisk_api::LastUpgrade;
+use everdisk_proto::{frame::FileAttach, journal::CoreBuild};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    durable,
+    error::{Doing, Error, Result},
+    process::{ProcessId, boot_id},
+};
+
+/// Version of the file.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`].
+    pub record_version: u32,
+    /// The core program in use; none before the first attach.
+    pub current: Option<CoreBuild>,
+    /// The one before.
+    pub previous: Option<CoreBuild>,
+    /// While attached.
+    pub attachment: Option<Attachment>,
+    /// The last upgrade that ended.
+    pub last_upgrade: Option<LastUpgrade>,
+    /// What is known of an upgrade that has switched and not ended.
+    pub unfinished: Option<LastUpgrade>,
+}
+
+/// An attach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The boot it was made in; in another one nothing of it is left.
+    pub boot_id: String,
+    /// Where it is.
+    pub phase: Phase,
+    /// The front end.
+    pub file: FileAttach,
+    /// The file was made for it.
+    pub created_file: bool,
+    /// The interface.
+    pub interface: Option<ProcessId>,
+    /// Every core that was started and was not seen gone.
+    pub cores: Vec<KnownCore>,
+    /// Cores started so far.
+    pub started: u64,
+}
+
+/// Where an attach is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Under way.
+    Attaching,
+    /// Done.
+    Attached,
+    /// On its way out.
+    Detaching,
+}
+
+/// A core that was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownCore {
+    /// The process.
+    pub process: ProcessId,
+    /// Its program.
+    pub program: PathBuf,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            record_version: RECORD_VERSION,
+            current: None,
+            previous: None,
+            attachment: None,
+            last_upgrade: None,
+            unfinished: None,
+        }
+    }
+}
+
+impl Attachment {
+    /// Whether it was made in this boot.
+    pub fn of_this_boot(&self) -> bool {
+        self.boot_id == boot_id()
+    }
+
+    /// Whether the interface runs.
+    pub fn interface_alive(&self) -> bool {
+        self.interface.is_some_and(ProcessId::alive)
+    }
+
+    /// The cores that run.
+    pub fn live_cores(&self) -> impl Iterator<Item = &KnownCore> {
+        self.cores.iter().filter(|core| core.process.alive())
+    }
+
+    /// The program of a core.
+    pub fn program_of(&self, pid: u32) -> Option<&PathBuf> {
+        self.cores.iter().find(|core| core.process.pid == pid).map(|core| &core.program)
+    }
+}
+
+impl Record {
+    /// Reads a record; a missing file is an empty one.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged or of another version.
+    pub fn load(path: &std::path::Path) -> Result<Self> {
+        let Some(text) = durable::read(path).doing(|| format!("read {}", path.display()))? else {
+            return Ok(Self::default());
+        };
+        let record: Self =
+            serde_json::from_str(&text).map_err(|e| Error::Failed(format!("{} is damaged: {e}", path.display())))?;
+        if record.record_version != RECORD_VERSION {
+            return Err(Error::Failed(format!(
+                "{} has version {}, this program reads {RECORD_VERSION}",
+                path.display(),
+                record.record_version
+            )));
+        }
+        Ok(record)
+    }
+
+    /// Makes the record durable.
+    ///
+    /// # Errors
+    /// The operating system's; the old one stands then.
+    pub fn save(&self, path: &std::path::Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::Failed(e.to_string()))?;
+        durable::write(path, &text).doing(|| format!("write {}", path.display()))
+    }
+
+    /// Version of the current core, for people.
+    pub fn current_version(&self) -> String {
+        self.current.as_ref().map_or_else(|| "none".to_owned(), |build| build.identity.version.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_and_a_damaged_or_newer_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        assert_eq!(Record::load(&path).unwrap(), Record::default());
+        Record::default().save(&path).unwrap();
+        assert_eq!(Record::load(&path).unwrap(), Record::default());
+        std::fs::write(&path, "{").unwrap();
+        assert!(Record::load(&path).unwrap_err().to_string().contains("damaged"));
+        let newer = Record { record_version: 2, ..Record::default() };
+        newer.save(&path).unwrap();
+        assert!(Record::load(&path).unwrap_err().to_string().contains("version 2"));
+    }
+}

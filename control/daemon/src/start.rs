@@ -1,0 +1,197 @@
+//! Starting and ending a volume's processes, each remembered before anything else is done with it.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_proto::{frame::InterfaceStatus, journal::CoreBuild};
+use everdisk_telemetry::event;
+use tracing::{info, warn};
+
+use crate::{
+    child::Child,
+    error::{Doing, Error, Result},
+    programs,
+    record::{Attachment, KnownCore},
+    volume::Volume,
+};
+
+/// A core arms within this time.
+pub const ARMED_WITHIN: Duration = Duration::from_secs(10);
+/// A core that was asked to leave has gone within this time, or is killed.
+pub const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// An interface answers within this time.
+const INTERFACE_WITHIN: Duration = Duration::from_secs(5);
+/// Waits look this often.
+const LOOK: Duration = Duration::from_millis(5);
+/// A version line comes within this time.
+const VERSION_WITHIN: Duration = Duration::from_secs(5);
+/// A program is copied within this time.
+const COPIED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Starts an interface; `restore`: one that takes the file descriptors back from the cores.
+///
+/// # Errors
+/// It cannot be started or remembered.
+pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
+    let program = volume.programs.interface();
+    let mut command = Command::new(&program);
+    command.arg("--volume").arg(volume.paths.spec()).arg("--socket").arg(volume.paths.interface_socket());
+    if restore {
+        command.arg("--restore");
+    }
+    let kicked = Arc::clone(volume);
+    let child = Child::start(command, &volume.paths.interface_log(), move || kicked.kick())
+        .doing(|| format!("start {}", program.display()))?;
+    let remembered = volume.update_attachment(|attachment| attachment.interface = Some(child.id));
+    if let Err(e) = remembered {
+        child.id.end(Duration::ZERO);
+        return Err(e);
+    }
+    info!(event = event::INTERFACE_STARTED, volume = %volume.name, pid = child.id.pid, restore);
+    Ok(child)
+}
+
+/// Waits until an interface answers.
+///
+/// # Errors
+/// It ended, with its last words, or did not answer in time.
+pub fn interface_ready(volume: &Volume, child: &Child) -> Result<InterfaceStatus> {
+    let deadline = Instant::now() + INTERFACE_WITHIN;
+    loop {
+        let answer = volume.interface().status();
+        match answer {
+            Ok(status) if status.pid == child.id.pid => return Ok(status),
+            _ if child.ended().is_some() || !child.id.alive() => {
+                return Err(Error::Failed(format!("the interface ended: {}", child.last_words())));
+            }
+            _ if Instant::now() > deadline => {
+                return Err(Error::Failed(format!(
+                    "the interface did not answer within {INTERFACE_WITHIN:?}: {}",
+                    child.last_words()
+                )));
+            }
+            _ => thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Starts a core.
+///
+/// # Errors
+/// It cannot be started or remembered.
+pub fn core(volume: &Arc<Volume>, build: &CoreBuild) -> Result<Child> {
+    let number = volume.update_attachment(|attachment| {
+        attachment.started += 1;
+        attachment.started
+    })?;
+    let mut command = Command::new(&build.program);
+    command.arg("--volume").arg(volume.paths.spec());
+    command.arg("--interface").arg(volume.paths.interface_socket());
+    command.arg("--control-dir").arg(&volume.paths.run);
+    let kicked = Arc::clone(volume);
+    let child = Child::start(command, &volume.paths.core_log(number), move || kicked.kick())
+        .doing(|| format!("start {}", build.program.display()))?;
+    let known = KnownCore { process: child.id, program: build.program.clone() };
+    if let Err(e) = volume.update_attachment(|attachment| attachment.cores.push(known)) {
+        child.id.end(Duration::ZERO);
+        return Err(e);
+    }
+    info!(event = event::CORE_STARTED, volume = %volume.name, pid = child.id.pid, version = %build.identity.version);
+    Ok(child)
+}
+
+/// Waits until a core could take the gate.
+///
+/// # Errors
+/// It ended, with its last words, or did not arm in time.
+pub fn core_armed(volume: &Volume, child: &Child, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let status = volume.interface().status();
+        if status.is_ok_and(|status| status.cores.iter().any(|core| core.pid == child.id.pid && core.armed)) {
+            return Ok(());
+        }
+        if child.ended().is_some() || !child.id.alive() {
+            // The reaper and the last write may be a moment behind.
+            thread::sleep(LOOK);
+            return Err(Error::Failed(format!("the core ended: {}", child.last_words())));
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Failed(format!("the core was not ready within {limit:?}: {}", child.last_words())));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Has a core leave, politely first, and waits until it has gone.
+pub fn end_core(volume: &Volume, known: &KnownCore) {
+    let pid = known.process.pid;
+    let grace = match volume.interface().dismiss(pid) {
+        Ok(()) => GONE_WITHIN,
+        Err(_) => Duration::ZERO,
+    };
+    if !known.process.end(grace) {
+        warn!(volume = %volume.name, pid, "the core does not go although it was killed");
+        return;
+    }
+    info!(event = event::CORE_DISMISSED, volume = %volume.name, pid);
+    let _ = fs::remove_file(volume.paths.core_socket(pid));
+    let _ = volume.update_attachment(|attachment| attachment.cores.retain(|core| core != known));
+}
+
+/// Ends everything that runs for an attachment: `grace` is what is left to those that are leaving by themselves.
+pub fn end_all(attachment: &Attachment, grace: Duration) -> bool {
+    let deadline = Instant::now() + grace;
+    let processes = attachment.interface.into_iter().chain(attachment.cores.iter().map(|core| core.process));
+    let mut gone = true;
+    for process in processes {
+        gone &= process.end(deadline.saturating_duration_since(Instant::now()));
+    }
+    gone
+}
+
+/// Copies `source` into a directory of its own under `cores/` and checks it.
+///
+/// # Errors
+/// It cannot be copied or is no core that fits.
+pub fn stage(volume: &Volume, source: &Path) -> Result<CoreBuild> {
+    let program = next_program(volume)?;
+    let checked = programs::copy(source, &program, COPIED_WITHIN)
+        .and_then(|()| programs::identify(&program, source, VERSION_WITHIN))
+        .map(|identity| CoreBuild { program: program.clone(), identity });
+    if checked.is_err() {
+        prune_programs(volume);
+    }
+    checked
+}
+
+/// Where the next program will lie: one above the highest number in use.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn next_program(volume: &Volume) -> Result<std::path::PathBuf> {
+    let cores = volume.paths.cores();
+    crate::durable::make_dir(&cores).doing(|| format!("make {}", cores.display()))?;
+    let entries = fs::read_dir(&cores).doing(|| format!("read {}", cores.display()))?;
+    let highest = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max();
+    Ok(cores.join((highest.unwrap_or(0) + 1).to_string()).join("everdisk-core"))
+}
+
+/// Removes every program but the current and the previous one.
+pub fn prune_programs(volume: &Volume) {
+    let record = volume.record();
+    let kept = [record.current, record.previous].into_iter().flatten().map(|build| build.program);
+    let kept: Vec<_> = kept.filter_map(|program| program.parent().map(Path::to_owned)).collect();
+    let Ok(entries) = fs::read_dir(volume.paths.cores()) else { return };
+    for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
+        if let Err(e) = fs::remove_dir_all(&directory) {
+            warn!(volume = %volume.name, "cannot remove {}: {e}", directory.display());
+        }
+    }
+}

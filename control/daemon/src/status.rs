@@ -1,0 +1,133 @@
+//! How a volume stands, asked of its processes each time.
+
+use everdisk_api::status::{Frontend, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
+use everdisk_proto::{
+    frame::{GateState, InterfaceStatus},
+    volume::VolumeSpec,
+};
+
+use crate::{
+    record::{Attachment, Phase},
+    volume::Volume,
+};
+
+/// Everything about a volume. Never waits for an operation.
+pub fn status(volume: &Volume) -> VolumeStatus {
+    let record = volume.record();
+    let spec = volume.spec();
+    let attachment = volume.attachment();
+    let running = volume.running();
+    let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
+    let (state, reason) = judge(volume, attachment.as_ref(), seen.as_ref());
+    let nodes =
+        seen.as_ref().and_then(|seen| seen.serving).and_then(|pid| volume.with_core(pid, |core| core.nodes().ok()));
+    let mut status = VolumeStatus {
+        name: volume.name.to_string(),
+        state,
+        size: spec.size,
+        mode: "synchronous".to_owned(),
+        generation: 0,
+        core: None,
+        standby: None,
+        interface: None,
+        frontends: Vec::new(),
+        buffered_bytes: 0,
+        in_flight: 0,
+        waiting: None,
+        nodes: nodes.map_or_else(|| unknown(&spec), |nodes| nodes.into_iter().map(Node::from).collect()),
+        last_upgrade: record.last_upgrade,
+        crashes_survived: 0,
+        lease_ms: None,
+        operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
+        cores: Vec::new(),
+        reason,
+    };
+    if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
+        let address = attachment.file.path.display().to_string();
+        status.frontends.push(Frontend { kind: "file".to_owned(), address });
+    }
+    if let Some(seen) = seen {
+        enter(&mut status, seen);
+    }
+    status
+}
+
+fn enter(status: &mut VolumeStatus, seen: InterfaceStatus) {
+    let program = |pid: u32| {
+        let core = seen.cores.iter().find(|core| core.pid == pid)?;
+        Some(Program { pid, version: core.identity.version.clone() })
+    };
+    status.core = seen.serving.and_then(program);
+    // During an upgrade the youngest armed core is the one that is about to take over.
+    let mut others = seen.cores.iter().filter(|core| core.armed && Some(core.pid) != seen.serving);
+    status.standby = others.next_back().and_then(|core| program(core.pid));
+    status.cores = seen.cores.iter().filter_map(|core| program(core.pid)).collect();
+    status.interface = Some(Program { pid: seen.pid, version: seen.version });
+    status.generation = seen.generation.0;
+    status.in_flight = seen.in_flight;
+    status.waiting = seen.waiting;
+    status.crashes_survived = seen.crashes_survived;
+    status.lease_ms = seen.lease_ms;
+}
+
+/// The state in one word, and why it is not a better one.
+fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&InterfaceStatus>) -> (State, Option<String>) {
+    let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) else { return (State::Detached, None) };
+    let Some(seen) = seen else {
+        let reason = volume.trouble();
+        if attachment.interface_alive() {
+            return (State::Recovering, reason.or_else(|| Some("the interface does not answer".to_owned())));
+        }
+        if attachment.live_cores().next().is_some() {
+            return (State::Recovering, reason.or_else(|| Some("the interface has died".to_owned())));
+        }
+        return (State::Failed, reason.or_else(|| Some("core and interface are gone".to_owned())));
+    };
+    let upgrading = volume.running().is_some_and(|running| matches!(running.name, "upgrade" | "rollback"));
+    match seen.gate {
+        GateState::Serving | GateState::Suspended if upgrading => (State::Upgrading, None),
+        GateState::Serving => (State::Serving, None),
+        GateState::Suspended => (State::Suspended, None),
+        GateState::Recovering => (State::Recovering, volume.trouble().or_else(|| Some("the core has died".to_owned()))),
+        GateState::Detached => (State::Recovering, volume.trouble()),
+    }
+}
+
+fn unknown(spec: &VolumeSpec) -> Vec<Node> {
+    let node = |node: &everdisk_proto::volume::NodeSpec| Node {
+        url: node.url.to_string(),
+        uuid: node.uuid,
+        state: "unknown".to_owned(),
+        missed_bytes: 0,
+        error: None,
+    };
+    spec.nodes.iter().map(node).collect()
+}
+
+/// The state alone.
+pub fn state(volume: &Volume) -> State {
+    let attachment = volume.attachment();
+    let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
+    judge(volume, attachment.as_ref(), seen.as_ref()).0
+}
+
+/// A line of the list.
+pub fn line(volume: &Volume) -> VolumeLine {
+    let spec = volume.spec();
+    VolumeLine { name: spec.name.to_string(), size: spec.size, state: state(volume), nodes: spec.nodes.len() }
+}
+
+/// The description.
+pub fn describe(volume: &Volume) -> VolumeDescription {
+    let record = volume.record();
+    let version = |build: everdisk_proto::journal::CoreBuild| build.identity.version;
+    VolumeDescription {
+        spec: volume.spec(),
+        state: state(volume),
+        core_version: record.current.map(version),
+        previous_core_version: record.previous.map(version),
+    }
+}
+
+#[cfg(test)]
+mod tests;

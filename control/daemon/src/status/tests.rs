@@ -1,0 +1,85 @@
+use everdisk_proto::{
+    frame::{CoreStatus, FileAttach, Suspension},
+    ids::{Generation, Slot},
+    version::CoreIdentity,
+};
+
+use super::*;
+use crate::{
+    process::{ProcessId, boot_id},
+    record::KnownCore,
+    volume::tests::volume,
+};
+
+fn seen(gate: GateState) -> InterfaceStatus {
+    let core = |pid, slot, armed| CoreStatus {
+        pid,
+        slot: Slot::new(slot).unwrap(),
+        identity: CoreIdentity::current(),
+        armed,
+        requests: 0,
+        io_errors: 0,
+    };
+    InterfaceStatus {
+        version: "1".to_owned(),
+        pid: 9,
+        gate,
+        generation: Generation(7),
+        serving: Some(10),
+        cores: vec![core(10, 0, true), core(11, 1, true), core(12, 2, false)],
+        file: None,
+        in_flight: 3,
+        waiting: Some(4),
+        lease_ms: None,
+        crashes_survived: 2,
+        last_suspension: Suspension::default(),
+    }
+}
+
+fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachment {
+    let known = |process| KnownCore { process, program: "/p".into() };
+    Attachment {
+        boot_id: boot_id(),
+        phase: Phase::Attached,
+        file: FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+        created_file: false,
+        interface,
+        cores: core.map(known).into_iter().collect(),
+        started: 1,
+    }
+}
+
+#[test]
+fn the_state_follows_the_gate_the_processes_and_the_operation() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let own = ProcessId::of(std::process::id());
+    let state = |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, a, s.map(seen).as_ref()).0;
+    let (alive, dead, headless) = (attachment(own, own), attachment(None, None), attachment(None, own));
+    assert_eq!(state(None, None), State::Detached);
+    assert_eq!(state(Some(&dead), None), State::Failed);
+    assert_eq!(state(Some(&headless), None), State::Recovering);
+    assert_eq!(state(Some(&alive), None), State::Recovering);
+    assert_eq!(state(Some(&alive), Some(GateState::Serving)), State::Serving);
+    assert_eq!(state(Some(&alive), Some(GateState::Suspended)), State::Suspended);
+    assert_eq!(state(Some(&alive), Some(GateState::Recovering)), State::Recovering);
+    let operation = volume.begin("upgrade").unwrap();
+    assert_eq!(judge(&volume, Some(&alive), Some(&seen(GateState::Serving))).0, State::Upgrading);
+    drop(operation);
+    let attaching = Attachment { phase: Phase::Attaching, ..alive };
+    assert_eq!(state(Some(&attaching), None), State::Detached);
+}
+
+#[test]
+fn what_the_interface_says_is_entered_and_a_core_that_is_not_armed_is_no_standby() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let mut status = status(&volume);
+    assert_eq!((status.state, status.nodes.len()), (State::Detached, 2));
+    assert!(status.nodes.iter().all(|node| node.state == "unknown"));
+    enter(&mut status, seen(GateState::Serving));
+    assert_eq!(status.core.unwrap().pid, 10);
+    assert_eq!(status.standby.unwrap().pid, 11);
+    assert_eq!((status.generation, status.in_flight, status.crashes_survived), (7, 3, 2));
+    assert_eq!(status.cores.len(), 3);
+}

@@ -1,0 +1,70 @@
+//! The start of the control module: what runs is left running, what was left half-done is finished or undone.
+
+use std::sync::Arc;
+
+use everdisk_proto::frame::GateState;
+use everdisk_telemetry::event;
+use tracing::{info, warn};
+
+use crate::{
+    attach::clear_away,
+    catalogue::Catalogue,
+    error::{Doing, Result},
+    process::with_argument,
+    record::{KnownCore, Phase},
+    supervise::supervise,
+    upgrade,
+    volume::Volume,
+};
+
+/// Takes over every volume.
+///
+/// # Errors
+/// No thread can be started.
+pub fn take_over(catalogue: &Catalogue) -> Result<()> {
+    for volume in catalogue.all() {
+        if let Err(e) = settle(&volume) {
+            warn!(volume = %volume.name, "{e}");
+        }
+        upgrade::take_up(&volume);
+        supervise(&volume).doing(|| "start a thread".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Enters processes that were started and not written down.
+fn adopt(volume: &Volume) -> Result<()> {
+    let found = with_argument(&volume.paths.spec());
+    volume.update_attachment(|attachment| {
+        for (process, program) in found {
+            let known =
+                attachment.interface == Some(process) || attachment.cores.iter().any(|core| core.process == process);
+            match program.file_name().and_then(|name| name.to_str()) {
+                _ if known => {}
+                Some("everdisk-interface") if !attachment.interface_alive() => attachment.interface = Some(process),
+                Some("everdisk-core") => attachment.cores.push(KnownCore { process, program }),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// Finishes or undoes an attach or detach that was under way, and forgets an attachment of an earlier boot.
+fn settle(volume: &Arc<Volume>) -> Result<()> {
+    let Some(attachment) = volume.record().attachment else { return Ok(()) };
+    if !attachment.of_this_boot() {
+        return clear_away(volume);
+    }
+    if attachment.phase == Phase::Attached {
+        adopt(volume)?;
+        let cores = volume.attached()?.live_cores().count();
+        info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores);
+        return Ok(());
+    }
+    let mounted =
+        volume.interface().status().is_ok_and(|status| status.gate != GateState::Detached && status.file.is_some());
+    if mounted {
+        return volume.update_attachment(|attachment| attachment.phase = Phase::Attached);
+    }
+    clear_away(volume)
+}

@@ -1,0 +1,250 @@
+//! Upgrade, its plan, rollback, and taking up what an earlier control module left.
+
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use everdisk_api::{
+    LastUpgrade,
+    status::{PlannedStep, UpgradePlan},
+};
+use everdisk_proto::{
+    frame::GateState,
+    journal::{self, CoreBuild, Outcome},
+};
+use everdisk_telemetry::event;
+use everdisk_upgrade::{
+    act::Act,
+    run::{Plan, resume, run},
+    step::{Limit, RULES},
+    take_up::{Unfinished, next_number, unfinished},
+};
+use tracing::{info, warn};
+
+use crate::{
+    actor::Actor,
+    durable,
+    error::{Doing, Error, Result},
+    programs,
+    progress::Progress,
+    start,
+    volume::{Operation, Volume, lock},
+};
+
+/// A version line comes within this time.
+const VERSION_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the operator asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// The new program.
+    pub core: &'a Path,
+    /// Drain and probe together.
+    pub pause_budget: Duration,
+    /// How long the old core stays parked.
+    pub soak: Duration,
+}
+
+/// Upgrades a volume's core.
+///
+/// # Errors
+/// [`Error::Upgrade`] when it was not committed, with the report; else why it could not begin.
+pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
+    let operation = volume.begin("upgrade")?;
+    let report = perform(volume, &operation, wish, progress)?;
+    if report.outcome == Some(Outcome::Committed) && report.reason.is_none() {
+        return Ok(report);
+    }
+    Err(failed(report))
+}
+
+fn failed(report: LastUpgrade) -> Error {
+    let version = report.to.as_deref().unwrap_or("the new core");
+    let reason = report.reason.as_deref().unwrap_or("no reason is known");
+    let message = match report.outcome {
+        Some(Outcome::RolledBack) => {
+            format!("the upgrade of {} to {version} was rolled back, {} serves: {reason}", report.volume, report.from)
+        }
+        Some(Outcome::Aborted) => {
+            format!("the upgrade of {} was aborted, {} has served all the time: {reason}", report.volume, report.from)
+        }
+        Some(Outcome::Committed) | None => format!("{version} serves volume {}, and yet: {reason}", report.volume),
+    };
+    Error::Upgrade { message, report: Box::new(report) }
+}
+
+/// The checks before the first step: who serves, and that nothing forbids an upgrade now.
+fn ready(volume: &Volume) -> Result<(CoreBuild, u32)> {
+    volume.attached()?;
+    let current = volume.current()?;
+    let status = volume.interface().status()?;
+    let refused = |why: &str| Err(Error::State(format!("volume {} cannot be upgraded now: {why}", volume.name)));
+    match (status.gate, status.serving) {
+        (GateState::Serving, Some(pid)) => Ok((current, pid)),
+        (GateState::Suspended, _) => refused(&format!("it is suspended; `everdisk resume {}` first", volume.name)),
+        _ => refused("no core serves; wait until `everdisk status` says serving"),
+    }
+}
+
+fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
+    volume.rollback_wanted.store(false, Ordering::Relaxed);
+    // A pass of the supervisor that began before the operation has to end first.
+    drop(lock(&volume.hands));
+    let (from, from_pid) = ready(volume)?;
+    let records = read_journal(volume)?;
+    let number = next_number(&records);
+    let report = LastUpgrade::new(volume.name.to_string(), number, from.identity.version.clone());
+    let plan = Plan { from, from_pid, pause_budget: wish.pause_budget, soak: wish.soak };
+    let mut actor = Actor::new(volume, number, wish.core, progress);
+    let report = run(&mut actor, &plan, report);
+    remember(volume, &report)?;
+    Ok(report)
+}
+
+fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
+    info!(
+        event = event::UPGRADE_ENDED,
+        volume = %volume.name,
+        upgrade = report.upgrade,
+        outcome = ?report.outcome,
+        reason = report.reason.as_deref().unwrap_or_default()
+    );
+    volume.update(|record| {
+        record.last_upgrade = Some(report.clone());
+        record.unfinished = None;
+    })
+}
+
+fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {
+    let path = volume.paths.journal();
+    let text = durable::read(&path).doing(|| format!("read {}", path.display()))?.unwrap_or_default();
+    journal::parse(&text)
+        .map_err(|e| Error::Failed(format!("{e}: move {} away to upgrade this volume", path.display())))
+}
+
+/// Checks what can be checked without changing anything, and says what would be done.
+///
+/// # Errors
+/// What would make the upgrade fail.
+pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
+    let (from, pid) = ready(volume)?;
+    let number = next_number(&read_journal(volume)?);
+    let identity = programs::identify(wish.core, wish.core, VERSION_WITHIN)?;
+    let checks = vec![
+        format!("volume {} serves (process {pid}, version {})", volume.name, from.identity.version),
+        format!("{} is {identity}", wish.core.display()),
+        format!("its ABI range {} holds the interface's ABI {}", identity.abi, everdisk_proto::version::ABI),
+        format!("the journal is sound; this would be upgrade {number}"),
+    ];
+    let steps = RULES.iter().map(|rule| {
+        let limit = match rule.limit {
+            Limit::Fixed(limit) => limit,
+            Limit::PauseBudget => wish.pause_budget,
+            Limit::Soak => wish.soak,
+        };
+        PlannedStep {
+            step: rule.step.name().to_owned(),
+            deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            reversible: rule.reversible(),
+            undo: rule.undo.text().to_owned(),
+        }
+    });
+    Ok(UpgradePlan {
+        volume: volume.name.to_string(),
+        from: from.identity.version,
+        to: identity.version,
+        handover: "flush".to_owned(),
+        checks,
+        steps: steps.collect(),
+    })
+}
+
+/// Goes back to the core before: by ending an upgrade that soaks, else by an upgrade to the previous program.
+///
+/// # Errors
+/// The old version does not serve.
+pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade> {
+    if volume.running().is_some_and(|running| running.name == "upgrade") {
+        volume.rollback_wanted.store(true, Ordering::Relaxed);
+        progress.step("wait for the upgrade that runs");
+        volume.wait_end_of("upgrade");
+        let ended = volume.record().last_upgrade;
+        return match ended {
+            Some(report) if matches!(report.outcome, Some(Outcome::RolledBack | Outcome::Aborted)) => Ok(report),
+            _ => Err(Error::State(format!(
+                "the upgrade of {0} had committed before it could be stopped: `everdisk rollback {0}` again",
+                volume.name
+            ))),
+        };
+    }
+    let operation = volume.begin("rollback")?;
+    let previous = volume.record().previous.ok_or_else(|| {
+        Error::State(format!("volume {} has no earlier core to go back to: it was never upgraded", volume.name))
+    })?;
+    let wish = Wish {
+        core: &previous.program,
+        pause_budget: everdisk_proto::limits::PAUSE_BUDGET_DEFAULT,
+        // The core that is gone back to is known; there is no better one to go back to from it.
+        soak: Duration::ZERO,
+    };
+    let report = perform(volume, &operation, wish, progress)?;
+    match report.outcome {
+        Some(Outcome::Committed) => Ok(report),
+        _ => Err(failed(report)),
+    }
+}
+
+/// Takes up an upgrade that an earlier control module left, in a thread of its own.
+pub fn take_up(volume: &Arc<Volume>) {
+    let left = match read_journal(volume) {
+        Ok(records) => unfinished(&records),
+        Err(e) => {
+            warn!(volume = %volume.name, "{e}");
+            None
+        }
+    };
+    let Some(left) = left else {
+        start::prune_programs(volume);
+        return;
+    };
+    let Ok(operation) = volume.begin("upgrade") else { return };
+    let volume = Arc::clone(volume);
+    let spawned = std::thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
+        info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is taken up");
+        let ended = finish(&volume, &left);
+        if let Err(e) = ended {
+            warn!(volume = %volume.name, "{e}");
+        }
+        drop(operation);
+    });
+    if let Err(e) = spawned {
+        warn!("cannot start a thread: {e}");
+    }
+}
+
+fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
+    let progress = Progress::silent();
+    let record = volume.record();
+    let mut report = record
+        .unfinished
+        .filter(|kept| kept.upgrade == left.upgrade)
+        .unwrap_or_else(|| LastUpgrade::new(volume.name.to_string(), left.upgrade, left.from.identity.version.clone()));
+    let program = left.to.as_ref().map(|build| build.program.clone()).unwrap_or_default();
+    let mut actor = Actor::new(volume, left.upgrade, &program, &progress);
+    let current = record.current.unwrap_or_else(|| left.from.clone());
+    if volume.attachment().is_some() {
+        report = resume(&mut actor, left, &current, report);
+    } else {
+        let committed = left.to.as_ref() == Some(&current);
+        let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
+        let reason = (!committed).then(|| "the volume was detached or the machine restarted meanwhile".to_owned());
+        report.outcome = Some(outcome);
+        report.reason.clone_from(&reason);
+        let end = journal::Event::End { outcome, reason };
+        actor.record(end).map_err(|fault| Error::Failed(fault.0))?;
+        start::prune_programs(volume);
+    }
+    remember(volume, &report)
+}

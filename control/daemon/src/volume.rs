@@ -1,0 +1,291 @@
+//! One volume as the control module has it: its description, its record, and who may act on it now.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use everdisk_api::directories::Directories;
+use everdisk_proto::{ids::VolumeName, journal::CoreBuild, volume::VolumeSpec};
+
+use crate::{
+    durable,
+    error::{Doing, Error, Result},
+    paths::VolumePaths,
+    peers::{Core, Interface},
+    programs::Programs,
+    record::{Attachment, Record},
+};
+
+/// A volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its files.
+    pub paths: VolumePaths,
+    /// The programs it is run with.
+    pub programs: Programs,
+    interface_socket: PathBuf,
+    spec: Mutex<VolumeSpec>,
+    record: Mutex<Record>,
+    operation: Mutex<Option<Running>>,
+    /// Signalled when an operation ends.
+    ended: Condvar,
+    /// Held by the supervisor for each of its passes, and by whoever must not meet it.
+    pub hands: Mutex<()>,
+    kicked: Mutex<bool>,
+    kick: Condvar,
+    /// The operator wants the old core back.
+    pub rollback_wanted: AtomicBool,
+    /// Why the volume does not serve, as the supervisor sees it.
+    trouble: Mutex<Option<String>>,
+    /// The volume was deleted: its supervisor ends.
+    pub deleted: AtomicBool,
+}
+
+/// An operation that has the volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// Its name.
+    pub name: &'static str,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// Locks a mutex; a thread that panicked while it held it is no reason to stop serving.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Volume {
+    /// Reads a volume's files.
+    ///
+    /// # Errors
+    /// They are missing or damaged.
+    pub fn load(directories: &Directories, name: VolumeName, programs: Programs) -> Result<Self> {
+        let paths = VolumePaths::new(directories, &name);
+        let file = paths.spec();
+        let damaged = |why: String| Error::Failed(format!("{} is damaged: {why}", file.display()));
+        let text = durable::read(&file)
+            .doing(|| format!("read {}", file.display()))?
+            .ok_or_else(|| Error::NotFound(name.to_string()))?;
+        let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        spec.validate().map_err(|e| damaged(e.to_string()))?;
+        if spec.name != name {
+            return Err(damaged(format!("it is that of volume {}", spec.name)));
+        }
+        let record = Record::load(&paths.record())?;
+        Ok(Self {
+            name,
+            interface_socket: paths.interface_socket(),
+            paths,
+            programs,
+            spec: Mutex::new(spec),
+            record: Mutex::new(record),
+            operation: Mutex::new(None),
+            ended: Condvar::new(),
+            hands: Mutex::new(()),
+            kicked: Mutex::new(false),
+            kick: Condvar::new(),
+            rollback_wanted: AtomicBool::new(false),
+            trouble: Mutex::new(None),
+            deleted: AtomicBool::new(false),
+        })
+    }
+
+    /// The description.
+    pub fn spec(&self) -> VolumeSpec {
+        lock(&self.spec).clone()
+    }
+
+    /// Replaces the description, durably.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn set_spec(&self, spec: VolumeSpec) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
+        durable::write(&self.paths.spec(), &text).doing(|| "write the volume's description".to_owned())?;
+        *lock(&self.spec) = spec;
+        Ok(())
+    }
+
+    /// The record.
+    pub fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+
+    /// Changes the record, durably, or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<T> {
+        let mut record = lock(&self.record);
+        let mut changed = record.clone();
+        let result = change(&mut changed);
+        if changed != *record {
+            changed.save(&self.paths.record())?;
+            *record = changed;
+        }
+        Ok(result)
+    }
+
+    /// As [`Volume::update`], for the attachment.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be written.
+    pub fn update_attachment<T>(&self, change: impl FnOnce(&mut Attachment) -> T) -> Result<T> {
+        self.update(|record| record.attachment.as_mut().map(change))?.ok_or_else(|| self.not_attached())
+    }
+
+    /// The attachment of this boot.
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.record().attachment.filter(Attachment::of_this_boot)
+    }
+
+    /// The attachment of this boot, which has to be there.
+    ///
+    /// # Errors
+    /// [`Error::State`].
+    pub fn attached(&self) -> Result<Attachment> {
+        self.attachment().ok_or_else(|| self.not_attached())
+    }
+
+    fn not_attached(&self) -> Error {
+        Error::State(format!("volume {0} is not attached: `everdisk attach {0} --file PATH`", self.name))
+    }
+
+    /// The core program in use.
+    ///
+    /// # Errors
+    /// There is none yet.
+    pub fn current(&self) -> Result<CoreBuild> {
+        self.record().current.ok_or_else(|| self.not_attached())
+    }
+
+    /// Its interface.
+    pub fn interface(&self) -> Interface<'_> {
+        Interface(&self.interface_socket)
+    }
+
+    /// Asks one of its cores.
+    pub fn with_core<T>(&self, pid: u32, ask: impl FnOnce(Core<'_>) -> T) -> T {
+        ask(Core(&self.paths.core_socket(pid)))
+    }
+
+    /// Takes the volume for an operation.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn begin(self: &Arc<Self>, name: &'static str) -> Result<Operation> {
+        let mut operation = lock(&self.operation);
+        if let Some(running) = *operation {
+            return Err(Error::Busy {
+                volume: self.name.to_string(),
+                operation: running.name,
+                seconds: running.since.elapsed().as_secs(),
+            });
+        }
+        if self.deleted.load(Ordering::Relaxed) {
+            return Err(Error::NotFound(self.name.to_string()));
+        }
+        *operation = Some(Running { name, since: Instant::now() });
+        Ok(Operation { volume: Arc::clone(self) })
+    }
+
+    /// The operation that has the volume.
+    pub fn running(&self) -> Option<Running> {
+        *lock(&self.operation)
+    }
+
+    /// Waits until the operation `name` has ended.
+    pub fn wait_end_of(&self, name: &'static str) {
+        let mut operation = lock(&self.operation);
+        while operation.is_some_and(|running| running.name == name) {
+            let waited = self.ended.wait_timeout(operation, Duration::from_millis(200));
+            operation = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has the supervisor look at once.
+    pub fn kick(&self) {
+        *lock(&self.kicked) = true;
+        self.kick.notify_all();
+    }
+
+    /// The supervisor waits here.
+    pub fn wait_kick(&self, limit: Duration) {
+        let kicked = lock(&self.kicked);
+        let waited = self.kick.wait_timeout_while(kicked, limit, |kicked| !*kicked);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    /// Why the volume does not serve.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+
+    /// Says why, or that there is no trouble.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        *lock(&self.trouble) = trouble;
+    }
+}
+
+/// The volume is taken while this lives.
+#[derive(Debug)]
+pub struct Operation {
+    volume: Arc<Volume>,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        *lock(&self.volume.operation) = None;
+        self.volume.ended.notify_all();
+        self.volume.kick();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A volume in `root` with one storage node.
+    pub(crate) fn volume(root: &Path) -> Arc<Volume> {
+        let directories = Directories { run: root.join("run"), state: root.join("state") };
+        let name: VolumeName = "v".parse().unwrap();
+        let paths = VolumePaths::new(&directories, &name);
+        durable::make_dir(&paths.state).unwrap();
+        paths.make_run().unwrap();
+        let text = include_str!("../../../proto/golden/volume-v1.json");
+        durable::write(&paths.spec(), text.as_bytes()).unwrap();
+        let programs = Programs::find().unwrap();
+        Arc::new(Volume::load(&directories, name, programs).unwrap())
+    }
+
+    #[test]
+    fn one_operation_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let first = volume.begin("upgrade").unwrap();
+        let refused = volume.begin("detach").unwrap_err().to_string();
+        assert!(refused.contains("another operation is running on v: upgrade since 0 s"), "{refused}");
+        drop(first);
+        assert!(volume.begin("detach").is_ok());
+    }
+
+    #[test]
+    fn a_volume_without_an_attachment_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        assert!(volume.attached().unwrap_err().to_string().contains("everdisk attach v --file"));
+        assert!(volume.update_attachment(|_| ()).is_err());
+        volume.update(|record| record.last_upgrade = None).unwrap();
+        assert!(!volume.paths.record().exists(), "nothing changed, nothing written");
+    }
+}

@@ -1,0 +1,102 @@
+//! What the machine asks of the world. The control module implements it with processes and sockets, the tests with a
+//! model.
+
+use std::time::Duration;
+
+use everdisk_proto::{
+    frame::HandoverReport,
+    journal::{CoreBuild, Event},
+};
+
+use crate::{health::Observation, report::Report, step::Step};
+
+/// Why an act failed: what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);
+
+/// A new core that has armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// Process id.
+    pub pid: u32,
+    /// Blocks it has read and found readable.
+    pub verified_blocks: u32,
+}
+
+/// The gate is not with the new core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenBack {
+    /// It was there before.
+    pub had_switched: bool,
+}
+
+/// The acts. Each keeps to its limit; each undo is idempotent.
+pub trait Act {
+    /// Microseconds of a clock that never goes back.
+    fn now_us(&mut self) -> u64;
+    /// Waits.
+    fn sleep(&mut self, time: Duration);
+    /// Tells whoever watches that a step begins.
+    fn begins(&mut self, step: Step);
+    /// Appends to the journal and makes it durable.
+    ///
+    /// # Errors
+    /// When it cannot be made durable; the act it announces does not happen then.
+    fn record(&mut self, event: Event) -> Result<(), Fault>;
+
+    /// [`Step::Stage`].
+    ///
+    /// # Errors
+    /// The program cannot be read or copied.
+    fn stage(&mut self, limit: Duration) -> Result<(), Fault>;
+    /// [`Step::Verify`].
+    ///
+    /// # Errors
+    /// It is no core, or none that can serve here.
+    fn verify(&mut self, limit: Duration) -> Result<CoreBuild, Fault>;
+    /// Starts the new core and waits until it is armed. The first half of [`Step::Standby`].
+    ///
+    /// # Errors
+    /// It does not start, ends, or does not arm in time.
+    fn start(&mut self, limit: Duration) -> Result<u32, Fault>;
+    /// Has the new core read its stores. The second half of [`Step::Standby`].
+    ///
+    /// # Errors
+    /// It does not answer, or cannot read.
+    fn read_stores(&mut self, pid: u32, limit: Duration) -> Result<u32, Fault>;
+    /// [`Step::Flush`].
+    ///
+    /// # Errors
+    /// A storage node did not take it.
+    fn flush(&mut self, limit: Duration) -> Result<(), Fault>;
+    /// [`Step::Suspend`] to [`Step::Resume`]. If the new core has the gate already (its predecessor died), that is
+    /// success.
+    ///
+    /// # Errors
+    /// Nobody knows who serves; [`Act::hand_back`] settles it.
+    fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, Fault>;
+    /// Looks at the volume once.
+    ///
+    /// # Errors
+    /// The interface does not answer.
+    fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
+    /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
+    fn keep(&mut self, report: &Report);
+    /// [`Step::Commit`]: the new program is recorded as current, every other core is dismissed.
+    ///
+    /// # Errors
+    /// Something was left undone; the new core serves all the same.
+    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault>;
+
+    /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by
+    /// the death of the new core. Does nothing when the new core does not have the gate.
+    ///
+    /// # Errors
+    /// No old core can take the gate, and the new one serves.
+    fn hand_back(&mut self) -> Result<GivenBack, Fault>;
+    /// Undo of the standby: the new core has gone when this returns.
+    fn dismiss(&mut self);
+    /// Undo of staging.
+    fn unstage(&mut self);
+}

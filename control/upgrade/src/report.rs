@@ -1,0 +1,115 @@
+//! How an upgrade ended: the object that `upgrade` prints and `status` shows as `last_upgrade`.
+
+use everdisk_proto::{frame::HandoverReport, journal::Outcome};
+use serde::{Deserialize, Serialize};
+
+use crate::step::Step;
+
+/// One upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The volume.
+    pub volume: String,
+    /// Number of the upgrade within the volume, from 1.
+    pub upgrade: u64,
+    /// How it ended; none while it is under way.
+    pub outcome: Option<Outcome>,
+    /// Version of the core that served before.
+    pub from: String,
+    /// Version of the new core, once it is known.
+    pub to: Option<String>,
+    /// Hand-over policy.
+    pub handover: String,
+    /// Gate closed → first held request executed (or the gate open, when none was held), µs.
+    pub suspended_us: Option<u64>,
+    /// Gate closed → the last request of the old core answered, µs.
+    pub drained_us: Option<u64>,
+    /// Gate closed → gate open, µs.
+    pub opened_us: Option<u64>,
+    /// CLOCK_MONOTONIC at which the gate was closed, ns.
+    pub closed_monotonic_ns: Option<u64>,
+    /// How long the flush before the suspension took, ms.
+    pub flush_ms: Option<u64>,
+    /// Requests that were held.
+    pub requests_held: u64,
+    /// Blocks the new core read before it was given the gate.
+    pub verified_blocks: u32,
+    /// Blocks it read in its probe, inside the suspension.
+    pub probe_blocks: u32,
+    /// Generation in force after the hand-over.
+    pub generation: Option<u64>,
+    /// The steps that were begun, in order, with the time each took.
+    pub steps: Vec<StepTime>,
+    /// The step that failed.
+    pub failed_step: Option<Step>,
+    /// Why it was not committed, or what was left undone although it was.
+    pub reason: Option<String>,
+}
+
+/// Time of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// The step.
+    pub step: Step,
+    /// Whole milliseconds.
+    pub ms: u64,
+    /// Microseconds.
+    pub us: u64,
+}
+
+impl StepTime {
+    /// A step that took `us` microseconds.
+    pub const fn new(step: Step, us: u64) -> Self {
+        Self { step, ms: us / 1000, us }
+    }
+}
+
+impl Report {
+    /// A report of an upgrade that begins.
+    pub fn new(volume: String, upgrade: u64, from: String) -> Self {
+        Self {
+            volume,
+            upgrade,
+            outcome: None,
+            from,
+            to: None,
+            handover: "flush".to_owned(),
+            suspended_us: None,
+            drained_us: None,
+            opened_us: None,
+            closed_monotonic_ns: None,
+            flush_ms: None,
+            requests_held: 0,
+            verified_blocks: 0,
+            probe_blocks: 0,
+            generation: None,
+            steps: Vec::new(),
+            failed_step: None,
+            reason: None,
+        }
+    }
+
+    /// Enters what the interface reports of the hand-over. The switch is a store to one word; its time is counted
+    /// with the probe's.
+    pub fn enter(&mut self, report: &HandoverReport) {
+        let times = report.suspension;
+        self.drained_us = times.drained_us;
+        self.opened_us = times.opened_us;
+        self.suspended_us = times.first_request_us.or(times.opened_us);
+        self.closed_monotonic_ns = (times.closed_ns > 0).then_some(times.closed_ns);
+        self.requests_held = times.held;
+        self.probe_blocks = report.probe_blocks;
+        self.generation = Some(report.generation.0);
+        let drained = times.drained_us.unwrap_or(0);
+        let opened = times.opened_us.unwrap_or(drained);
+        let first = times.first_request_us.unwrap_or(opened);
+        self.steps.push(StepTime::new(Step::Suspend, drained));
+        if times.drained_us.is_some() {
+            self.steps.push(StepTime::new(Step::Switch, 0));
+            self.steps.push(StepTime::new(Step::Probe, opened.saturating_sub(drained)));
+        }
+        if report.failure.is_none() {
+            self.steps.push(StepTime::new(Step::Resume, first.saturating_sub(opened)));
+        }
+    }
+}

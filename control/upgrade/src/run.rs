@@ -1,0 +1,275 @@
+//! Runs an upgrade: every step through one function, every failure through one unwinder.
+
+use std::time::Duration;
+
+use everdisk_proto::journal::{CoreBuild, Event as Journalled};
+
+use crate::{
+    act::{Act, Fault},
+    health::{INTERVAL, Watch},
+    report::{Report, StepTime},
+    state::{Event, State},
+    step::{Limit, Step, Undo},
+    take_up::Unfinished,
+};
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The core that serves.
+    pub from: CoreBuild,
+    /// Its process id.
+    pub from_pid: u32,
+    /// Drain and probe together may take this long.
+    pub pause_budget: Duration,
+    /// How long the old core stays parked.
+    pub soak: Duration,
+}
+
+/// Runs an upgrade to its end. Whatever happens, the gate is open on a core that serves afterwards, and the report
+/// says on which and why. `report` is [`Report::new`].
+pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
+    let mut run = Run::new(act, plan.pause_budget, plan.soak, State::Begun, report);
+    let begin = Journalled::Begin {
+        from: plan.from.clone(),
+        from_pid: plan.from_pid,
+        soak_ms: u64::try_from(plan.soak.as_millis()).unwrap_or(u64::MAX),
+    };
+    let ended = match run.act.record(begin) {
+        Ok(()) => run.prepare().and_then(|new| run.hand_over(&new).and_then(|watch| run.soak(&new, watch))),
+        Err(fault) => Err(fault),
+    };
+    run.end(ended)
+}
+
+/// Takes up an upgrade that a control module left without an end: finishes it where the new core serves, and clears it
+/// away where it does not. `current` is the recorded program: once that is the new one, the upgrade is past its point
+/// of no return. `report` is what was kept of it, or a new one.
+pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, report: Report) -> Report {
+    let mut run = Run::new(act, Duration::ZERO, left.soak, left.state, report);
+    if left.to.as_ref() == Some(current) {
+        run.report.to = Some(current.identity.version.clone());
+        return run.close(State::Committed);
+    }
+    run.undo.push(Undo::Unstage);
+    run.undo.push(Undo::Dismiss);
+    let ended = match (&left.to, left.to_pid) {
+        (Some(build), Some(pid)) => {
+            let new = New { build: build.clone(), pid };
+            run.find(&new).and_then(|watch| run.soak(&new, watch))
+        }
+        _ => Err(Fault("the control module ended before the new core was ready".to_owned())),
+    };
+    run.end(ended)
+}
+
+/// The new core.
+#[derive(Clone)]
+struct New {
+    build: CoreBuild,
+    pid: u32,
+}
+
+struct Run<'a, A> {
+    act: &'a mut A,
+    budget: Duration,
+    soak: Duration,
+    state: State,
+    report: Report,
+    /// Undos of the steps that were begun.
+    undo: Vec<Undo>,
+    /// The gate has been with the new core.
+    switched: bool,
+    new: Option<New>,
+}
+
+impl<'a, A: Act> Run<'a, A> {
+    fn new(act: &'a mut A, budget: Duration, soak: Duration, state: State, report: Report) -> Self {
+        Self { act, budget, soak, state, report, undo: Vec::new(), switched: state == State::Soaking, new: None }
+    }
+
+    /// Runs one step: announces it, notes its undo, gives it its limit, times it. An error names the step.
+    fn step<T>(&mut self, step: Step, work: impl FnOnce(&mut A, Duration) -> Result<T, Fault>) -> Result<T, Fault> {
+        let rule = step.rule();
+        let limit = match rule.limit {
+            Limit::Fixed(limit) => limit,
+            Limit::PauseBudget => self.budget,
+            Limit::Soak => self.soak,
+        };
+        self.act.begins(step);
+        self.undo.push(rule.undo);
+        let began = self.act.now_us();
+        let result = work(self.act, limit);
+        let took = self.act.now_us().saturating_sub(began);
+        self.report.steps.push(StepTime::new(step, took));
+        if result.is_err() {
+            self.report.failed_step = Some(step);
+        }
+        result
+    }
+
+    fn advance(&mut self, event: Event) -> Result<(), Fault> {
+        let next = self.state.after(event);
+        self.state =
+            next.ok_or_else(|| Fault(format!("{event:?} cannot happen to an upgrade that is {:?}", self.state)))?;
+        Ok(())
+    }
+
+    /// Everything before the suspension.
+    fn prepare(&mut self) -> Result<New, Fault> {
+        self.step(Step::Stage, |act, limit| act.stage(limit))?;
+        self.advance(Event::Done)?;
+
+        let build = self.step(Step::Verify, |act, limit| act.verify(limit))?;
+        self.report.to = Some(build.identity.version.clone());
+        self.act.record(Journalled::Staged { to: build.clone() })?;
+        self.advance(Event::Done)?;
+
+        let (pid, blocks) = self.step(Step::Standby, |act, limit| {
+            let pid = act.start(limit)?;
+            act.record(Journalled::Standby { to_pid: pid })?;
+            Ok((pid, act.read_stores(pid, limit)?))
+        })?;
+        self.report.verified_blocks = blocks;
+        self.new = Some(New { build: build.clone(), pid });
+        self.advance(Event::Done)?;
+
+        self.step(Step::Flush, |act, limit| act.flush(limit))?;
+        self.report.flush_ms = self.report.steps.last().map(|s| s.ms);
+        self.advance(Event::Done)?;
+        Ok(New { build, pid })
+    }
+
+    /// Suspend, switch, probe and resume. The journal has it before it is commanded.
+    fn hand_over(&mut self, new: &New) -> Result<Watch, Fault> {
+        let before = self.act.observe(new.pid).ok().and_then(|seen| seen.io_errors);
+        self.act.record(Journalled::Handover)?;
+        self.advance(Event::Done)?;
+        for step in [Step::Suspend, Step::Switch, Step::Probe, Step::Resume] {
+            self.act.begins(step);
+            self.undo.push(step.rule().undo);
+        }
+        self.report.failed_step = Some(Step::Suspend);
+        let report = self.act.hand_over(new.pid, self.budget)?;
+        self.report.enter(&report);
+        if let Some(failure) = report.failure {
+            self.switched = failure.switched;
+            self.report.failed_step = Some(if failure.switched { Step::Probe } else { Step::Suspend });
+            return Err(Fault(failure.reason));
+        }
+        self.report.failed_step = None;
+        self.switched = true;
+        self.advance(Event::NewServes)?;
+        self.act.keep(&self.report);
+        self.act.record(Journalled::Switched)?;
+        Ok(Watch::new(new.pid, before))
+    }
+
+    /// After a crash of the control module: asks who serves.
+    fn find(&mut self, new: &New) -> Result<Watch, Fault> {
+        self.new = Some(new.clone());
+        self.report.to = Some(new.build.identity.version.clone());
+        let mut watch = Watch::new(new.pid, None);
+        loop {
+            let look = self.act.observe(new.pid).ok();
+            match look.and_then(|seen| seen.serving) {
+                Some(serving) if serving == new.pid => break,
+                Some(_) => {
+                    return Err(Fault(
+                        "the control module ended meanwhile, and an old core was found serving".to_owned(),
+                    ));
+                }
+                None => watch.see(look).map_err(Fault)?,
+            }
+            self.act.sleep(INTERVAL);
+        }
+        self.switched = true;
+        self.advance(Event::NewServes)?;
+        self.act.record(Journalled::Switched)?;
+        Ok(watch)
+    }
+
+    fn soak(&mut self, new: &New, mut watch: Watch) -> Result<(), Fault> {
+        self.step(Step::Soak, |act, soak| {
+            let until = act.now_us().saturating_add(u64::try_from(soak.as_micros()).unwrap_or(u64::MAX));
+            loop {
+                let look = act.observe(new.pid).ok();
+                watch.see(look).map_err(Fault)?;
+                let left = until.saturating_sub(act.now_us());
+                if left == 0 && look.is_some_and(|seen| seen.serving.is_some()) {
+                    return Ok(());
+                }
+                act.sleep(INTERVAL.min(Duration::from_micros(left.max(1000))));
+            }
+        })?;
+        self.advance(Event::Done)
+    }
+
+    /// Commits or unwinds, and closes.
+    fn end(mut self, ended: Result<(), Fault>) -> Report {
+        match ended {
+            Ok(()) => self.commit(),
+            Err(fault) => self.unwind(fault),
+        }
+        let state = self.state;
+        self.close(state)
+    }
+
+    /// Journals the end and hands the report out.
+    fn close(mut self, state: State) -> Report {
+        self.state = state;
+        self.report.outcome = self.state.outcome();
+        if let Some(outcome) = self.report.outcome {
+            let end = Journalled::End { outcome, reason: self.report.reason.clone() };
+            if let Err(fault) = self.act.record(end) {
+                self.add_reason(format!("the end could not be journalled: {fault}"));
+            }
+        }
+        self.report
+    }
+
+    /// The new core serves for good. What could not be cleared away is said, and is no reason to change that.
+    fn commit(&mut self) {
+        let Some(new) = self.new.clone() else { return };
+        if let Err(fault) = self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit)) {
+            self.add_reason(fault.0);
+        }
+        self.state = State::Committed;
+    }
+
+    /// Undoes what was begun, last first. The gate is taken care of before anything else.
+    fn unwind(&mut self, fault: Fault) {
+        self.add_reason(fault.0);
+        let event = if self.undo.contains(&Undo::Dismiss) {
+            match self.act.hand_back() {
+                Ok(given) if given.had_switched || self.switched => Event::OldServesAgain,
+                Ok(_) => Event::OldServes,
+                Err(fault) => {
+                    self.add_reason(format!("and no old core could take the gate back: {fault}; the new core goes on"));
+                    self.commit();
+                    return;
+                }
+            }
+        } else {
+            Event::OldServes
+        };
+        if self.state == State::Soaking {
+            self.state = State::HandingBack;
+        }
+        self.state = self.state.after(event).unwrap_or(State::Aborted);
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Dismiss => self.act.dismiss(),
+                Undo::Unstage => self.act.unstage(),
+                Undo::Nothing | Undo::Reopen | Undo::HandBack | Undo::Impossible => {}
+            }
+        }
+    }
+
+    fn add_reason(&mut self, more: String) {
+        self.report.reason = Some(match self.report.reason.take() {
+            Some(reason) => format!("{reason}; {more}"),
+            None => more,
+        });
+    }
+}

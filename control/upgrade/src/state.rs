@@ -1,0 +1,154 @@
+//! Where an upgrade stands, and what may happen there.
+//!
+//! ```text
+//!  Begun ─► Staged ─► Verified ─► Armed ─► Flushed ─► HandingOver ─► Soaking ─► Soaked ─► Committed
+//!    │        │          │          │         │            │            │          ▲
+//!    └────────┴──────────┴──────────┴─────────┤            │         Failed        │ no old core could
+//!                                             ▼            │            ▼          │ take the gate
+//!                                          Aborted ◄───────┤       HandingBack ────┘
+//!                                       (never stopped)    │            │
+//!                                                          └─► RolledBack ◄
+//! ```
+//!
+//! The state is the only place where the position is kept; [`State::after`] is the only way to another one.
+
+use everdisk_proto::journal::Outcome;
+
+/// A position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Journalled.
+    Begun,
+    /// The program lies where it stays.
+    Staged,
+    /// It is a core that fits.
+    Verified,
+    /// It runs, is armed and has read its stores.
+    Armed,
+    /// Nothing is buffered.
+    Flushed,
+    /// The command is out: only the segment knows who serves.
+    HandingOver,
+    /// The new core serves, the old one is parked.
+    Soaking,
+    /// The new core has served well for the whole soak.
+    Soaked,
+    /// The new core has served and must not go on: the gate is on its way back.
+    HandingBack,
+    /// The new core serves for good.
+    Committed,
+    /// The old core serves again.
+    RolledBack,
+    /// The old core has never stopped serving.
+    Aborted,
+}
+
+/// What happens to an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The step that was due is done.
+    Done,
+    /// It failed, its deadline passed, the health window closed, or the operator wants the old core back.
+    Failed,
+    /// The segment says: a new core has the gate.
+    NewServes,
+    /// The segment says: an old core has the gate and never lost it.
+    OldServes,
+    /// The segment says: an old core has the gate again.
+    OldServesAgain,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Begun,
+        Self::Staged,
+        Self::Verified,
+        Self::Armed,
+        Self::Flushed,
+        Self::HandingOver,
+        Self::Soaking,
+        Self::Soaked,
+        Self::HandingBack,
+        Self::Committed,
+        Self::RolledBack,
+        Self::Aborted,
+    ];
+
+    /// The state that follows, or `None` where the event cannot happen.
+    pub const fn after(self, event: Event) -> Option<Self> {
+        use Event::{Done, Failed, NewServes, OldServes, OldServesAgain};
+        Some(match (self, event) {
+            (Self::Begun, Done) => Self::Staged,
+            (Self::Staged, Done) => Self::Verified,
+            (Self::Verified, Done) => Self::Armed,
+            (Self::Armed, Done) => Self::Flushed,
+            (Self::Flushed, Done) => Self::HandingOver,
+            (Self::Soaking, Done) => Self::Soaked,
+            (Self::Soaked, Done) => Self::Committed,
+
+            // Before the command nothing has stopped, and nothing needs to be given back.
+            (Self::Begun | Self::Staged | Self::Verified | Self::Armed | Self::Flushed, Failed | OldServes) => {
+                Self::Aborted
+            }
+            // The old core died and the interface chose the new one, which was armed: it has become the switch.
+            (Self::Armed | Self::Flushed | Self::HandingOver, NewServes) => Self::Soaking,
+
+            (Self::HandingOver, OldServes) => Self::Aborted,
+            (Self::Armed | Self::Flushed | Self::HandingOver, OldServesAgain) => Self::RolledBack,
+            (Self::Soaking, Failed) => Self::HandingBack,
+            (Self::Soaking, NewServes) => Self::Soaking,
+            (Self::Soaking | Self::HandingBack, OldServes | OldServesAgain) => Self::RolledBack,
+            // No old core can take the gate: the new one has to go on, and the upgrade is committed with that reason.
+            (Self::HandingBack, NewServes) => Self::Soaked,
+            _ => return None,
+        })
+    }
+
+    /// The outcome, once there is one.
+    pub const fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::Committed => Some(Outcome::Committed),
+            Self::RolledBack => Some(Outcome::RolledBack),
+            Self::Aborted => Some(Outcome::Aborted),
+            _ => None,
+        }
+    }
+}
+
+impl Event {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::NewServes, Self::OldServes, Self::OldServesAgain];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_event_table() {
+        let mut table = format!("{:<13}", "");
+        for event in Event::ALL {
+            table += &format!("{:<16}", format!("{event:?}"));
+        }
+        table = table.trim_end().to_owned() + "\n";
+        for state in State::ALL {
+            let mut row = format!("{:<13}", format!("{state:?}"));
+            for event in Event::ALL {
+                let next = state.after(event).map_or("-".to_owned(), |s| format!("{s:?}"));
+                row += &format!("{next:<16}");
+            }
+            table += row.trim_end();
+            table += "\n";
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn ends_are_ends_and_every_other_state_has_a_way_on() {
+        for state in State::ALL {
+            let ways = Event::ALL.iter().filter(|e| state.after(**e).is_some()).count();
+            assert_eq!(ways == 0, state.outcome().is_some(), "{state:?}");
+        }
+    }
+}
