@@ -30,8 +30,11 @@ pub fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// Tells the kernel's out-of-memory killer to look elsewhere first: applications hang on this process. Needs
-/// CAP_SYS_RESOURCE; without it nothing changes.
-pub fn protect_from_oom() {
+/// Tells the kernel that applications' I/O hangs on this process: the out-of-memory killer looks elsewhere first, and
+/// its own memory allocations neither wait for I/O nor are throttled for dirty pages, which may be waiting for this
+/// very process (PR_SET_IO_FLUSHER, prctl(2)). Threads started later inherit it. Needs CAP_SYS_RESOURCE; without it
+/// nothing changes.
+pub fn serve_io() {
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
+    let _ = rustix::process::configure_io_flusher_behavior(true);
 }

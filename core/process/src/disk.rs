@@ -12,8 +12,9 @@ pub(crate) struct EngineDisk {
     pub(crate) version: String,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it ends a map_err")]
 fn errno(error: IoError) -> Errno {
-    tracing::warn!(%error, "a request failed");
+    tracing::debug!(%error, "a request failed");
     Errno(error.errno())
 }
 

@@ -71,7 +71,7 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity) -> Result<(), 
     let (Some(interface), Some(control_dir)) = (&arguments.interface, &arguments.control_dir) else {
         return Err(Fatal::Interface("--interface and --control-dir are needed to serve".to_owned()));
     };
-    everdisk_sys::process::protect_from_oom();
+    everdisk_sys::process::serve_io();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open(&spec)?);
     let control = control::listen(control_dir, Arc::clone(&engine))?;

@@ -75,6 +75,7 @@ pub(crate) fn serve(
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it ends a map_err")]
 fn refused(error: LinkError) -> Fatal {
     Fatal::Interface(error.to_string())
 }

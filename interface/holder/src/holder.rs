@@ -103,7 +103,7 @@ pub(crate) struct Holder {
 /// Runs until the volume is detached.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
-    process::protect_from_oom();
+    process::serve_io();
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
