@@ -12,6 +12,7 @@ mod format;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::{
     fs::File,
@@ -31,14 +32,11 @@ use rustix::{
 use uuid::Uuid;
 
 pub use self::format::{Created, check_resize, create, destroy, resize};
+use self::whole::Stopped;
 use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
 
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;
-/// Space is reserved in pieces of this size at first. tmpfs gives a piece up when a signal arrives, so after each
-/// signal the pieces are halved, down to what takes a few microseconds.
-const ALLOCATE_PIECE: u64 = 32 << 20;
-const ALLOCATE_PIECE_MIN: u64 = 64 << 10;
 
 /// A directory that is open as a storage node.
 #[derive(Debug)]
@@ -137,36 +135,21 @@ impl Store for DirStore {
             .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })
     }
 
-    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), StoreError> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         self.inside(offset, buf.len() as u64)?;
-        while !buf.is_empty() {
-            match rustix::io::pread(&self.data, &mut *buf, offset) {
-                Ok(0) => return Err(self.truncated(offset)),
-                Ok(n) => {
-                    buf = buf.get_mut(n..).unwrap_or_default();
-                    offset += n as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed("read", e)),
-            }
-        }
-        Ok(())
+        whole::read(offset, buf, |rest, at| rustix::io::pread(&self.data, rest, at)).map_err(|stopped| match stopped {
+            Stopped::Nothing(at) => self.truncated(at),
+            Stopped::Failed(e) => self.failed("read", e),
+        })
     }
 
-    fn write_at(&self, mut offset: u64, mut data: &[u8]) -> Result<(), StoreError> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.inside(offset, data.len() as u64)?;
-        while !data.is_empty() {
-            match rustix::io::pwrite(&self.data, data, offset) {
-                Ok(0) => return Err(self.failed("write", Errno::IO)),
-                Ok(n) => {
-                    data = data.get(n..).unwrap_or_default();
-                    offset += n as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed("write", e)),
-            }
-        }
-        Ok(())
+        whole::write(offset, data, |rest, at| rustix::io::pwrite(&self.data, rest, at)).map_err(|stopped| match stopped
+        {
+            Stopped::Nothing(_) => self.failed("write", Errno::IO),
+            Stopped::Failed(e) => self.failed("write", e),
+        })
     }
 
     fn flush(&self) -> Result<(), StoreError> {
@@ -198,16 +181,8 @@ impl Store for DirStore {
 
     fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.inside(offset, len)?;
-        let (mut at, end, mut piece) = (offset, offset + len, ALLOCATE_PIECE);
-        while at < end {
-            let n = piece.min(end - at);
-            match rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, at, n) {
-                Ok(()) => at += n,
-                Err(Errno::INTR) => piece = (piece / 2).max(ALLOCATE_PIECE_MIN),
-                Err(e) => return Err(self.failed("reserve space", e)),
-            }
-        }
-        Ok(())
+        whole::pieces(offset, len, |at, n| rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, at, n))
+            .map_err(|e| self.failed("reserve space", e))
     }
 
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {

@@ -140,7 +140,8 @@ fn enospc_is_reported_and_the_store_goes_on() {
     assert!(bytes == data);
 }
 
-/// Workers are evicted by signals without SA_RESTART; none may show up as an error.
+/// Workers are evicted by signals without SA_RESTART; none may show up as an error. Not every kernel interrupts these
+/// calls, so the loops in `whole` are tested apart.
 #[test]
 fn signals_interrupt_no_operation() {
     let parent = TempDir::new_in("/dev/shm").unwrap();
