@@ -58,7 +58,13 @@ impl Workers {
                 let Some(seat) = Seat::take(&segment, slot, index, &stop) else { return Ended::Stopped };
                 let _ = ready.send(());
                 let operations = Operations { disk: &*disk, front: &segment.front };
-                serve(&seat, channel.as_fd(), &operations, &mut buffers)
+                let ended = serve(&seat, channel.as_fd(), &operations, &mut buffers);
+                if let Ended::Failed(errno) = ended {
+                    // Half a core serves nobody; a dead one has a successor.
+                    tracing::error!(%errno, index, "/dev/fuse failed: this core ends");
+                    std::process::abort();
+                }
+                ended
             };
             threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
         }
