@@ -134,7 +134,7 @@ pub enum BadUrl {
     #[error("{0}: a directory is given by its absolute path, dir:/path")]
     Relative(String),
     /// Known, and not in this version.
-    #[error("storage nodes of kind {0}: are not in this version; use dir:/path")]
+    #[error("storage nodes of kind {0} are not in this version; use dir:/path")]
     NotYet(String),
     /// Unknown.
     #[error("{0:?} is no storage node: use dir:/path")]

@@ -25,7 +25,6 @@ use crate::{
     detach::flush_within,
     durable,
     error::{Doing, Error, Result},
-    process::ProcessId,
     programs,
     progress::Progress,
     record::{Attachment, KnownCore},
@@ -259,7 +258,5 @@ impl Act for Actor<'_> {
     }
 }
 
-/// Whether a process id of the journal still names a core of this attachment.
-pub fn knows(attachment: &Attachment, pid: u32) -> bool {
-    attachment.cores.iter().any(|core| core.process.pid == pid && ProcessId::alive(core.process))
-}
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,9 @@ pub mod take_over;
 pub mod upgrade;
 pub mod volume;
 
+#[cfg(test)]
+mod fake;
+
 use std::{
     fs::{self, File, TryLockError},
     os::unix::fs::PermissionsExt,

@@ -34,7 +34,7 @@ use crate::{
 
 /// It looks this often.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Pause after the first early death; doubled with each further one.
+/// Pause after the second early death in a row; doubled with each further one.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause.
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
@@ -73,7 +73,11 @@ impl BackOff {
     }
 
     fn failed(&mut self, now: Instant) {
-        let pause = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(6)).min(BACK_OFF_MAX);
+        // The first death is no pattern: whoever waits for a core shall not wait longer for that.
+        let pause = match self.failures {
+            0 => Duration::ZERO,
+            n => BACK_OFF_MIN.saturating_mul(1 << (n - 1).min(6)).min(BACK_OFF_MAX),
+        };
         self.failures += 1;
         self.not_before = Some(now + pause);
     }
@@ -259,22 +263,4 @@ impl<'a> Supervisor<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
-        let mut pause = BackOff::default();
-        let now = Instant::now();
-        assert!(pause.permits(now));
-        let mut expected = BACK_OFF_MIN;
-        for _ in 0..10 {
-            pause.failed(now);
-            assert!(!pause.permits(now + expected - Duration::from_millis(1)));
-            assert!(pause.permits(now + expected));
-            expected = (expected * 2).min(BACK_OFF_MAX);
-        }
-        pause.succeeded();
-        assert!(pause.permits(now));
-    }
-}
+mod tests;

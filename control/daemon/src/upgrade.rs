@@ -244,7 +244,7 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
         report.reason.clone_from(&reason);
         let end = journal::Event::End { outcome, reason };
         actor.record(end).map_err(|fault| Error::Failed(fault.0))?;
-        start::prune_programs(volume);
     }
+    start::prune_programs(volume);
     remember(volume, &report)
 }

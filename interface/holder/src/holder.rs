@@ -272,6 +272,8 @@ impl Holder {
                         let act = self.custody.armed(slot);
                         self.perform(act, TAKEOVER_LIMIT);
                     }
+                    // One core's descriptors were enough.
+                    Ok((frame, _)) if matches!(frame.body, ToInterface::Returned { .. }) => {}
                     Ok((frame, _)) => {
                         tracing::warn!(%slot, body = ?frame.body, "a core said what it may not say now");
                     }

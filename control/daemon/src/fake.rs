@@ -1,0 +1,173 @@
+//! A scripted interface for the tests of this crate.
+
+use std::{
+    os::fd::AsFd,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use everdisk_proto::{
+    frame::{
+        Answer, CoreStatus, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus,
+        Request, Suspension, ToInterface,
+    },
+    ids::{Generation, Slot},
+    version::CoreIdentity,
+};
+use everdisk_sys::{
+    link::{Link, wait_readable},
+    packet,
+};
+
+use crate::{
+    process::{ProcessId, boot_id},
+    record::{Attachment, Phase},
+    volume::{Volume, lock},
+};
+
+/// Listens like the interface of a volume and answers from a script.
+pub(crate) struct Interface(Arc<Mutex<Script>>);
+
+struct Script {
+    status: InterfaceStatus,
+    asked: Vec<Request>,
+    hand_over: HandOver,
+    when_gone: Option<(ProcessId, u32)>,
+    ended: bool,
+}
+
+#[derive(Clone, Copy)]
+enum HandOver {
+    Switch,
+    Refuse,
+    HangUp { switch: bool },
+}
+
+/// An armed core.
+pub(crate) fn core(pid: u32, slot: usize) -> CoreStatus {
+    CoreStatus {
+        pid,
+        slot: Slot::new(slot).unwrap(),
+        identity: CoreIdentity::current(),
+        armed: true,
+        requests: 0,
+        io_errors: 0,
+    }
+}
+
+impl Interface {
+    /// Attaches the volume to itself: this process passes for the interface.
+    pub(crate) fn start(volume: &Volume) -> Self {
+        let attachment = Attachment {
+            boot_id: boot_id(),
+            phase: Phase::Attached,
+            file: FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+            created_file: false,
+            interface: ProcessId::of(std::process::id()),
+            cores: Vec::new(),
+            started: 0,
+        };
+        volume.update(|record| record.attachment = Some(attachment)).unwrap();
+        let status = InterfaceStatus {
+            version: "1".to_owned(),
+            pid: std::process::id(),
+            gate: GateState::Serving,
+            generation: Generation(1),
+            serving: None,
+            cores: Vec::new(),
+            file: None,
+            in_flight: 0,
+            waiting: None,
+            lease_ms: None,
+            crashes_survived: 0,
+            last_suspension: Suspension::default(),
+        };
+        let script = Script { status, asked: Vec::new(), hand_over: HandOver::Switch, when_gone: None, ended: false };
+        let script = Arc::new(Mutex::new(script));
+        let listener = packet::listen(&volume.paths.interface_socket()).unwrap();
+        let shared = Arc::clone(&script);
+        thread::spawn(move || {
+            while !lock(&shared).ended {
+                if wait_readable(listener.as_fd(), Duration::from_millis(20)).unwrap() {
+                    let link: Link<FromInterface, ToInterface> = Link::new(packet::accept(listener.as_fd()).unwrap());
+                    let Ok((frame, _)) = link.recv() else { continue };
+                    let ToInterface::Request(request) = frame.body else { continue };
+                    if let Some(answer) = lock(&shared).answer(&request) {
+                        let _ = link.send(frame.id, FromInterface::Answer(answer), &[]);
+                    }
+                }
+            }
+        });
+        Self(script)
+    }
+
+    pub(crate) fn set(&self, change: impl FnOnce(&mut InterfaceStatus)) {
+        change(&mut lock(&self.0).status);
+    }
+
+    pub(crate) fn refuse_hand_over(&self) {
+        lock(&self.0).hand_over = HandOver::Refuse;
+    }
+
+    pub(crate) fn hang_up_on_hand_over(&self, switch: bool) {
+        lock(&self.0).hand_over = HandOver::HangUp { switch };
+    }
+
+    /// The crash path: `heir` serves once `process` has gone.
+    pub(crate) fn when_gone(&self, process: ProcessId, heir: u32) {
+        lock(&self.0).when_gone = Some((process, heir));
+    }
+
+    /// Everything but questions after the status.
+    pub(crate) fn asked(&self) -> Vec<Request> {
+        lock(&self.0).asked.clone()
+    }
+
+    /// The cores that were to be given the gate.
+    pub(crate) fn hand_overs(&self) -> Vec<u32> {
+        let asked = self.asked();
+        let to = |request: &Request| match request {
+            Request::Handover { to, .. } => Some(*to),
+            _ => None,
+        };
+        asked.iter().filter_map(to).collect()
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        lock(&self.0).ended = true;
+    }
+}
+
+impl Script {
+    fn answer(&mut self, request: &Request) -> Option<Answer> {
+        if let Some((_, heir)) = self.when_gone.filter(|(process, _)| !process.alive()) {
+            self.status.serving = Some(heir);
+        }
+        if *request == Request::Status {
+            return Some(Answer::Status(Box::new(self.status.clone())));
+        }
+        self.asked.push(request.clone());
+        let Request::Handover { to, .. } = *request else {
+            // Nobody leaves on request here: whoever is dismissed has to be ended.
+            return Some(Answer::Failed { reason: "scripted".to_owned(), busy: false });
+        };
+        let (switch, failure) = match self.hand_over {
+            HandOver::Switch => (true, None),
+            HandOver::HangUp { switch } => (switch, None),
+            HandOver::Refuse => {
+                (false, Some(HandoverFailure { switched: false, reason: "it does not drain".to_owned() }))
+            }
+        };
+        if switch {
+            self.status.serving = Some(to);
+        }
+        if matches!(self.hand_over, HandOver::HangUp { .. }) {
+            return None;
+        }
+        let suspension = self.status.last_suspension;
+        Some(Answer::Handover(HandoverReport { failure, generation: Generation(2), suspension, probe_blocks: 0 }))
+    }
+}

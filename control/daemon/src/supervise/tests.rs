@@ -1,0 +1,129 @@
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use everdisk_proto::{frame::Request, journal::CoreBuild, version::CoreIdentity};
+
+use super::*;
+use crate::{fake::Interface, volume::tests::volume};
+
+#[test]
+fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
+    let mut pause = BackOff::default();
+    let now = Instant::now();
+    assert!(pause.permits(now));
+    pause.failed(now);
+    assert!(pause.permits(now));
+    let mut expected = BACK_OFF_MIN;
+    for _ in 0..10 {
+        pause.failed(now);
+        assert!(!pause.permits(now + expected - Duration::from_millis(1)));
+        assert!(pause.permits(now + expected));
+        expected = (expected * 2).min(BACK_OFF_MAX);
+    }
+    pause.succeeded();
+    assert!(pause.permits(now));
+}
+
+/// A core that does nothing for ever.
+fn idle(root: &Path) -> CoreBuild {
+    let program = root.join("everdisk-core");
+    fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    CoreBuild { program, identity: CoreIdentity::current() }
+}
+
+struct World {
+    volume: Arc<Volume>,
+    interface: Interface,
+    build: CoreBuild,
+    serving: Child,
+    _dir: tempfile::TempDir,
+}
+
+/// A volume that is served by a process of ours.
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let build = idle(dir.path());
+    volume.update(|record| record.current = Some(build.clone())).unwrap();
+    let interface = Interface::start(&volume);
+    let serving = start::core(&volume, &build).unwrap();
+    interface.set(|status| {
+        status.serving = Some(serving.id.pid);
+        status.cores = vec![crate::fake::core(serving.id.pid, 0)];
+    });
+    World { volume, interface, build, serving, _dir: dir }
+}
+
+impl World {
+    fn cores(&self) -> Vec<u32> {
+        self.volume.attached().unwrap().live_cores().map(|core| core.process.pid).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for core in self.volume.attached().unwrap().cores {
+            core.process.end(Duration::ZERO);
+        }
+    }
+}
+
+#[test]
+fn one_standby_is_started_and_a_dead_one_is_replaced() {
+    let world = world();
+    let mut supervisor = Supervisor::new(&world.volume);
+    assert!(supervisor.pass());
+    let first = world.cores();
+    assert_eq!(first.len(), 2);
+    assert!(supervisor.pass());
+    assert_eq!(world.cores(), first, "one that is on its way is enough");
+    supervisor.standby.as_ref().unwrap().child.id.end(Duration::ZERO);
+    assert!(supervisor.pass());
+    let second = world.cores();
+    assert_eq!((second.len(), second[0]), (2, world.serving.id.pid));
+    assert_ne!(second, first);
+}
+
+#[test]
+fn a_standby_too_many_or_of_another_program_or_unknown_is_dismissed() {
+    let world = world();
+    let other = CoreBuild { program: world.build.program.with_file_name("other"), ..world.build.clone() };
+    fs::copy(&world.build.program, &other.program).unwrap();
+    let old = start::core(&world.volume, &other).unwrap();
+    let spare = start::core(&world.volume, &world.build).unwrap();
+    let young = start::core(&world.volume, &world.build).unwrap();
+    world.interface.set(|status| {
+        status.cores.extend([old.id.pid, spare.id.pid, young.id.pid, 1].map(|pid| crate::fake::core(pid, 1)));
+    });
+    assert!(Supervisor::new(&world.volume).pass());
+    assert_eq!(world.cores(), [world.serving.id.pid, young.id.pid]);
+    let mut dismissed: Vec<u32> = world
+        .interface
+        .asked()
+        .iter()
+        .filter_map(|r| match r {
+            Request::Dismiss { core } => Some(*core),
+            _ => None,
+        })
+        .collect();
+    dismissed.sort_unstable();
+    let mut expected = [old.id.pid, spare.id.pid, 1];
+    expected.sort_unstable();
+    assert_eq!(dismissed, expected);
+}
+
+#[test]
+fn an_upgrade_tends_its_cores_itself() {
+    let world = world();
+    let _operation = world.volume.begin("upgrade").unwrap();
+    assert!(Supervisor::new(&world.volume).pass());
+    assert_eq!(world.cores().len(), 1);
+    // And yet no volume is left without any core.
+    world.serving.id.end(Duration::ZERO);
+    world.interface.set(|status| {
+        status.serving = None;
+        status.cores.clear();
+    });
+    assert!(Supervisor::new(&world.volume).pass());
+    assert_eq!(world.cores().len(), 1);
+}
