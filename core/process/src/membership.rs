@@ -65,6 +65,12 @@ pub(crate) fn serve(
                 if let Some((_, _, workers)) = lent.file.take() {
                     workers.stop();
                 }
+                // Unmounting may have written mapped pages back after the flush that went before it.
+                if has_gate(&lent)
+                    && let Err(error) = engine.flush()
+                {
+                    tracing::error!(%error, "the last flush failed");
+                }
                 return Ok(());
             }
             Next::Reconnect => match reconnect(identity, &lent, socket) {
@@ -179,6 +185,11 @@ fn attend(link: &InterfaceLink, lent: &mut Lent, disk: &Arc<EngineDisk>) -> Resu
             }
         }
     }
+}
+
+/// Whether this core has the gate, or had it last.
+fn has_gate(lent: &Lent) -> bool {
+    GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot)
 }
 
 fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
