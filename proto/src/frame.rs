@@ -103,8 +103,11 @@ pub enum ToInterface {
         /// The slot it already has, when it served another interface process of this volume.
         slot: Option<Slot>,
     },
-    /// The core has workers parked behind everything that was lent to it and its stores are open.
-    Armed,
+    /// The core's stores are open, and it has workers parked behind each front end that was lent to it.
+    Armed {
+        /// How many front ends that are.
+        fronts: u8,
+    },
     /// The core gives back what it was lent: the segment, then the file front end's channels if it has one.
     Returned {
         /// The file front end, when there is one; its channels follow the segment.
@@ -142,7 +145,8 @@ pub enum Request {
     Handover {
         /// Process id of the successor, an armed core.
         to: u32,
-        /// Time for drain and probe together; when it is over the gate returns to the predecessor.
+        /// Time for drain and probe together, at most [`LEASE_DEFAULT`](crate::limits::LEASE_DEFAULT); when it is over the gate
+        /// returns to the predecessor.
         budget_ms: u64,
     },
     /// Close the gate until `Resume`, or until the lease ends (A).

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0      header   magic, layout version, the volume's identity
-//! 128    gate     the gate word, the last good word, the lease, what the last hand-over took
+//! 128    gate     the gate word, the lease, what the last hand-over took
 //! 512    front    what was negotiated with the kernel for the file front end
 //! 1024   cores    CORES_MAX × 1 KiB: process id, state, wake word, WORKERS_MAX tickets of 64 bytes
 //! ```
@@ -60,8 +60,6 @@ pub struct GateArea {
     /// The gate word, see [`crate::gate_word`].
     pub word: AtomicU64,
     _pad0: [AtomicU64; 15],
-    /// The word under which a core was last known to serve; where the gate returns to.
-    pub last_good: AtomicU64,
     /// When the suspension in force ends by itself, CLOCK_MONOTONIC in ns; 0 when there is none.
     pub lease_until_ns: AtomicU64,
     /// Counts tickets given back while the gate is closed: the futex the interface sleeps on while it drains.
@@ -83,7 +81,7 @@ pub struct GateArea {
     /// Blocks the successor read in its last probe.
     pub probe_blocks: AtomicU32,
     _pad1: AtomicU32,
-    _pad2: [AtomicU64; 22],
+    _pad2: [AtomicU64; 23],
 }
 
 /// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
@@ -120,7 +118,9 @@ pub struct CoreArea {
     /// The futex the core's parked workers sleep on; incremented before every wake.
     pub wake: AtomicU32,
     _pad0: AtomicU32,
-    _pad1: [AtomicU64; 62],
+    /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
+    pub started: AtomicU64,
+    _pad1: [AtomicU64; 61],
     /// One for each worker.
     pub tickets: [Ticket; WORKERS_MAX],
 }

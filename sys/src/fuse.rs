@@ -6,13 +6,13 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags},
 };
 
@@ -62,12 +62,18 @@ pub fn mount(path: &Path, options: MountOptions) -> io::Result<OwnedFd> {
 }
 
 fn mount_as_root(path: &Path, options: MountOptions) -> io::Result<OwnedFd> {
+    // The file is pinned first: between a look at the path and the mount, somebody else could put a link there.
+    let target = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+    }
+    let target = format!("/proc/self/fd/{}", target.as_raw_fd());
     let fd = open()?;
     let other = if options.allow_other { ",allow_other,default_permissions" } else { "" };
     let data =
         format!("fd={},rootmode=100000,user_id={},group_id={}{other}\0", fd.as_raw_fd(), options.uid, options.gid);
     let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    rustix::mount::mount("everdisk", path, "fuse.everdisk", MountFlags::NOSUID | MountFlags::NODEV, Some(data))?;
+    rustix::mount::mount("everdisk", target, "fuse.everdisk", MountFlags::NOSUID | MountFlags::NODEV, Some(data))?;
     Ok(fd)
 }
 
@@ -141,36 +147,50 @@ pub struct MountedFuse {
 pub fn find_mount(path: &Path) -> io::Result<Option<MountedFuse>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let wanted = escape(path);
-    let found = text.lines().rev().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let device = left.next()?;
-        let target = left.nth(1)?;
-        let mut right = right.split(' ');
-        let kind = right.next()?;
-        let source = right.next()?;
-        (target == wanted && (kind == "fuse" || kind.starts_with("fuse."))).then(|| MountedFuse {
-            connection: device.split_once(':').and_then(|(_, minor)| minor.parse().ok()).unwrap_or(0),
-            source: source.to_owned(),
-        })
-    });
-    Ok(found)
+    let found = text.lines().rev().filter_map(fuse_mount).find(|(target, _)| *target == wanted);
+    Ok(found.map(|(_, mount)| mount))
 }
+
+/// Where a connection is mounted now: a directory above it may have been renamed since.
+///
+/// # Errors
+/// When /proc/self/mountinfo cannot be read.
+pub fn find_path(connection: u32) -> io::Result<Option<PathBuf>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let found = text.lines().filter_map(fuse_mount).find(|(_, mount)| mount.connection == connection);
+    Ok(found.map(|(target, _)| unescape(target)))
+}
+
+/// Target, as it is written there, and mount of a line of mountinfo (Documentation/filesystems/proc.rst, 3.5).
+fn fuse_mount(line: &str) -> Option<(&str, MountedFuse)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(2);
+    let device = left.next()?;
+    let target = left.nth(1)?;
+    let mut right = right.split(' ');
+    let kind = right.next()?;
+    let source = right.next()?.to_owned();
+    let connection = device.split_once(':').and_then(|(_, minor)| minor.parse().ok())?;
+    (kind == "fuse" || kind.starts_with("fuse.")).then_some((target, MountedFuse { connection, source }))
+}
+
+const ESCAPES: [(char, &str); 4] = [(' ', "\\040"), ('\t', "\\011"), ('\n', "\\012"), ('\\', "\\134")];
 
 /// mountinfo writes space, tab, newline and backslash as octal escapes.
 fn escape(path: &Path) -> String {
     let mut text = String::new();
-    let lossy = String::from_utf8_lossy(path.as_os_str().as_bytes());
-    for c in lossy.chars() {
-        match c {
-            ' ' => text.push_str("\\040"),
-            '\t' => text.push_str("\\011"),
-            '\n' => text.push_str("\\012"),
-            '\\' => text.push_str("\\134"),
-            other => text.push(other),
+    for c in String::from_utf8_lossy(path.as_os_str().as_bytes()).chars() {
+        match ESCAPES.iter().find(|(plain, _)| *plain == c) {
+            Some((_, escaped)) => text.push_str(escaped),
+            None => text.push(c),
         }
     }
     text
+}
+
+fn unescape(target: &str) -> PathBuf {
+    // The backslash last: what it yields is no escape.
+    ESCAPES.iter().fold(target.to_owned(), |text, (plain, escaped)| text.replace(escaped, &plain.to_string())).into()
 }
 
 /// The counter of requests that the kernel has and nobody has answered, of one connection. Its file shows the number at
@@ -216,5 +236,20 @@ pub fn read_within(channel: BorrowedFd<'_>, buffer: &mut [u8], limit: Duration) 
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             other => return Ok(other?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_mountinfo_gives_connection_and_path() {
+        let line = "42 30 0:39 / /srv/a\\040b rw,nosuid - fuse.everdisk everdisk rw,user_id=0";
+        let (target, mount) = fuse_mount(line).unwrap();
+        assert_eq!((mount.connection, mount.source.as_str()), (39, "everdisk"));
+        assert_eq!(unescape(target), Path::new("/srv/a b"));
+        assert_eq!(escape(Path::new("/srv/a b")), target);
+        assert!(fuse_mount("42 30 0:39 / /srv rw - ext4 /dev/vda rw").is_none());
     }
 }

@@ -35,7 +35,7 @@ impl Drop for Mapping {
     }
 }
 
-/// The segment of a volume (D4), mapped and locked into memory.
+/// The segment of a volume (D4), mapped.
 #[derive(Debug)]
 pub struct SharedSegment {
     mapping: Mapping,

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
     path::Path,
@@ -54,13 +54,16 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Connects to `path`.
+/// Connects to `path`; never waits for a listener that does not take its connections.
 ///
 /// # Errors
-/// The operating system's: `NotFound` and `ConnectionRefused` when nobody listens.
+/// The operating system's: `NotFound` and `ConnectionRefused` when nobody listens, `WouldBlock` when the listener's queue
+/// is full.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
-    let fd = socket()?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+    rustix::io::ioctl_fionbio(&fd, false)?;
     Ok(fd)
 }
 
@@ -83,10 +86,28 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Who is at the other end.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system's; `NotFound` for a process of another process-id namespace, which has no id here.
 pub fn peer(fd: BorrowedFd<'_>) -> io::Result<Peer> {
-    let credentials = rustix::net::sockopt::socket_peercred(fd)?;
-    Ok(Peer { pid: credentials.pid.as_raw_nonzero().get().unsigned_abs(), uid: credentials.uid.as_raw() })
+    let mut credentials = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: SO_PEERCRED writes at most `len` bytes of a ucred, plain integers, to the pointer; both live on the stack.
+    // (rustix's own call gives the id a type that excludes the 0 of a foreign namespace.)
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match u32::try_from(credentials.pid) {
+        Ok(pid) if pid > 0 => Ok(Peer { pid, uid: credentials.uid }),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// Sends a packet without waiting: a peer that does not read its socket gets `WouldBlock` here and never stalls us.

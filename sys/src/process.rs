@@ -7,7 +7,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    process::{Pid, PidfdFlags},
+    process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, setrlimit},
 };
 
 /// A handle of a process that stays its own even when the process id is used again.
@@ -19,10 +19,27 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// Bytes of memory this process may lock; `None`: any number.
+pub fn lockable_bytes() -> Option<u64> {
+    if rustix::process::geteuid().is_root() { None } else { getrlimit(Resource::Memlock).current }
+}
+
 /// Whether every thread of the process has gone: only then can none of its system calls still be under way.
 pub fn is_gone(pidfd: BorrowedFd<'_>) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|n| n > 0)
+}
+
+/// When a process was started, in clock ticks after boot: field 22 of /proc/PID/stat. Tells it from a later one with the
+/// same process id.
+///
+/// # Errors
+/// The operating system's; `NotFound` when there is no such process.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The program's name is in parentheses and may hold any character; the fields after it are plain.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    fields.split(' ').nth(19).and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Thread id of the caller.
@@ -33,8 +50,24 @@ pub fn thread_id() -> u32 {
 /// Tells the kernel that applications' I/O hangs on this process: the out-of-memory killer looks elsewhere first, and
 /// its own memory allocations neither wait for I/O nor are throttled for dirty pages, which may be waiting for this
 /// very process (PR_SET_IO_FLUSHER, prctl(2)). Threads started later inherit it. Needs CAP_SYS_RESOURCE; without it
-/// nothing changes.
+/// nothing changes. And no core dump is written: it would hold users' data, and the process would count as alive
+/// until it is complete.
 pub fn serve_io() {
+    let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
+    let _ = setrlimit(Resource::Core, limit);
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     let _ = rustix::process::configure_io_flusher_behavior(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_keeps_its_start_time() {
+        let mine = start_time(std::process::id()).unwrap();
+        assert_eq!(start_time(std::process::id()).unwrap(), mine);
+        assert!(mine >= start_time(1).unwrap());
+        assert!(start_time(u32::MAX).is_err());
+    }
 }

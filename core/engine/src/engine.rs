@@ -38,7 +38,7 @@ impl Node {
 impl Engine {
     pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Box<dyn Store>>) -> Self {
         let nodes = stores.into_iter().map(|store| Node { store, health: Health::default() }).collect();
-        Self { size, layout, nodes, probes: AtomicU64::new(0) }
+        Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())) }
     }
 
     /// Bytes of the volume.

@@ -32,6 +32,9 @@ enum Fatal {
     /// Sockets, memory.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// The volume was detached, and its last writes are not durable.
+    #[error("the last flush failed, what was written since the one before may be lost with the power: {0}")]
+    LastFlush(String),
     /// The interface refused this core, or spoke nonsense.
     #[error("the interface: {0}")]
     Interface(String),

@@ -66,10 +66,8 @@ pub(crate) fn serve(
                     workers.stop();
                 }
                 // Unmounting may have written mapped pages back after the flush that went before it.
-                if has_gate(&lent)
-                    && let Err(error) = engine.flush()
-                {
-                    tracing::error!(%error, "the last flush failed");
+                if has_gate(&lent) {
+                    engine.flush().map_err(|error| Fatal::LastFlush(error.to_string()))?;
                 }
                 return Ok(());
             }
@@ -122,7 +120,7 @@ fn join(
             other => return Err(Fatal::Interface(format!("lent {other:?} instead of a front end"))),
         }
     }
-    link.send(2, ToInterface::Armed, &[]).map_err(refused)?;
+    link.send(2, armed(&lent), &[]).map_err(refused)?;
     Ok((link, lent))
 }
 
@@ -132,8 +130,9 @@ fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>, disk: &Arc<Engi
             return Err(Fatal::Interface("lent something else than /dev/fuse".to_owned()));
         }
     }
-    if let Some((_, _, former)) = lent.file.take() {
-        former.stop();
+    if lent.file.as_ref().is_some_and(|(_, _, workers)| !workers.have_ended()) {
+        // Lent twice, because this core's word that it is armed and the loan crossed.
+        return Ok(());
     }
     let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
     let workers = Workers::start(&channels, &lent.segment, lent.slot, disk)?;
@@ -166,7 +165,7 @@ fn attend(link: &InterfaceLink, lent: &mut Lent, disk: &Arc<EngineDisk>) -> Resu
         match frame.body {
             FromInterface::LendFile(file) => {
                 take_file(lent, file, fds, disk)?;
-                if link.send(frame.id, ToInterface::Armed, &[]).is_err() {
+                if link.send(frame.id, armed(lent), &[]).is_err() {
                     return Ok(Next::Reconnect);
                 }
             }
@@ -192,6 +191,10 @@ fn has_gate(lent: &Lent) -> bool {
     GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot)
 }
 
+fn armed(lent: &Lent) -> ToInterface {
+    ToInterface::Armed { fronts: u8::from(lent.file.is_some()) }
+}
+
 fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
     let mut fds = vec![lent.segment.as_fd()];
     let file = lent.file.as_ref().map(|(file, channels, _)| {
@@ -199,7 +202,7 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
         file.clone()
     });
     link.send(3, ToInterface::Returned { file }, &fds)?;
-    link.send(4, ToInterface::Armed, &[])
+    link.send(4, armed(lent), &[])
 }
 
 /// Finds the interface that takes the dead one's place; meanwhile the workers go on. `None`: the core is to end.
@@ -218,7 +221,7 @@ fn reconnect(identity: &CoreIdentity, lent: &Lent, socket: &Path) -> Option<Inte
         }
         let Ok(link) = InterfaceLink::connect(socket) else { continue };
         let hello = ToInterface::Hello { identity: identity.clone(), slot: Some(lent.slot) };
-        if link.send(1, hello, &[]).is_ok() && link.send(2, ToInterface::Armed, &[]).is_ok() {
+        if link.send(1, hello, &[]).is_ok() && link.send(2, armed(lent), &[]).is_ok() {
             return Some(link);
         }
     }

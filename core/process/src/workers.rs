@@ -62,7 +62,7 @@ impl Workers {
                 if let Ended::Failed(errno) = ended {
                     // Half a core serves nobody; a dead one has a successor.
                     tracing::error!(%errno, index, "/dev/fuse failed: this core ends");
-                    std::process::abort();
+                    std::process::exit(1);
                 }
                 ended
             };

@@ -4,12 +4,16 @@
 //!                attach(core)                    suspend(lease)
 //!   Detached ───────────────────► Serving ─────────────────────────► Suspended
 //!                                 │  ▲  ▲  ◄──── resume, lease over ───── │
-//!                  its core died, │  │  │ a core is armed, or fit again   │ resume, and its core
-//!                  nobody is fit  ▼  │  │                                 ▼ has died meanwhile
+//!                  its core died, │  │  │ a core is armed                 │ resume, and its core
+//!                  nobody is left ▼  │  │                                 ▼ has died meanwhile
 //!                              Recovering ◄───────────────────────────────
 //! ```
 //! The same core gets the gate back under the same generation: what it holds unanswered is then its own to execute.
 //! Any other core, and a core after any other, gets a new generation, and what was unanswered is given out anew.
+//!
+//! A core that has not served yet probes its stores before it opens the gate. The predecessor of a hand-over has served
+//! and needs no probe. When no core passes its probe, one gets the gate all the same: an application is better served
+//! with the errors of one storage node than with a volume that hangs.
 
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
@@ -65,6 +69,8 @@ pub enum Act {
     /// Give out anew what is unanswered, and the gate to this core, which probes first; then tell
     /// [`Custody::probed`] how that went.
     Give(GateWord),
+    /// Give out anew what is unanswered, and open the gate for this core.
+    Grant(GateWord),
 }
 
 /// Why a command is refused.
@@ -216,10 +222,7 @@ impl Custody {
         if self.seat(slot) != Seat::Armed {
             return Err(Refusal::NotArmed);
         }
-        self.fallback = Some(slot);
-        let act = self.take_over();
-        self.fallback = None;
-        Ok(act)
+        Ok(self.give(slot, Mode::Probe))
     }
 
     /// The front end is gone.
@@ -269,13 +272,14 @@ impl Custody {
         }
     }
 
-    /// Cores whose probe failed get another chance. To be called now and then while `Recovering`.
+    /// The gate could not be given to anybody, because a core still executes what would be given out anew. To be
+    /// followed by [`Custody::retry`].
+    pub fn postponed(&mut self) {
+        self.state = State::Recovering;
+    }
+
+    /// Another attempt to end `Recovering`.
     pub fn retry(&mut self) -> Act {
-        for seat in &mut self.seats {
-            if *seat == Seat::Unfit {
-                *seat = Seat::Armed;
-            }
-        }
         if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
     }
 
@@ -296,10 +300,8 @@ impl Custody {
 
     /// The gate is drained: it goes to `to`, and `to` may return it to the core that serves now, its predecessor.
     pub fn hand_over(&mut self, to: Slot) -> Act {
-        let predecessor = self.serving();
-        let act = self.give(to);
-        self.fallback = predecessor;
-        act
+        self.fallback = self.serving();
+        self.give(to, Mode::Probe)
     }
 
     /// How the probe of the core that was given the gate went. After a failure the gate goes to the next.
@@ -313,28 +315,30 @@ impl Custody {
         self.take_over()
     }
 
-    /// The gate goes to whom it is due: the predecessor that is still parked, else the first who is armed.
+    /// The gate goes to whom it is due: the predecessor that is still parked, else the first who is armed, else the
+    /// first whose probe has failed.
     fn take_over(&mut self) -> Act {
-        let fit = |slot: &Slot| self.seat(*slot) == Seat::Armed;
-        match self.fallback.filter(fit).or_else(|| Slot::all().find(fit)) {
-            Some(slot) => {
-                if self.fallback == Some(slot) {
-                    self.fallback = None;
-                }
-                self.give(slot)
-            }
-            None => {
-                self.state = State::Recovering;
-                Act::Nothing
-            }
+        let fallback = self.fallback.take();
+        if let Some(slot) = fallback.filter(|slot| self.seat(*slot) == Seat::Armed) {
+            return self.give(slot, Mode::Open);
         }
+        let first = |seat| Slot::all().find(|slot| self.seat(*slot) == seat);
+        if let Some(slot) = first(Seat::Armed) {
+            return self.give(slot, Mode::Probe);
+        }
+        if let Some(slot) = first(Seat::Unfit) {
+            return self.give(slot, Mode::Open);
+        }
+        self.state = State::Recovering;
+        Act::Nothing
     }
 
-    fn give(&mut self, slot: Slot) -> Act {
+    fn give(&mut self, slot: Slot, mode: Mode) -> Act {
         self.generation = self.generation.next();
         self.last = slot;
         self.state = State::Serving { slot };
-        Act::Give(self.word(Mode::Probe, slot))
+        let word = self.word(mode, slot);
+        if mode == Mode::Probe { Act::Give(word) } else { Act::Grant(word) }
     }
 
     /// The word that shuts the gate while nobody may serve.

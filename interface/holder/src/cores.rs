@@ -101,6 +101,7 @@ pub(crate) fn area(segment: &Segment, slot: Slot) -> Option<&CoreArea> {
 pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
     if let Some(area) = area(segment, slot) {
         clear_tickets(area);
+        area.started.store(process::start_time(pid).unwrap_or(0), Relaxed);
         area.pid.store(pid, Release);
     }
 }

@@ -13,8 +13,11 @@ use everdisk_proto::{
     limits::{REQUEST_BYTES_MAX, WORKERS_MAX},
     segment::Segment,
 };
-use everdisk_sys::fuse::{self, MountOptions, WaitingCounter};
-use everdisk_transport::fuse::{abi, handshake};
+use everdisk_sys::{
+    fuse::{self, MountOptions, WaitingCounter},
+    process::lockable_bytes,
+};
+use everdisk_transport::fuse::{abi, handshake, serve::Buffers};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use zerocopy::IntoBytes;
 
@@ -26,13 +29,18 @@ const INIT_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct FileFront {
     path: PathBuf,
     channels: Vec<OwnedFd>,
+    /// Number of the kernel's connection, where it could be found out.
+    connection: Option<u32>,
     waiting: Option<WaitingCounter>,
 }
 
 /// Number of channels, which is the number of workers of each core: one for each CPU, at least two (one reader alone
-/// leaves the second CPU idle at low depth), and no more than four (more only contend for the queue).
+/// leaves the second CPU idle at low depth), no more than four (more only contend for the queue), and no more than
+/// have room for their buffers in what this user may lock.
 fn channel_count() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4).min(WORKERS_MAX)
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4).min(WORKERS_MAX);
+    let room = lockable_bytes().map_or(u64::MAX, |bytes| bytes / Buffers::BYTES as u64);
+    cpus.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
 }
 
 impl FileFront {
@@ -75,7 +83,13 @@ impl FileFront {
     /// Takes up a front end whose descriptors a core gave back.
     pub(crate) fn adopt(path: PathBuf, channels: Vec<OwnedFd>) -> Self {
         let connection = fuse::find_mount(&path).ok().flatten().map(|mount| mount.connection);
-        Self { path, channels, waiting: connection.and_then(WaitingCounter::open) }
+        Self { path, channels, connection, waiting: connection.and_then(WaitingCounter::open) }
+    }
+
+    /// Where it is mounted now.
+    pub(crate) fn mounted_at(&self) -> PathBuf {
+        let found = self.connection.and_then(|connection| fuse::find_path(connection).ok().flatten());
+        found.unwrap_or_else(|| self.path.clone())
     }
 
     /// How it is described to the cores it is lent to.

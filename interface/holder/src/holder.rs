@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::{
         atomic::{
             AtomicU64,
@@ -39,7 +40,7 @@ use crate::{
     cores::{self, Core, Cores, PeerLink},
     front::FileFront,
     restore,
-    suspension::{self, Given},
+    suspension::{self, Given, not_drained},
 };
 
 /// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
@@ -62,6 +63,9 @@ pub(crate) enum Fatal {
     /// The socket.
     #[error("cannot listen at {0}: {1}")]
     Socket(String, io::Error),
+    /// Another interface keeps the volume.
+    #[error("another interface keeps this volume (it holds the lock beside {0})")]
+    Second(String),
     /// Memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -104,6 +108,7 @@ pub(crate) struct Holder {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
+    let _lock = lock(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
@@ -119,6 +124,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     }
     let _ = fs::remove_file(&arguments.socket);
     Ok(())
+}
+
+/// Two interfaces of one volume would both believe that the gate is theirs.
+fn lock(socket: &Path) -> Result<fs::File, Fatal> {
+    let path = socket.with_extension("lock");
+    let fault = |e| Fatal::Socket(path.display().to_string(), e);
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(fault)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Fatal::Second(socket.display().to_string())),
+        Err(errno) => Err(fault(errno.into())),
+    }
 }
 
 fn read_volume(arguments: &Arguments) -> Result<VolumeSpec, Fatal> {
@@ -214,37 +231,49 @@ impl Holder {
         tracing::info!(pid = core.pid, version = %core.identity.version, "a core has ended");
     }
 
-    /// Does what custody has decided, and what follows from how that went. Returns why a core that was given the
-    /// gate did not take it, if one did not.
-    pub(crate) fn perform(&mut self, mut act: Act, limit: Duration) -> Option<String> {
+    /// Does what custody has decided, and what follows from how that went. `limit` is for the probe of the core that
+    /// is given the gate first; when another gets it after that, nobody else could serve meanwhile. Returns why a core
+    /// did not take the gate, if one did not.
+    pub(crate) fn perform(&mut self, act: Act, limit: Duration) -> Option<String> {
         let mut failure = None;
+        let (mut act, mut limit) = (act, limit);
         loop {
-            match act {
+            let (segment, cores, front) = (&self.segment, &self.cores, self.front.as_ref());
+            let (word, given) = match act {
                 Act::Nothing => break,
                 Act::Close(word) => {
                     // `requests::suspend` drains by itself and reports; nobody else closes.
-                    ticket::set(&self.segment.gate.word, word);
+                    ticket::set(&segment.gate.word, word);
                     break;
                 }
                 Act::Reopen(word) => {
-                    self.segment.gate.lease_until_ns.store(0, Relaxed);
-                    suspension::reopen(&self.segment, word);
+                    segment.gate.lease_until_ns.store(0, Relaxed);
+                    suspension::reopen(segment, word);
                     break;
                 }
-                Act::Give(word) => {
-                    self.segment.gate.lease_until_ns.store(0, Relaxed);
-                    let given = match self.cores.get(word.slot) {
-                        Some(core) => suspension::give(&self.segment, core, self.front.as_ref(), word, limit),
-                        None => Given::Failed("there is no such core"),
-                    };
-                    let passed = given == Given::Opened;
-                    if let Given::Failed(why) = given {
-                        tracing::error!(slot = %word.slot, generation = %word.generation, why, "a core did not take the gate");
-                        failure.get_or_insert_with(|| why.to_owned());
-                    }
-                    act = self.custody.probed(word.slot, passed);
+                Act::Give(word) => (word, suspension::give(segment, cores, front, word, limit)),
+                Act::Grant(word) => (word, suspension::grant(segment, cores, front, word)),
+            };
+            segment.gate.lease_until_ns.store(0, Relaxed);
+            limit = TAKEOVER_LIMIT;
+            let (slot, generation) = (word.slot, word.generation);
+            act = match given {
+                Given::Opened => {
+                    tracing::info!(%slot, %generation, "a core has the gate");
+                    self.custody.probed(slot, true)
                 }
-            }
+                Given::Failed(why) => {
+                    tracing::error!(%slot, %generation, why, "a core did not take the gate");
+                    failure.get_or_insert_with(|| why.to_owned());
+                    self.custody.probed(slot, false)
+                }
+                Given::NotDrained(why) => {
+                    tracing::error!(%slot, %generation, ?why, "the gate stays closed: a core still executes requests");
+                    failure.get_or_insert_with(|| not_drained(why));
+                    self.custody.postponed();
+                    Act::Nothing
+                }
+            };
         }
         if self.custody.state() == State::Recovering {
             ticket::set(&self.segment.gate.word, self.custody.closed());
@@ -257,6 +286,7 @@ impl Holder {
         if !waiting {
             return;
         }
+        make_room(&mut self.peers);
         match accept_peer(self.listener.as_fd(), self.peers.len()) {
             Ok(peer) => self.peers.extend(peer),
             Err(error) => tracing::warn!(%error, "a connection could not be taken"),
@@ -268,9 +298,9 @@ impl Holder {
         for slot in slots {
             while let Some(heard) = self.cores.get(slot).and_then(|core| core.link.as_ref()).and_then(hear) {
                 match heard {
-                    Ok((frame, _)) if frame.body == ToInterface::Armed => {
-                        let act = self.custody.armed(slot);
-                        self.perform(act, TAKEOVER_LIMIT);
+                    Ok((frame, _)) if matches!(frame.body, ToInterface::Armed { .. }) => {
+                        let ToInterface::Armed { fronts } = frame.body else { break };
+                        self.arm(slot, fronts);
                     }
                     // One core's descriptors were enough.
                     Ok((frame, _)) if matches!(frame.body, ToInterface::Returned { .. }) => {}
@@ -306,13 +336,30 @@ impl Holder {
                             self.peers.push(peer);
                         }
                     }
-                    ToInterface::Armed | ToInterface::Returned { .. } => refuse(&peer, "introduce yourself first"),
+                    ToInterface::Armed { .. } | ToInterface::Returned { .. } => {
+                        refuse(&peer, "introduce yourself first");
+                    }
                 },
                 Some(Err(LinkError::Closed)) => {}
                 Some(Err(error)) => {
                     tracing::warn!(pid = peer.pid, %error, "a peer is refused");
                     refuse(&peer, &error.to_string());
                 }
+            }
+        }
+    }
+
+    /// A core says that it is ready. It is, when it has every front end; one that lost its connection before it was
+    /// lent the last gets it now.
+    fn arm(&mut self, slot: Slot, fronts: u8) {
+        let Some(core) = self.cores.get_mut(slot) else { return };
+        match &self.front {
+            Some(front) if fronts == 0 => {
+                let _ = core.tell(FromInterface::LendFile(front.lent()), &front.channels());
+            }
+            _ => {
+                let act = self.custody.armed(slot);
+                self.perform(act, TAKEOVER_LIMIT);
             }
         }
     }
@@ -334,6 +381,9 @@ impl Holder {
                 &peer,
                 &format!("the core serves ABI {}, this volume's segment has ABI {ABI}", identity.abi),
             );
+        }
+        if self.cores.slot_of(peer.pid).is_some() {
+            return refuse(&peer, "this process has a slot already");
         }
         let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
         let Ok(handle) = pidfd(peer.pid) else { return };
@@ -386,6 +436,15 @@ impl Holder {
         }
         self.front = None;
         self.done = true;
+    }
+}
+
+/// Whoever has said nothing for the longest time gives up its place to a newcomer: silence keeps nobody out.
+pub(crate) fn make_room(peers: &mut Vec<Peer>) {
+    if peers.len() >= PEERS_MAX
+        && let Some(silent) = peers.iter().position(|peer| !peer.is_control)
+    {
+        refuse(&peers.remove(silent), "too many connections");
     }
 }
 

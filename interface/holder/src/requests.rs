@@ -6,7 +6,7 @@ use everdisk_gate::custody::{Act, Refusal, Seat, State};
 use everdisk_proto::{
     frame::{Answer, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus, Request},
     gate_word::Mode,
-    limits::LEASE_MAX,
+    limits::{LEASE_DEFAULT, LEASE_MAX},
     version::PRODUCT,
 };
 use everdisk_sys::{clock::monotonic_ns, fuse};
@@ -15,7 +15,7 @@ use crate::{
     cores,
     front::FileFront,
     holder::{Holder, Peer, Unmounting},
-    suspension::{self, NotDrained},
+    suspension::{self, not_drained},
 };
 
 /// A suspension by hand may wait this long for requests under way.
@@ -35,14 +35,6 @@ fn done_or(result: Result<(), String>) -> Answer {
 
 fn refused(refusal: Refusal) -> String {
     refusal.as_str().to_owned()
-}
-
-fn not_drained(why: NotDrained) -> String {
-    format!(
-        "the core did not finish its requests in time ({} executing, {} reading): a storage node may be slow, or the core \
-         hangs (then kill it: another core takes over)",
-        why.busy, why.reading
-    )
 }
 
 impl Holder {
@@ -108,6 +100,11 @@ impl Holder {
             .map_err(|e| format!("cannot mount on {}: {e}", attach.path.display()))?;
         self.cores.tell_all(&FromInterface::LendFile(front.lent()), &front.channels());
         self.front = Some(front);
+        let others: Vec<_> = self.cores.iter().map(|(other, _)| other).filter(|other| *other != slot).collect();
+        for other in others {
+            // It is armed again when it has workers for the new front end.
+            self.custody.joined(other);
+        }
         let act = self.custody.attach(slot).map_err(refused)?;
         let failure = self.perform(act, ATTACH_LIMIT);
         if self.custody.serving() == Some(slot) {
@@ -119,8 +116,11 @@ impl Holder {
         Err(failure.unwrap_or_else(|| "the core did not take the gate".to_owned()))
     }
 
-    /// Suspend, switch, probe, resume; whatever happens, a core serves at the end.
+    /// Suspend, switch, probe, resume. At the end a core serves: the successor, else the predecessor.
     fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, String> {
+        if budget.is_zero() || budget > LEASE_DEFAULT {
+            return Err(format!("a pause budget of {budget:?}: give one of at most {LEASE_DEFAULT:?}"));
+        }
         let slot = self.cores.slot_of(to).ok_or_else(|| refused(Refusal::NotArmed))?;
         let closed = self.custody.may_hand_over(slot).map_err(refused)?;
         let start = monotonic_ns();
@@ -196,7 +196,7 @@ impl Holder {
             return Some(failed("I/O is suspended or recovering: resume it first, or force the detach"));
         }
         let (sender, result) = mpsc::channel();
-        let path = front.lent().path;
+        let path = front.mounted_at();
         thread::spawn(move || {
             let _ = sender.send(fuse::unmount(&path, force));
         });

@@ -22,14 +22,13 @@ use everdisk_proto::{
 use everdisk_sys::{
     link::{LinkError, wait_readable},
     memory::SharedSegment,
-    process::pidfd,
+    process::{pidfd, start_time},
 };
 
 use crate::{
     cores::{self, Core, PeerLink},
     front::FileFront,
-    holder::{Fatal, Holder, Peer, accept_peer, hear, refuse},
-    suspension,
+    holder::{Fatal, Holder, Peer, accept_peer, hear, make_room, refuse},
 };
 
 /// The cores look for a new interface every few milliseconds.
@@ -55,6 +54,7 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fa
     let mut returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)> = Vec::new();
     while Instant::now() < deadline {
         if wait_readable(listener.as_fd(), LOOK)? {
+            make_room(&mut peers);
             peers.extend(accept_peer(listener.as_fd(), peers.len()).ok().flatten());
         }
         for peer in std::mem::take(&mut peers) {
@@ -80,7 +80,7 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fa
         for index in 0..returning.len() {
             let Some((peer, _, _)) = returning.get(index) else { break };
             if let Some(returned) = receive(&peer.link, spec) {
-                return Ok(take_up(listener, returned, peers, returning));
+                return take_up(listener, returned, peers, returning);
             }
         }
     }
@@ -117,10 +117,9 @@ fn take_up(
     returned: Returned,
     peers: Vec<Peer>,
     returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)>,
-) -> Holder {
+) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.file.is_some());
-    let interrupted = custody.state() == State::Recovering;
     let mut holder = Holder::new(listener, segment, custody);
     holder.front = returned.file.map(|(path, channels)| FileFront::adopt(path, channels));
     holder.peers = peers;
@@ -133,23 +132,20 @@ fn take_up(
         let came =
             returning.iter().find(|(peer, _, at)| *at == slot && peer.pid == pid).map(|(_, identity, _)| identity);
         let identity = came.cloned().unwrap_or_else(everdisk_proto::version::CoreIdentity::current);
-        match pidfd(pid) {
-            Ok(handle) => {
+        match living(&holder.segment, slot, pid)? {
+            Some(handle) => {
                 holder.cores.seat(slot, Core { pid, handle, identity, link: None });
                 if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
             }
-            Err(_) => cores::strike(&holder.segment, slot),
+            None => cores::strike(&holder.segment, slot),
         }
     }
     for (peer, _, slot) in returning {
         if let Some(core) = holder.cores.get_mut(slot).filter(|core| core.pid == peer.pid) {
             core.link = Some(peer.link);
         }
-    }
-    if interrupted {
-        drain_everybody(&holder);
     }
     let had_gate = match holder.custody.state() {
         State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
@@ -159,7 +155,20 @@ fn take_up(
         let act = holder.custody.died(slot);
         holder.perform(act, PROBE_LIMIT);
     }
-    holder
+    Ok(holder)
+}
+
+/// A handle of the core that the segment names, if it still lives. A process that was started at another time only
+/// bears its number.
+fn living(segment: &Segment, slot: Slot, pid: u32) -> std::io::Result<Option<OwnedFd>> {
+    let handle = match pidfd(pid) {
+        Ok(handle) => handle,
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+        // To take a core for dead that lives would have two execute the same requests.
+        Err(e) => return Err(e),
+    };
+    let recorded = cores::area(segment, slot).map_or(0, |area| area.started.load(Relaxed));
+    Ok(start_time(pid).is_ok_and(|started| started == recorded).then_some(handle))
 }
 
 /// Custody by the gate word. A gate that is neither open nor closed by the operator belongs to an interrupted
@@ -185,14 +194,4 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         Some(word) => (State::Recovering, word.generation),
     };
     Custody::restore(state, generation, crashes)
-}
-
-/// Waits until no core executes anything: the gate is closed, so this only takes what is under way.
-fn drain_everybody(holder: &Holder) {
-    for (slot, _) in holder.cores.iter() {
-        let closed = GateWord { mode: Mode::Closed, slot, generation: holder.custody.generation() };
-        if let Err(why) = suspension::close_and_drain(&holder.segment, &holder.cores, closed, PROBE_LIMIT) {
-            tracing::error!(%slot, ?why, "a core of an interrupted hand-over does not finish its requests");
-        }
-    }
 }

@@ -14,6 +14,7 @@ use everdisk_gate::ticket;
 use everdisk_proto::{
     frame::Suspension,
     gate_word::GateWord,
+    ids::Slot,
     segment::{Segment, probe_verdict},
 };
 use everdisk_sys::{
@@ -29,6 +30,8 @@ use crate::{
 
 /// Between two signals to a worker that sits in read(2): a signal that arrives just before the system call is lost.
 const EVICT_AGAIN: Duration = Duration::from_micros(150);
+/// Before the kernel gives out anew: a core that should be parked already has this long to be.
+const STRAGGLER_LIMIT: Duration = Duration::from_millis(20);
 /// Between two looks whether the core that is waited for still lives.
 const LIFE_LOOK: Duration = Duration::from_millis(2);
 
@@ -41,6 +44,15 @@ pub(crate) struct NotDrained {
     pub(crate) reading: usize,
 }
 
+/// The failure in words, with what to do.
+pub(crate) fn not_drained(why: NotDrained) -> String {
+    format!(
+        "the core did not finish its requests in time ({} executing, {} reading): a storage node may be slow, or the core \
+         hangs (then kill it: another core takes over)",
+        why.busy, why.reading
+    )
+}
+
 /// Closes the gate and waits until nobody executes and nobody reads (M10). On failure the gate is closed all the same:
 /// [`reopen`] it.
 pub(crate) fn close_and_drain(
@@ -49,16 +61,25 @@ pub(crate) fn close_and_drain(
     closed: GateWord,
     limit: Duration,
 ) -> Result<(), NotDrained> {
-    let start = Instant::now();
     let gate = &segment.gate;
     gate.closed_ns.store(monotonic_ns(), Relaxed);
     for later in [&gate.drained_ns, &gate.opened_ns, &gate.first_request_ns] {
         later.store(0, Relaxed);
     }
     ticket::set(&gate.word, closed);
-    let (Some(core), Some(area)) = (cores.get(closed.slot), area(segment, closed.slot)) else { return Ok(()) };
+    if let Some(core) = cores.get(closed.slot) {
+        drain(segment, closed.slot, core, limit)?;
+    }
+    gate.drained_ns.store(monotonic_ns(), Relaxed);
+    Ok(())
+}
+
+/// Waits, under a closed gate, until no worker of a core executes or reads, or until the core is dead.
+fn drain(segment: &Segment, slot: Slot, core: &Core, limit: Duration) -> Result<(), NotDrained> {
+    let start = Instant::now();
+    let Some(area) = area(segment, slot) else { return Ok(()) };
     loop {
-        let seen = gate.drained.load(Acquire);
+        let seen = segment.gate.drained.load(Acquire);
         let mut failure = NotDrained { busy: 0, reading: 0 };
         for worker in area.tickets.iter().filter(|t| !ticket::is_in(&t.state)) {
             if ticket::may_be_reading(&worker.state) {
@@ -69,42 +90,58 @@ pub(crate) fn close_and_drain(
             }
         }
         if failure.busy + failure.reading == 0 || core.is_gone() {
-            gate.drained_ns.store(monotonic_ns(), Relaxed);
             return Ok(());
         }
         if start.elapsed() > limit {
             return Err(failure);
         }
-        wake::sleep_while(&gate.drained, seen, EVICT_AGAIN, Who::All);
+        wake::sleep_while(&segment.gate.drained, seen, EVICT_AGAIN, Who::All);
     }
+}
+
+/// Has the kernel give out anew what is unanswered. Only when no living core holds a ticket: what a core still
+/// executes, another would execute as well, and the slower of the two would overwrite what is newer. The gate must be
+/// closed; in a hand-over it is drained already and this is only a look.
+fn give_out_anew(segment: &Segment, cores: &Cores, front: Option<&FileFront>) -> Result<(), NotDrained> {
+    for (slot, core) in cores.iter() {
+        drain(segment, slot, core, STRAGGLER_LIMIT)?;
+    }
+    let gate = &segment.gate;
+    gate.first_request_ns.store(0, Relaxed);
+    if let Some(front) = front {
+        gate.held.store(front.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
+        front.resend();
+    }
+    Ok(())
 }
 
 /// How giving the gate to a core ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// It read its stores and has opened the gate.
+    /// The gate is open for it.
     Opened,
-    /// It did not; the gate is closed.
+    /// It did not open the gate; the gate is closed.
     Failed(&'static str),
+    /// A core still executes what would have to be given out anew; the gate is closed.
+    NotDrained(NotDrained),
 }
 
 /// Gives the gate to a core: has the kernel give out anew what is unanswered, wakes the core's first worker, which
-/// probes the stores and opens the gate, and waits for that (M4). The gate must be closed and drained.
+/// probes the stores and opens the gate, and waits for that (M4). The gate must be closed.
 pub(crate) fn give(
     segment: &Segment,
-    core: &Core,
+    cores: &Cores,
     front: Option<&FileFront>,
     probe: GateWord,
     limit: Duration,
 ) -> Given {
+    let Some(core) = cores.get(probe.slot) else { return Given::Failed("there is no such core") };
+    if let Err(why) = give_out_anew(segment, cores, front) {
+        return Given::NotDrained(why);
+    }
     let gate = &segment.gate;
     let deadline = Instant::now() + limit;
-    gate.first_request_ns.store(0, Relaxed);
     gate.probe.store(probe_verdict::PENDING, SeqCst);
-    if let Some(front) = front {
-        gate.held.store(front.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
-        front.resend();
-    }
     ticket::set(&gate.word, probe);
     rouse(segment, probe.slot, Who::First);
     loop {
@@ -122,13 +159,24 @@ pub(crate) fn give(
     }
 }
 
+/// Opens the gate for a core without a probe, after the kernel has given out anew what is unanswered.
+pub(crate) fn grant(segment: &Segment, cores: &Cores, front: Option<&FileFront>, open: GateWord) -> Given {
+    match give_out_anew(segment, cores, front) {
+        Err(why) => Given::NotDrained(why),
+        Ok(()) => {
+            reopen(segment, open);
+            Given::Opened
+        }
+    }
+}
+
 /// The core changed the gate itself just before it was taken back.
 fn verdict(segment: &Segment) -> Given {
     let open = GateWord::decode(segment.gate.word.load(Acquire)).is_some_and(GateWord::serves);
     if open { Given::Opened } else { Given::Failed("the new core could not read its storage nodes") }
 }
 
-/// Opens the gate for the core that had it last: what its workers keep unanswered they may execute.
+/// Opens the gate. Under the generation that was closed, a core's workers execute what they keep unanswered.
 pub(crate) fn reopen(segment: &Segment, open: GateWord) {
     segment.gate.opened_ns.store(monotonic_ns(), Relaxed);
     ticket::set(&segment.gate.word, open);

@@ -3,14 +3,14 @@
 use std::{
     sync::atomic::{
         AtomicBool,
-        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
     },
     time::Duration,
 };
 
 use everdisk_gate::ticket::{self, Admission, Pass};
 use everdisk_proto::{
-    gate_word::{GateWord, Mode},
+    gate_word::GateWord,
     ids::Slot,
     segment::{CoreArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
 };
@@ -74,12 +74,12 @@ impl<'a> Seat<'a> {
     fn probe(&self, gate: GateWord, disk: &dyn Disk) {
         let verdict = match disk.probe() {
             Ok(blocks) => {
-                self.gate.probe_blocks.store(blocks, Relaxed);
-                self.gate.opened_ns.store(monotonic_ns(), Relaxed);
-                self.gate.last_good.store(gate.with(Mode::Open).encode(), Release);
+                let now = monotonic_ns();
                 if !ticket::open_after_probe(&self.gate.word, gate) {
                     return;
                 }
+                self.gate.opened_ns.store(now, Relaxed);
+                self.gate.probe_blocks.store(blocks, Relaxed);
                 self.core.wake.fetch_add(1, AcqRel);
                 wake::wake(&self.core.wake, Who::Others);
                 probe_verdict::PASSED

@@ -15,7 +15,7 @@ fn golden_frames_of_abi_1() {
     let lent = || LentFile { path: "/srv/v".into(), channels: 2 };
     let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
-    golden(lines[1], ToInterface::Armed, 0);
+    golden(lines[1], ToInterface::Armed { fronts: 1 }, 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent()) }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
     golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1 }, 1);

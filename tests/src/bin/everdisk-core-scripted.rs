@@ -7,6 +7,7 @@
 //! | `hang` | never connects; `hang-version` hangs on `--version` too |
 //! | `other-abi` | names an ABI range that this interface does not have |
 //! | `garbage` | sends bytes that are no frame to the interface, then hangs |
+//! | `mute` | joins and reports itself armed, but never answers the control module |
 //! | `no-workers` | joins and reports itself armed, but never takes the gate |
 //! | `die-when-given` | joins, and ends as soon as the gate is offered to it |
 //! | `open-and-die` | opens the gate for itself and ends, without executing anything |
@@ -77,7 +78,7 @@ fn value(arguments: &[String], name: &str) -> Option<PathBuf> {
 fn join(script: &str, identity: &CoreIdentity, arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let dir = value(arguments, "--control-dir").ok_or("no --control-dir")?;
     let interface = value(arguments, "--interface").ok_or("no --interface")?;
-    answer_control(&dir)?;
+    answer_control(&dir, script == "mute")?;
     if script == "garbage" {
         let socket = packet::connect(&interface)?;
         packet::send(socket.as_fd(), b"\x00\xffthis is no frame", &[])?;
@@ -88,7 +89,7 @@ fn join(script: &str, identity: &CoreIdentity, arguments: &[String]) -> Result<(
     let (frame, mut fds) = link.recv_within(FOREVER)?;
     let FromInterface::Welcome { slot, .. } = frame.body else { return Err(format!("{frame:?}").into()) };
     let segment = SharedSegment::adopt(fds.pop().ok_or("no segment")?)?;
-    link.send(2, ToInterface::Armed, &[])?;
+    link.send(2, ToInterface::Armed { fronts: 1 }, &[])?;
     loop {
         let word = GateWord::decode(segment.gate.word.load(Acquire));
         let Some(probe) = word.filter(|w| w.slot == slot && w.mode == Mode::Probe) else {
@@ -113,14 +114,17 @@ fn join(script: &str, identity: &CoreIdentity, arguments: &[String]) -> Result<(
     }
 }
 
-/// Says yes to everything the control module asks.
-fn answer_control(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
+/// Says yes to everything the control module asks, or nothing at all.
+fn answer_control(dir: &std::path::Path, mute: bool) -> Result<(), Box<dyn Error>> {
     let listener = packet::listen(&dir.join(format!("core-{}.sock", std::process::id())))?;
     thread::spawn(move || {
         while let Ok(socket) = packet::accept(listener.as_fd()) {
             thread::spawn(move || {
                 let link = Link::<CoreAnswer, CoreRequest>::new(socket);
                 while let Ok((frame, _)) = link.recv_within(FOREVER) {
+                    if mute {
+                        continue;
+                    }
                     let answer = match frame.body {
                         CoreRequest::Flush => CoreAnswer::Flushed,
                         CoreRequest::Verify { blocks } => CoreAnswer::Verified { blocks },

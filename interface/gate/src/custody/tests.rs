@@ -33,18 +33,36 @@ fn d9_the_parked_predecessor_comes_before_the_standby() {
     let mut custody = serving(3);
     assert!(matches!(custody.hand_over(slot(2)), Act::Give(_)));
     assert_eq!(custody.probed(slot(2), true), Act::Nothing);
-    assert!(matches!(custody.died(slot(2)), Act::Give(word) if word.slot == slot(0)));
+    assert!(matches!(custody.died(slot(2)), Act::Grant(word) if word.slot == slot(0)));
 }
 
 #[test]
-fn a_failed_probe_returns_the_gate_to_the_predecessor_and_not_in_circles() {
+fn a_failed_probe_returns_the_gate_to_the_predecessor_without_another_probe() {
     let mut custody = serving(2);
+    let before = custody.generation();
     assert!(matches!(custody.hand_over(slot(1)), Act::Give(_)));
-    let Act::Give(back) = custody.probed(slot(1), false) else { panic!("not returned") };
-    assert_eq!(back.slot, slot(0));
-    assert_eq!(custody.probed(slot(0), false), Act::Nothing);
-    assert_eq!(custody.state(), State::Recovering);
-    assert!(matches!(custody.retry(), Act::Give(_)));
+    let Act::Grant(back) = custody.probed(slot(1), false) else { panic!("not returned") };
+    assert_eq!((back.slot, back.mode, back.generation), (slot(0), Mode::Open, before.next().next()));
+}
+
+#[test]
+fn when_every_probe_fails_a_core_serves_all_the_same() {
+    let mut custody = serving(3);
+    assert!(matches!(custody.died(slot(0)), Act::Give(word) if word.slot == slot(1)));
+    assert!(matches!(custody.probed(slot(1), false), Act::Give(word) if word.slot == slot(2)));
+    assert!(matches!(custody.probed(slot(2), false), Act::Grant(word) if word.slot == slot(1)));
+    assert_eq!(custody.serving(), Some(slot(1)));
+}
+
+#[test]
+fn a_postponed_giving_is_tried_again() {
+    let mut custody = serving(2);
+    let Act::Give(word) = custody.died(slot(0)) else { panic!("no take-over") };
+    custody.postponed();
+    assert_eq!(custody.serving(), None);
+    assert!(
+        matches!(custody.retry(), Act::Give(again) if again.slot == word.slot && again.generation > word.generation)
+    );
 }
 
 /// D8, A: a suspension ends by its lease, under the same generation.
@@ -105,6 +123,7 @@ enum Event {
     Retry,
     HandOver(usize),
     Fail,
+    Postpone,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -120,6 +139,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Event::Retry),
         core.prop_map(Event::HandOver),
         Just(Event::Fail),
+        Just(Event::Postpone),
     ]
 }
 
@@ -148,13 +168,20 @@ proptest! {
                 Event::Retry => custody.retry(),
                 Event::HandOver(i) if custody.may_hand_over(slot(i)).is_ok() => custody.hand_over(slot(i)),
                 Event::Fail => custody.serving().map_or(Act::Nothing, |s| custody.probed(s, false)),
+                Event::Postpone if matches!(custody.state(), State::Serving { .. }) => {
+                    custody.postponed();
+                    custody.retry()
+                }
                 _ => Act::Nothing,
             };
             match act {
-                Act::Give(word) => {
+                Act::Give(word) | Act::Grant(word) => {
                     prop_assert_eq!(word.generation, before.next());
                     prop_assert_eq!(custody.serving(), Some(word.slot));
-                    prop_assert_eq!(custody.seat(word.slot), Seat::Armed);
+                    let probes = word.mode == Mode::Probe;
+                    prop_assert_eq!(probes, matches!(act, Act::Give(_)));
+                    prop_assert!(matches!(custody.seat(word.slot), Seat::Armed | Seat::Unfit));
+                    prop_assert!(!probes || custody.seat(word.slot) == Seat::Armed);
                     given = Some(word);
                 }
                 Act::Reopen(word) => {
@@ -165,10 +192,12 @@ proptest! {
                 Act::Close(word) => prop_assert_eq!(word.mode, Mode::Closed),
                 Act::Nothing => {}
             }
-            if !matches!(act, Act::Give(_)) { prop_assert_eq!(custody.generation(), before); }
+            if !matches!(act, Act::Give(_) | Act::Grant(_)) { prop_assert_eq!(custody.generation(), before); }
             match custody.state() {
-                State::Serving { slot } => prop_assert_eq!(custody.seat(slot), Seat::Armed),
-                State::Recovering => prop_assert!(Slot::all().all(|s| custody.seat(s) != Seat::Armed)),
+                State::Serving { slot } => prop_assert!(matches!(custody.seat(slot), Seat::Armed | Seat::Unfit)),
+                State::Recovering => {
+                    prop_assert!(Slot::all().all(|s| matches!(custody.seat(s), Seat::Vacant | Seat::Joined)));
+                }
                 _ => {}
             }
         }

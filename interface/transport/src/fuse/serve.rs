@@ -36,13 +36,16 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    const EACH: usize = PAGE + REQUEST_BYTES_MAX;
+    /// Bytes that one worker locks.
+    pub const BYTES: usize = 2 * Self::EACH;
+
     /// Buffers for the largest request and reply.
     ///
     /// # Errors
     /// When the memory cannot be locked.
     pub fn new() -> std::io::Result<Self> {
-        let len = PAGE + REQUEST_BYTES_MAX;
-        Ok(Self { request: LockedBuffer::new(len)?, reply: LockedBuffer::new(len)? })
+        Ok(Self { request: LockedBuffer::new(Self::EACH)?, reply: LockedBuffer::new(Self::EACH)? })
     }
 }
 
