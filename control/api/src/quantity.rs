@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use everdisk_proto::limits::LEASE_DEFAULT;
+
 /// The text is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is no size: write bytes, or a number with K, M, G, T or P (powers of 1024), such as 10G or 512Ki")]
@@ -57,6 +59,26 @@ pub fn duration(text: &str) -> Result<Duration, BadDuration> {
     Ok(Duration::from_millis(total))
 }
 
+/// Reads a pause budget.
+///
+/// # Errors
+/// In words: it is no duration, or none that a hand-over can have.
+pub fn pause_budget(text: &str) -> Result<Duration, String> {
+    let budget = duration(text).map_err(|e| e.to_string())?;
+    check_pause_budget(budget).map(|()| budget)
+}
+
+/// Whether a hand-over can have this budget: the interface ends every suspension after [`LEASE_DEFAULT`].
+///
+/// # Errors
+/// In words.
+pub fn check_pause_budget(budget: Duration) -> Result<(), String> {
+    if !budget.is_zero() && budget <= LEASE_DEFAULT {
+        return Ok(());
+    }
+    Err(format!("a pause budget of {budget:?} is not possible: give more than 0 and at most {LEASE_DEFAULT:?}"))
+}
+
 /// Writes a size for people: the largest unit that loses nothing.
 pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(50, "P"), (40, "T"), (30, "G"), (20, "M"), (10, "K")] {
@@ -93,6 +115,15 @@ mod tests {
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         for bad in ["", "5", "s", "-1s", "1d", "99999999999h", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pause_budget_has_bounds() {
+        assert_eq!(pause_budget("5s"), Ok(LEASE_DEFAULT));
+        assert_eq!(pause_budget("1ms"), Ok(Duration::from_millis(1)));
+        for bad in ["0", "0ms", "5001ms", "1h", "soon"] {
+            assert!(pause_budget(bad).is_err(), "{bad}");
         }
     }
 

@@ -164,8 +164,8 @@ pub(crate) struct Upgrade {
     /// What becomes of buffered data; only flush in this version
     #[arg(long, default_value = "flush", value_parser = ["flush", "carry", "overlap"])]
     pub(crate) handover: String,
-    /// The gate returns to the old core when drain and probe take longer
-    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "100ms")]
+    /// The gate returns to the old core when drain and probe take longer, at most 5s
+    #[arg(long, value_name = "TIME", value_parser = quantity::pause_budget, default_value = "100ms")]
     pub(crate) pause_budget: Duration,
     /// How long the old core stays parked while the new one is watched
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "10s")]
@@ -230,6 +230,8 @@ mod tests {
             "everdisk upgrade --core /c",
             "everdisk upgrade v --all --core /c",
             "everdisk upgrade v --core /c --handover jump",
+            "everdisk upgrade v --core /c --pause-budget 0",
+            "everdisk upgrade v --core /c --pause-budget 6s",
             "everdisk suspend v --lease 5",
         ] {
             assert!(parse(bad).is_err(), "{bad}");

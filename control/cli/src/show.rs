@@ -101,6 +101,7 @@ pub(crate) fn upgrade(report: &LastUpgrade) {
         row(&["  outcome", &outcome]),
         row(&["  from, to", &format!("{} → {}", report.from, report.to.as_deref().unwrap_or("-"))]),
         row(&["  suspended", &us(report.suspended_us)]),
+        row(&["  attempts", &report.attempts.to_string()]),
         row(&["  requests held", &report.requests_held.to_string()]),
         row(&["  blocks verified", &report.verified_blocks.to_string()]),
     ];

@@ -28,7 +28,7 @@ use crate::{
     programs,
     progress::Progress,
     record::{Attachment, KnownCore},
-    start::{self, ARMED_WITHIN},
+    start::{self, ARMED_WITHIN, Unserved},
     volume::Volume,
 };
 
@@ -51,13 +51,24 @@ pub struct Actor<'a> {
     source: PathBuf,
     staged: Option<PathBuf>,
     to: Option<CoreBuild>,
+    /// The new program could not be recorded, and perhaps it was.
+    record_unknown: bool,
     began: Instant,
 }
 
 impl<'a> Actor<'a> {
     /// For the upgrade with this number to the program `source`.
     pub fn new(volume: &'a Arc<Volume>, upgrade: u64, source: &Path, progress: &'a Progress) -> Self {
-        Self { volume, progress, upgrade, source: source.to_owned(), staged: None, to: None, began: Instant::now() }
+        Self {
+            volume,
+            progress,
+            upgrade,
+            source: source.to_owned(),
+            staged: None,
+            to: None,
+            record_unknown: false,
+            began: Instant::now(),
+        }
     }
 
     /// Whether a core was started from another program than the recorded one, or by nobody we remember.
@@ -123,10 +134,11 @@ impl<'a> Actor<'a> {
         self.wait_for(|status| status.serving.is_some_and(|pid| pid != serving)).map(|_| ())
     }
 
-    fn end_cores(&self, which: impl Fn(&KnownCore) -> bool) {
+    fn end_cores(&self, unserved: Unserved, until: Option<Instant>, which: impl Fn(&KnownCore) -> bool) {
         let Some(attachment) = self.volume.attachment() else { return };
-        for core in attachment.live_cores().filter(|core| which(core)) {
-            start::end_core(self.volume, core);
+        let in_time = |_: &&KnownCore| until.is_none_or(|until| Instant::now() < until);
+        for core in attachment.live_cores().filter(|core| which(core)).take_while(in_time) {
+            start::end_core(self.volume, core, unserved);
         }
     }
 }
@@ -177,12 +189,12 @@ impl Act for Actor<'_> {
         let build = self.to.clone().ok_or_else(|| Fault("nothing was verified".to_owned()))?;
         let named = |e: Error| Fault(format!("core {} cannot serve this volume: {e}", build.identity.version));
         let child = start::core(self.volume, &build).map_err(named)?;
-        start::core_armed(self.volume, &child, limit.min(ARMED_WITHIN)).map_err(named)?;
+        start::core_armed(self.volume, &child, limit).map_err(named)?;
         Ok(child.id.pid)
     }
 
     fn read_stores(&mut self, pid: u32, limit: Duration) -> Result<u32, Fault> {
-        let read = self.volume.with_core(pid, |core| core.verify(VERIFY_BLOCKS, limit.min(ARMED_WITHIN)));
+        let read = self.volume.with_core(pid, |core| core.verify(VERIFY_BLOCKS, limit));
         read.map_err(|e| Fault(format!("the new core cannot read the volume: {e}")))
     }
 
@@ -216,20 +228,32 @@ impl Act for Actor<'_> {
         }
     }
 
-    fn commit(&mut self, to: &CoreBuild, pid: u32, _limit: Duration) -> Result<(), Fault> {
-        self.volume.update(|record| {
+    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault> {
+        let until = Instant::now() + limit;
+        let serving = self.wait_for(|status| status.serving.is_some()).ok().and_then(|status| status.serving);
+        if serving.is_some_and(|serving| serving != pid) {
+            return Err(Fault(format!("the new core (process {pid}) no longer serves: it died or lost the gate")));
+        }
+        let recorded = self.volume.update(|record| {
             if record.current.as_ref() != Some(to) {
                 record.previous = record.current.replace(to.clone());
             }
-        })?;
+        });
+        if let Err(e) = recorded {
+            // The file may bear the new program all the same: then it has to be there.
+            self.record_unknown = self.volume.rewrite_record().is_err();
+            return Err(Fault(format!("the new program cannot be recorded as the current one: {e}")));
+        }
         let standby = start::core(self.volume, to).and_then(|child| {
-            start::core_armed(self.volume, &child, STANDBY_WITHIN)?;
+            let left = until.saturating_duration_since(Instant::now());
+            start::core_armed(self.volume, &child, STANDBY_WITHIN.min(left))?;
             Ok(child.id.pid)
         });
         if let Err(e) = &standby {
             warn!(volume = %self.volume.name, "no standby of the new version yet: {e}");
         }
-        self.end_cores(|core| core.process.pid != pid && core.program != to.program);
+        // Those that time is too short for, the supervisor ends.
+        self.end_cores(Unserved::Stays, Some(until), |core| core.process.pid != pid && core.program != to.program);
         start::prune_programs(self.volume);
         Ok(())
     }
@@ -250,10 +274,13 @@ impl Act for Actor<'_> {
 
     fn dismiss(&mut self) {
         let Ok(current) = self.volume.current() else { return };
-        self.end_cores(|core| core.program != current.program);
+        self.end_cores(Unserved::Goes, None, |core| core.program != current.program);
     }
 
     fn unstage(&mut self) {
+        if self.record_unknown {
+            return;
+        }
         start::prune_programs(self.volume);
     }
 }

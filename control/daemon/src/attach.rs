@@ -5,19 +5,25 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
     time::Duration,
 };
 
 use everdisk_api::request::FileOptions;
-use everdisk_proto::{frame::FileAttach, journal::CoreBuild};
+use everdisk_proto::{
+    frame::FileAttach,
+    journal::CoreBuild,
+    limits::PEER_DEADLINE,
+    volume::{NodeUrl, VolumeSpec},
+};
 use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
 use crate::{
     error::{Doing, Error, Result},
-    process::{boot_id, with_argument},
+    process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
     start::{self, ARMED_WITHIN, end_all},
@@ -42,6 +48,7 @@ pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) 
         clear_away(volume)?;
     }
     let path = resolve(&options.path)?;
+    refuse_own_nodes(&path, &volume.spec())?;
     let build = first_build(volume, progress)?;
     let (uid, gid) =
         options.owner.unwrap_or_else(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
@@ -78,8 +85,19 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     progress.step("mount");
     let file = volume.attached()?.file;
     make_file(volume, &file)?;
+    let path = file.path.clone();
     volume.interface().attach_file(file, core.id.pid)?;
+    // The kernel learns the file's size when it is first asked for it. Before, a mapping is empty and writes go one by
+    // one. It refuses us where the file is another user's; then it is that user's first question that does it.
+    ask_size(path);
     volume.update_attachment(|attachment| attachment.phase = Phase::Attached)
+}
+
+/// A question to the mounted file, which a core that hangs leaves open.
+fn ask_size(path: PathBuf) {
+    let (sender, answered) = mpsc::channel();
+    thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
+    let _ = answered.recv_timeout(PEER_DEADLINE);
 }
 
 /// The program in use; at the first attach the one beside the control module.
@@ -128,6 +146,21 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// A volume whose file lies in one of its own storage nodes would be written into itself.
+fn refuse_own_nodes(path: &Path, spec: &VolumeSpec) -> Result<()> {
+    let inside = spec.nodes.iter().find(|node| {
+        let NodeUrl::Dir(node) = &node.url;
+        path.starts_with(fs::canonicalize(node).as_ref().unwrap_or(node))
+    });
+    inside.map_or(Ok(()), |node| {
+        Err(Error::State(format!(
+            "cannot attach at {}: it lies in the volume's own storage node {}; give a path outside of it",
+            path.display(),
+            node.url
+        )))
+    })
+}
+
 fn refuse_mounted(path: &Path) -> Result<()> {
     let found = fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?;
     found.map_or(Ok(()), |mounted| {
@@ -157,7 +190,7 @@ fn make_file(volume: &Volume, file: &FileAttach) -> Result<()> {
 pub fn clear_away(volume: &Volume) -> Result<()> {
     let Some(attachment) = volume.record().attachment else { return Ok(()) };
     let gone = !attachment.of_this_boot() || end_all(&attachment, Duration::ZERO);
-    let strays = with_argument(&volume.paths.spec());
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
     if !gone || !strays.into_iter().all(|(process, _)| process.end(Duration::ZERO)) {
         return Err(Error::Failed(format!(
             "a process of volume {} does not end although it was killed: see the kernel's log",
@@ -206,6 +239,22 @@ mod tests {
         assert!(why(Path::new("/dev/null")).contains("no regular file"));
         assert!(why(&at("none/new")).contains("directory does not exist"));
         assert!(why(Path::new("/")).contains("path of a file"));
+    }
+
+    #[test]
+    fn a_path_in_a_node_of_the_volume_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        fs::create_dir(&node).unwrap();
+        std::os::unix::fs::symlink(&node, dir.path().join("link")).unwrap();
+        let mut spec = crate::volume::tests::volume(dir.path()).spec();
+        spec.nodes[0].url = NodeUrl::Dir(dir.path().join("link"));
+        let real = fs::canonicalize(&node).unwrap();
+        for inside in ["file", "deep/file"] {
+            let refused = refuse_own_nodes(&real.join(inside), &spec).unwrap_err().to_string();
+            assert!(refused.contains("own storage node"), "{refused}");
+        }
+        assert!(refuse_own_nodes(&real.with_file_name("node2"), &spec).is_ok());
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! All volumes of this host: making, finding, growing and deleting them.
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
@@ -43,6 +42,8 @@ pub struct Catalogue {
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     /// Those whose files could not be read, and why.
     damaged: BTreeMap<VolumeName, String>,
+    /// Those that are being made.
+    drafts: Mutex<BTreeSet<VolumeName>>,
 }
 
 impl Catalogue {
@@ -58,8 +59,13 @@ impl Catalogue {
         for entry in fs::read_dir(&root).doing(|| format!("read {}", root.display()))?.flatten() {
             let file_name = entry.file_name();
             let text = file_name.to_str().unwrap_or_default();
-            if text.starts_with(NEW) || text.starts_with(OLD) {
-                // A creation or deletion that was interrupted: nothing refers to it.
+            if text.starts_with(NEW)
+                && let Err(e) = undo_creation(&entry.path(), &programs)
+            {
+                warn!("{e}");
+            }
+            if text.starts_with(OLD) {
+                // A deletion that was interrupted: its data had gone before.
                 let _ = fs::remove_dir_all(entry.path());
             }
             let Ok(name) = text.parse::<VolumeName>() else { continue };
@@ -73,7 +79,7 @@ impl Catalogue {
                 }
             }
         }
-        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged })
+        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged, drafts: Mutex::default() })
     }
 
     /// All volumes, by name.
@@ -115,13 +121,17 @@ impl Catalogue {
                 "there is a volume {name} already: choose another name or `everdisk volume delete {name}`"
             )));
         }
-        let draft = Draft::new(self.directories.state.join("volumes").join(format!("{NEW}{name}")), &name)?;
+        let mut draft = Draft::new(self, name.clone())?;
         let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
         let file = draft.path.join("volume.json");
         durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
         progress.step("format the storage nodes");
         let arguments = ["--volume".into(), file.into_os_string(), "--create".into()];
-        run_well(&self.programs.core(), &arguments, NODES_WITHIN)?;
+        if let Err(e) = run_well(&self.programs.core(), &arguments, NODES_WITHIN) {
+            // A core that ended by itself has undone what it did.
+            draft.unclear = matches!(e, Error::Killed(_));
+            return Err(e);
+        }
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
@@ -196,26 +206,59 @@ fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {
     }
 }
 
-/// A directory that is removed unless it was renamed.
-struct Draft {
+/// Undoes a creation that was interrupted: its description is the only copy of the identities that its storage nodes may
+/// bear by now.
+fn undo_creation(draft: &Path, programs: &Programs) -> Result<()> {
+    let spec = draft.join("volume.json");
+    if spec.exists() {
+        let arguments = ["--volume".into(), spec.into_os_string(), "--destroy".into()];
+        run_well(&programs.core(), &arguments, NODES_WITHIN).map_err(|e| {
+            Error::Failed(format!(
+                "the creation of a volume was interrupted and cannot be undone: {e}; mend that, or remove {}, which \
+                 says what its storage nodes were to be",
+                draft.display()
+            ))
+        })?;
+    }
+    fs::remove_dir_all(draft).doing(|| format!("remove {}", draft.display()))
+}
+
+/// A directory that becomes a volume by being renamed, and goes otherwise. Two creations of one name do not meet.
+struct Draft<'a> {
+    catalogue: &'a Catalogue,
+    name: VolumeName,
     path: PathBuf,
+    /// Its storage nodes may have been formatted.
+    unclear: bool,
 }
 
-impl Draft {
-    /// Two creations of one name do not meet: only one can make the directory.
-    fn new(path: PathBuf, name: &VolumeName) -> Result<Self> {
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => Ok(Self { path }),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Error::State(format!("a volume {name} is being made at this moment")))
-            }
-            Err(e) => Err(e).doing(|| format!("make {}", path.display())),
+impl<'a> Draft<'a> {
+    fn new(catalogue: &'a Catalogue, name: VolumeName) -> Result<Self> {
+        if !lock(&catalogue.drafts).insert(name.clone()) {
+            return Err(Error::State(format!("a volume {name} is being made at this moment")));
         }
+        let path = catalogue.directories.state.join("volumes").join(format!("{NEW}{name}"));
+        let left = path.exists();
+        let mut draft = Self { catalogue, name, path, unclear: left };
+        if left {
+            undo_creation(&draft.path, &catalogue.programs)?;
+            draft.unclear = false;
+        }
+        durable::make_dir(&draft.path).doing(|| format!("make {}", draft.path.display()))?;
+        Ok(draft)
     }
 }
 
-impl Drop for Draft {
+impl Drop for Draft<'_> {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.unclear {
+            let _ = fs::remove_dir_all(&self.path);
+        } else if let Err(e) = undo_creation(&self.path, &self.catalogue.programs) {
+            warn!(volume = %self.name, "{e}");
+        }
+        lock(&self.catalogue.drafts).remove(&self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, OnceLock},
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -18,9 +19,11 @@ use crate::{
 
 /// A log longer than this is begun anew by the next process that writes to it.
 const LOG_BYTES_MAX: u64 = 1 << 20;
+/// How a process that has gone ended is known within this time.
+const REAPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A process that was started here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Child {
     /// The process.
     pub id: ProcessId,
@@ -62,6 +65,15 @@ impl Child {
         self.ended.get().copied()
     }
 
+    /// How it ended, when it has gone: the reaper may be a moment behind.
+    pub fn ended_by_now(&self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + REAPED_WITHIN;
+        while self.ended().is_none() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.ended()
+    }
+
     /// The last line it wrote, or how it ended when it wrote none.
     pub fn last_words(&self) -> String {
         let line = self.tail().map(|text| last_line(&text)).unwrap_or_default();
@@ -84,7 +96,7 @@ impl Child {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::sync::mpsc;
 
     use super::*;
 
@@ -104,12 +116,7 @@ mod tests {
 
         let child = Child::start(Command::new("false"), &log, || {}).unwrap();
         assert!(child.id.end(Duration::from_secs(5)));
-        for _ in 0..500 {
-            if child.ended().is_some() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        assert_eq!(child.ended_by_now().unwrap().code(), Some(1));
         assert_eq!(child.last_words(), "it ended with exit status: 1 and said nothing");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use everdisk_api::request::Request;
+use everdisk_api::{quantity::check_pause_budget, request::Request};
 use everdisk_proto::{frame::GateState, limits::LEASE_MAX, version::PRODUCT};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -68,6 +68,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             shown(&status::status(&volume))
         }
         Request::Upgrade { name, core, pause_budget_ms, soak_ms, plan } => {
+            check_pause_budget(Duration::from_millis(pause_budget_ms)).map_err(Error::BadRequest)?;
             let volume = catalogue.get(&name)?;
             let wish = Wish {
                 core: &core,

@@ -1,32 +1,42 @@
 //! Detach: flush, unmount, and be sure that every process has gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
+use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::info;
 
 use crate::{
     attach::clear_away,
-    error::{Error, Result},
-    peers::NotDetached,
+    error::{Doing, Error, Result},
+    peers::{DETACH_DEADLINE, NotDetached},
+    process::ProcessId,
     progress::Progress,
     record::{Attachment, Phase},
     start::{GONE_WITHIN, end_all},
-    volume::Volume,
+    volume::{Operation, Volume, lock},
 };
 
 /// The flush before a detach.
 const FLUSH_WITHIN: Duration = Duration::from_secs(30);
 /// The same when it does not matter how it ends.
 const FORCED_FLUSH_WITHIN: Duration = Duration::from_secs(3);
+/// The core that served flushes once more after the unmount, which may have written mapped pages back, and ends.
+const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
+/// An unmount under way is looked at this often.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Detaches a volume. `force`: although its file is in use, it could not be flushed, or it is dead.
 ///
 /// # Errors
-/// Why not; the volume serves on as before then.
+/// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
 pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<()> {
     let _operation = volume.begin("detach")?;
-    let _hands = crate::volume::lock(&volume.hands);
+    let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
     if !attachment.interface_alive() {
         if !force {
@@ -37,6 +47,10 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
             )));
         }
         return clear_away(volume);
+    }
+    // One that is stopped or hangs is asked nothing more.
+    if force && volume.interface().status().is_err() {
+        return give_up(volume);
     }
     progress.step("flush");
     match flush_within(volume, if force { FORCED_FLUSH_WITHIN } else { FLUSH_WITHIN }) {
@@ -51,7 +65,8 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
     }
     progress.step("unmount");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
-    let attachment = match volume.interface().detach(force) {
+    let serving = volume.interface().status().ok().and_then(|status| status.serving);
+    let attachment = match volume.interface().detach(force, &attachment.file.path) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
@@ -66,27 +81,87 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
             stay(volume)?;
             return Err(e);
         }
-        Err(NotDetached::Other(_)) => {
-            info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true);
-            return clear_away(volume);
-        }
+        Err(NotDetached::Other(_)) => return give_up(volume),
     };
     progress.step("wait for the processes");
-    finish(volume, &attachment)?;
-    info!(event = event::VOLUME_DETACHED, volume = %volume.name);
+    match finish(volume, &attachment, serving) {
+        Err(e) if !force => Err(e),
+        Err(e) if volume.attachment().is_some() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn give_up(volume: &Volume) -> Result<()> {
+    clear_away(volume)?;
+    info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true);
     Ok(())
 }
 
-/// The rest of a detach once the interface has unmounted.
+/// Ends a detach that an earlier control module left while the interface was unmounting.
 ///
 /// # Errors
-/// A process does not go, or the record cannot be written.
-pub fn finish(volume: &Volume, attachment: &Attachment) -> Result<()> {
+/// Why it cannot be ended; the volume stays attached then.
+pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
+    let _hands = lock(&volume.hands);
+    let attachment = volume.attached()?;
+    let path = &attachment.file.path;
+    let deadline = Instant::now() + DETACH_DEADLINE;
+    loop {
+        let serving = volume.interface().status().ok().and_then(|status| status.serving);
+        let refused = match volume.interface().detach(false, path) {
+            Ok(()) => return finish(volume, &attachment, serving),
+            Err(NotDetached::InUse(_)) => return stay(volume),
+            Err(NotDetached::Other(e)) => e,
+        };
+        if fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none() {
+            return finish(volume, &attachment, serving);
+        }
+        // Else it may be unmounting still, as it was told by the predecessor.
+        if !attachment.interface_alive() || Instant::now() > deadline {
+            stay(volume)?;
+            return Err(refused);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// The rest of a detach once the interface has unmounted; `serving` had the gate until then.
+///
+/// # Errors
+/// A process does not go, or the record cannot be written. Or the volume is detached, and yet its last flush failed.
+fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Result<()> {
+    let last = attachment.cores.iter().find(|core| Some(core.process.pid) == serving);
+    let flushed = last.map_or(Ok(()), |core| last_flush(volume, core.process));
     if !end_all(attachment, GONE_WITHIN) {
         return Err(Error::Failed(format!("a process of volume {} does not end although it was killed", volume.name)));
     }
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
-    clear_away(volume)
+    clear_away(volume)?;
+    info!(event = event::VOLUME_DETACHED, volume = %volume.name);
+    flushed.map_err(|why| {
+        Error::Failed(format!(
+            "volume {} is detached, and yet what was written last may not be durable: {why}; it may be lost if the \
+             machine loses power, so check the storage nodes",
+            volume.name
+        ))
+    })
+}
+
+/// Waits for the last flush of the core that served: it ends with success when that is done.
+fn last_flush(volume: &Volume, core: ProcessId) -> Result<(), String> {
+    let pid = core.pid;
+    if !core.gone_within(LAST_FLUSH_WITHIN) {
+        core.end(Duration::ZERO);
+        return Err(format!("core process {pid} did not end within {LAST_FLUSH_WITHIN:?} and was killed"));
+    }
+    // How a core ended that an earlier control module started is not known.
+    let Some(child) = volume.child(core) else { return Ok(()) };
+    match child.ended_by_now() {
+        Some(status) if !status.success() => {
+            Err(format!("core process {pid} ended with {status}: {}", child.last_words()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn stay(volume: &Volume) -> Result<()> {
@@ -114,3 +189,6 @@ pub fn flush_within(volume: &Volume, limit: Duration) -> Result<()> {
         .with_core(serving, |core| core.flush(limit))
         .map_err(|e| Error::Failed(format!("volume {} could not be flushed: {e}", volume.name)))
 }
+
+#[cfg(test)]
+mod tests;

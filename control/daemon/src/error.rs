@@ -31,6 +31,9 @@ pub enum Error {
     /// It was tried.
     #[error("{0}")]
     Failed(String),
+    /// A program was killed, by us or others, before it had done or undone its work.
+    #[error("{0}")]
+    Killed(String),
     /// The operating system refused.
     #[error("cannot {doing}: {source}")]
     Io {
@@ -82,7 +85,9 @@ impl From<Error> for Refusal {
             Error::Busy { .. } => Kind::Busy,
             Error::State(_) => Kind::State,
             Error::BadRequest(_) => Kind::BadRequest,
-            Error::Failed(_) | Error::Io { .. } | Error::Peer { .. } | Error::Upgrade { .. } => Kind::Failed,
+            Error::Failed(_) | Error::Killed(_) | Error::Io { .. } | Error::Peer { .. } | Error::Upgrade { .. } => {
+                Kind::Failed
+            }
         };
         let message = error.to_string();
         let detail = match error {

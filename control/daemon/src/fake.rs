@@ -34,6 +34,7 @@ struct Script {
     asked: Vec<Request>,
     hand_over: HandOver,
     when_gone: Option<(ProcessId, u32)>,
+    in_use: bool,
     ended: bool,
 }
 
@@ -83,7 +84,14 @@ impl Interface {
             crashes_survived: 0,
             last_suspension: Suspension::default(),
         };
-        let script = Script { status, asked: Vec::new(), hand_over: HandOver::Switch, when_gone: None, ended: false };
+        let script = Script {
+            status,
+            asked: Vec::new(),
+            hand_over: HandOver::Switch,
+            when_gone: None,
+            in_use: false,
+            ended: false,
+        };
         let script = Arc::new(Mutex::new(script));
         let listener = packet::listen(&volume.paths.interface_socket()).unwrap();
         let shared = Arc::clone(&script);
@@ -112,6 +120,11 @@ impl Interface {
 
     pub(crate) fn hang_up_on_hand_over(&self, switch: bool) {
         lock(&self.0).hand_over = HandOver::HangUp { switch };
+    }
+
+    /// Its file is in use: it does not unmount.
+    pub(crate) fn is_in_use(&self) {
+        lock(&self.0).in_use = true;
     }
 
     /// The crash path: `heir` serves once `process` has gone.
@@ -152,7 +165,7 @@ impl Script {
         self.asked.push(request.clone());
         let Request::Handover { to, .. } = *request else {
             // Nobody leaves on request here: whoever is dismissed has to be ended.
-            return Some(Answer::Failed { reason: "scripted".to_owned(), busy: false });
+            return Some(Answer::Failed { reason: "scripted".to_owned(), busy: self.in_use });
         };
         let (switch, failure) = match self.hand_over {
             HandOver::Switch => (true, None),

@@ -40,7 +40,7 @@ mod fake;
 
 use std::{
     fs::{self, File, TryLockError},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
     thread,
@@ -68,7 +68,7 @@ use crate::{
 pub fn run(directories: Directories) -> Result<()> {
     for path in [&directories.run, &directories.state] {
         durable::make_dir(path).doing(|| format!("make {}", path.display()))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).doing(|| format!("close {}", path.display()))?;
+        refuse_shared(path)?;
     }
     let socket = directories.control_socket();
     paths::check_socket(&socket).map_err(Error::Failed)?;
@@ -95,6 +95,22 @@ pub fn run(directories: Directories) -> Result<()> {
     Ok(())
 }
 
+/// Whoever else could write to a directory that was there already could command the volumes. It may be anything, such
+/// as /tmp, so its permissions are left alone.
+fn refuse_shared(path: &Path) -> Result<()> {
+    let found = fs::metadata(path).doing(|| format!("look at {}", path.display()))?;
+    let refused = |why: &str, mend: &str| {
+        Err(Error::State(format!("{} {why}: {mend}, or give a directory of its own", path.display())))
+    };
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return refused(&format!("belongs to user {}", found.uid()), "run the control module as that user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return refused("can be written by others than its owner", "chmod go-w it if it is used for nothing else");
+    }
+    Ok(())
+}
+
 fn only_one(path: &Path) -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path);
     let file = file.doing(|| format!("open {}", path.display()))?;
@@ -105,5 +121,38 @@ fn only_one(path: &Path) -> Result<File> {
             path.display()
         ))),
         Err(TryLockError::Error(source)) => Err(Error::Io { doing: format!("lock {}", path.display()), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || fs::metadata(dir.path()).unwrap().mode() & 0o7777;
+        for (given, good) in [(0o700, true), (0o755, true), (0o775, false), (0o1777, false)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(given)).unwrap();
+            assert_eq!(refuse_shared(dir.path()).is_ok(), good, "{given:o}");
+            assert_eq!(mode(), given);
+        }
+        let made = dir.path().join("a/b");
+        durable::make_dir(&made).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o7777, 0o700);
+        assert!(refuse_shared(&made).is_ok());
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid();
+        if own.is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(12_345), None).unwrap();
+        }
+        let foreign = if own.is_root() { dir.path() } else { Path::new("/") };
+        assert!(refuse_shared(foreign).unwrap_err().to_string().contains("belongs to user"));
     }
 }

@@ -10,7 +10,10 @@ use everdisk_proto::{
     },
     limits::PEER_DEADLINE,
 };
-use everdisk_sys::link::{Link, LinkError};
+use everdisk_sys::{
+    fuse,
+    link::{Link, LinkError},
+};
 
 use crate::error::{Error, Result};
 
@@ -19,9 +22,13 @@ pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// fusermount3 may take 10 s.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
 /// Unmounting waits for the kernel to write back.
-const DETACH_DEADLINE: Duration = Duration::from_secs(30);
+pub const DETACH_DEADLINE: Duration = Duration::from_secs(30);
+/// A forced unmount waits for nobody, but fusermount3 may take 10 s.
+const FORCED_DETACH_DEADLINE: Duration = Duration::from_secs(15);
 /// A core says how its stores are within this time, or it is not said.
 const CORE_STATUS_DEADLINE: Duration = Duration::from_millis(500);
+
+const MOUNTINFO: &str = "read /proc/self/mountinfo";
 
 /// Why the front ends were not given up.
 #[derive(Debug)]
@@ -120,15 +127,20 @@ impl Interface<'_> {
         self.command(Request::Dismiss { core }, PEER_DEADLINE)
     }
 
-    /// Unmounts; the interface and its cores end.
+    /// Unmounts `file`; the interface and its cores end.
     ///
     /// # Errors
     /// [`NotDetached`].
-    pub fn detach(self, force: bool) -> Result<(), NotDetached> {
-        match self.ask(Request::Detach { force }, DETACH_DEADLINE) {
+    pub fn detach(self, force: bool, file: &Path) -> Result<(), NotDetached> {
+        let limit = if force { FORCED_DETACH_DEADLINE } else { DETACH_DEADLINE };
+        match self.ask(Request::Detach { force }, limit) {
             Ok(Answer::Done) => Ok(()),
-            // It ends right after its answer, or before it could be read.
-            Err(Error::Peer { source: LinkError::Closed, .. }) => Ok(()),
+            // It ended: having unmounted, and before its answer could be read, or in the middle of it.
+            Err(e @ Error::Peer { source: LinkError::Closed, .. }) => match fuse::find_mount(file) {
+                Ok(None) => Ok(()),
+                Ok(Some(_)) => Err(NotDetached::Other(e)),
+                Err(source) => Err(NotDetached::Other(Error::Io { doing: MOUNTINFO.to_owned(), source })),
+            },
             Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
             Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),
             Ok(_) => Err(NotDetached::Other(Error::Failed(

@@ -3,16 +3,17 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use everdisk_sys::{link::wait_readable, process, signal};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// After SIGKILL a process has gone within this time, unless it hangs in the kernel.
@@ -30,52 +31,78 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has `pid` now.
     pub fn of(pid: u32) -> Option<Self> {
-        Some(Self { pid, started: start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)? })
+        Some(Self { pid, started: process::start_time(pid).ok()? })
     }
 
-    /// A handle, if the process still exists.
-    pub fn open(self) -> Option<OwnedFd> {
-        let handle = process::pidfd(self.pid).ok()?;
+    /// A handle; none when the process has gone.
+    ///
+    /// # Errors
+    /// The operating system's (no descriptor, no memory): whether it has gone is not known then.
+    fn open(self) -> io::Result<Option<OwnedFd>> {
+        let handle = process::pidfd(self.pid);
         // Looked at after the handle was made: what has this start time now is what the handle holds.
-        (Self::of(self.pid)? == self).then_some(handle)
+        match process::start_time(self.pid) {
+            Ok(started) if started == self.started => handle.map(Some),
+            Ok(_) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound || is_gone(&e) => Ok(None),
+            Err(_) if handle.as_ref().is_err_and(is_gone) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
-    /// Whether it runs; a zombie does not.
+    /// Whether it runs, or nobody can tell; a zombie does not.
     pub fn alive(self) -> bool {
-        self.open().is_some_and(|handle| !process::is_gone(handle.as_fd()))
+        self.open().map_or(true, |found| found.is_some_and(|handle| !process::is_gone(handle.as_fd())))
     }
 
-    /// Waits until it has gone; kills it after `grace`. True when it has gone.
+    /// Waits until it has gone; kills it after `grace`. True when it has gone, false when it has not or nobody can tell.
     pub fn end(self, grace: Duration) -> bool {
-        let Some(handle) = self.open() else { return true };
-        let gone_within = |limit| wait_readable(handle.as_fd(), limit).unwrap_or(false);
-        if gone_within(grace) {
+        if self.gone_within(grace) {
             return true;
         }
-        let _ = signal::kill(handle.as_fd());
-        gone_within(KILLED_WITHIN)
+        if let Ok(Some(handle)) = self.open() {
+            let _ = signal::kill(handle.as_fd());
+        }
+        self.gone_within(KILLED_WITHIN)
+    }
+
+    /// Waits until it has gone. False when it has not, or nobody can tell.
+    pub fn gone_within(self, limit: Duration) -> bool {
+        match self.open() {
+            Ok(Some(handle)) => wait_readable(handle.as_fd(), limit).unwrap_or(false),
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 }
 
-/// Field 22; the second field is the program's name in parentheses and may contain anything.
-fn start_time(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+/// Whether the operating system says that there is no such process.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
-/// The processes of which one argument is `argument`, with what they were started as. Finds what a control module
-/// started and did not live to write down.
-pub fn with_argument(argument: &Path) -> Vec<(ProcessId, PathBuf)> {
+/// The interfaces and cores of a volume, told by its description `spec` among their arguments, with what they were
+/// started as. Finds what a control module started and did not live to write down. Whoever else has that argument (an
+/// editor, a pager) is left out: a process of ours runs a program of that name, or one that lies in `cores`.
+pub fn of_volume(spec: &Path, cores: &Path) -> Vec<(ProcessId, PathBuf)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let found = pids.filter_map(|pid| {
+    let own = rustix::process::geteuid().as_raw();
+    let pids = entries.flatten().filter(|entry| entry.metadata().is_ok_and(|found| found.uid() == own));
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let found = pids.filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| is_ours(&exe, cores)));
+    let found = found.filter_map(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let mut arguments = line.split(|byte| *byte == 0).map(|text| Path::new(OsStr::from_bytes(text)));
         let program = arguments.next()?.to_owned();
-        arguments.any(|found| found == argument).then_some(())?;
+        arguments.any(|found| found == spec).then_some(())?;
         Some((ProcessId::of(pid)?, program))
     });
     found.collect()
+}
+
+fn is_ours(exe: &Path, cores: &Path) -> bool {
+    let name = exe.file_name().unwrap_or_default().as_bytes();
+    name.starts_with(b"everdisk-core") || name.starts_with(b"everdisk-interface") || exe.starts_with(cores)
 }
 
 /// Identity of this boot of the machine.
@@ -90,23 +117,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_time_is_found_behind_any_name() {
-        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
-        assert_eq!(start_time(&format!("1 (a) b) {}", fields.join(" "))), Some(22));
-        assert_eq!(start_time("garbage"), None);
+    fn a_process_is_found_by_its_argument_and_its_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = dir.path().join("spec");
+        let cores = dir.path().join("cores");
+        fs::create_dir(&cores).unwrap();
+        let tail = fs::canonicalize("/usr/bin/tail").unwrap();
+        let programs = [dir.path().join("everdisk-core-9"), cores.join("any"), dir.path().join("pager")];
+        let mut children = programs.each_ref().map(|program| {
+            fs::copy(&tail, program).unwrap();
+            let mut command = Command::new(program);
+            command.arg("-F").arg(&spec).stderr(std::process::Stdio::null());
+            crate::programs::spawn(&mut command).unwrap()
+        });
+        let mut found = of_volume(&spec, &cores);
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        found.sort_unstable_by_key(|(id, _)| id.pid);
+        let mut expected = [(children[0].id(), &programs[0]), (children[1].id(), &programs[1])];
+        expected.sort_unstable();
+        assert_eq!(found.iter().map(|(id, program)| (id.pid, program)).collect::<Vec<_>>(), expected);
     }
 
     #[test]
-    fn a_process_is_found_by_its_argument() {
-        let dir = tempfile::tempdir().unwrap();
-        let argument = dir.path().join("spec");
-        let mut child =
-            Command::new("tail").arg("-F").arg(&argument).stderr(std::process::Stdio::null()).spawn().unwrap();
-        let found = with_argument(&argument);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(found.iter().map(|(id, _)| id.pid).collect::<Vec<_>>(), [child.id()]);
-        assert_eq!(found[0].1, Path::new("tail"));
+    fn only_the_word_that_there_is_no_such_process_means_gone() {
+        assert!(is_gone(&Errno::SRCH.into()));
+        for other in [Errno::MFILE, Errno::NOMEM, Errno::INVAL] {
+            assert!(!is_gone(&other.into()));
+        }
+        let own = ProcessId::of(std::process::id()).unwrap();
+        assert!(own.open().unwrap().is_some());
+        assert!(ProcessId { pid: u32::MAX, ..own }.open().unwrap().is_none());
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::{
+        fs::OpenOptionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -59,6 +62,12 @@ impl Programs {
         Ok(Self { directory: own.parent().unwrap_or(Path::new("/")).to_owned() })
     }
 
+    /// Those in `directory`.
+    #[cfg(test)]
+    pub(crate) fn in_directory(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
     /// `everdisk-interface`.
     pub fn interface(&self) -> PathBuf {
         self.directory.join("everdisk-interface")
@@ -102,11 +111,11 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
     if !ended {
         kill_group(child.id());
+        // It may hang in the kernel for longer: whoever waits for it then is not us.
+        thread::spawn(move || child.wait());
+        return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }
     let status = child.wait().doing(|| format!("wait for {name}"))?;
-    if !ended {
-        return Err(Error::Failed(format!("{name} did not end within {limit:?} and was killed")));
-    }
     // A grandchild may still hold the pipes: what came until the deadline counts.
     let said = |words: mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
@@ -128,10 +137,11 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
     if ended.status.success() {
         return Ok(ended.stdout);
     }
-    Err(Error::Failed(match ended.complaint.as_str() {
+    let complaint = match ended.complaint.as_str() {
         "" => format!("{} ended with {} and said nothing", name.display(), ended.status),
         complaint => complaint.to_owned(),
-    }))
+    };
+    Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })
 }
 
 fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {

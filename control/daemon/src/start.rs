@@ -34,6 +34,15 @@ const VERSION_WITHIN: Duration = Duration::from_secs(5);
 /// A program is copied within this time.
 const COPIED_WITHIN: Duration = Duration::from_secs(30);
 
+/// What becomes of a core that was asked to leave and refused while nobody serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// It stays: it may be about to serve.
+    Stays,
+    /// It goes: it must not serve.
+    Goes,
+}
+
 /// Starts an interface; `restore`: one that takes the file descriptors back from the cores.
 ///
 /// # Errors
@@ -102,6 +111,7 @@ pub fn core(volume: &Arc<Volume>, build: &CoreBuild) -> Result<Child> {
         child.id.end(Duration::ZERO);
         return Err(e);
     }
+    volume.keep_child(&child);
     info!(event = event::CORE_STARTED, volume = %volume.name, pid = child.id.pid, version = %build.identity.version);
     Ok(child)
 }
@@ -129,20 +139,28 @@ pub fn core_armed(volume: &Volume, child: &Child, limit: Duration) -> Result<()>
     }
 }
 
-/// Has a core leave, politely first, and waits until it has gone.
-pub fn end_core(volume: &Volume, known: &KnownCore) {
+/// Has a core leave, politely first, and waits until it has gone. It stays where the interface does not answer (the
+/// core may be the last to hold the volume's descriptors), where it has the gate, and where nobody has it, unless
+/// `unserved` says that it shall go then too. False when it has not gone.
+pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool {
     let pid = known.process.pid;
     let grace = match volume.interface().dismiss(pid) {
         Ok(()) => GONE_WITHIN,
-        Err(_) => Duration::ZERO,
+        Err(Error::Failed(_)) => match volume.interface().status().map(|status| status.serving) {
+            Ok(Some(serving)) if serving != pid => Duration::ZERO,
+            Ok(None) if unserved == Unserved::Goes => Duration::ZERO,
+            _ => return false,
+        },
+        Err(_) => return false,
     };
     if !known.process.end(grace) {
         warn!(volume = %volume.name, pid, "the core does not go although it was killed");
-        return;
+        return false;
     }
     info!(event = event::CORE_DISMISSED, volume = %volume.name, pid);
     let _ = fs::remove_file(volume.paths.core_socket(pid));
     let _ = volume.update_attachment(|attachment| attachment.cores.retain(|core| core != known));
+    true
 }
 
 /// Ends everything that runs for an attachment: `grace` is what is left to those that are leaving by themselves.

@@ -40,7 +40,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         lease_ms: None,
         operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
         cores: Vec::new(),
-        reason,
+        reason: reason.or_else(|| volume.warning()),
     };
     if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
         let address = attachment.file.path.display().to_string();

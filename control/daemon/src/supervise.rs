@@ -6,7 +6,7 @@
 //!                       gone, no core lives                  say so: the volume has failed
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
-//!                       not armed for too long               end it
+//!                       not armed for too long               end it, if another one serves
 //! ```
 //!
 //! A dead serving core is not its business: the interface gives the gate to an armed core by itself (D3). While an
@@ -15,20 +15,22 @@
 
 use std::{
     collections::HashMap,
+    fs,
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use everdisk_proto::frame::InterfaceStatus;
+use everdisk_proto::{frame::InterfaceStatus, limits::CORES_MAX};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
 use crate::{
     child::Child,
     error::Result,
+    process::ProcessId,
     record::{Attachment, KnownCore, Phase},
-    start::{self, ARMED_WITHIN},
+    start::{self, ARMED_WITHIN, Unserved},
     volume::{Volume, lock},
 };
 
@@ -197,10 +199,15 @@ impl<'a> Supervisor<'a> {
         for core in live.iter().rev().filter(|core| status.serving != Some(core.process.pid)) {
             let pid = core.process.pid;
             let overdue = !armed(pid) && now - *self.waiting.entry(pid).or_insert(now) > ARMED_WITHIN;
-            // An interface that has just been restored does not know yet who serves.
-            let settled = status.serving.is_some();
-            if overdue || (settled && (standbys > 0 || core.program != build.program)) {
-                start::end_core(self.volume, core);
+            if status.serving.is_none() {
+                // Whoever is alive may hold what the next one needs, so all stay. Those that have hung for long are
+                // not waited for, as long as there is room beside them.
+                standbys += usize::from(!overdue || live.len() >= CORES_MAX / 2);
+            } else if overdue || standbys > 0 || core.program != build.program {
+                if !start::end_core(self.volume, core, Unserved::Stays) {
+                    // It has the gate by now, or nobody answers: the rest is looked at afresh in the next pass.
+                    break;
+                }
             } else {
                 standbys += 1;
             }
@@ -222,11 +229,16 @@ impl<'a> Supervisor<'a> {
     }
 
     fn forget_the_dead(&self, mut attachment: Attachment) -> Result<Attachment> {
-        let before = attachment.cores.len();
-        attachment.cores.retain(|core| core.process.alive());
-        if attachment.cores.len() != before {
+        let (living, dead): (Vec<_>, Vec<_>) = attachment.cores.into_iter().partition(|core| core.process.alive());
+        attachment.cores = living;
+        if !dead.is_empty() {
             let living = attachment.cores.clone();
             self.volume.update_attachment(|recorded| recorded.cores = living)?;
+        }
+        for KnownCore { process: ProcessId { pid, .. }, .. } in dead {
+            if attachment.program_of(pid).is_none() {
+                let _ = fs::remove_file(self.volume.paths.core_socket(pid));
+            }
         }
         Ok(attachment)
     }

@@ -1,6 +1,6 @@
 //! The start of the control module: what runs is left running, what was left half-done is finished or undone.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use everdisk_proto::frame::GateState;
 use everdisk_telemetry::event;
@@ -9,8 +9,9 @@ use tracing::{info, warn};
 use crate::{
     attach::clear_away,
     catalogue::Catalogue,
+    detach,
     error::{Doing, Result},
-    process::with_argument,
+    process::of_volume,
     record::{KnownCore, Phase},
     supervise::supervise,
     upgrade,
@@ -34,7 +35,7 @@ pub fn take_over(catalogue: &Catalogue) -> Result<()> {
 
 /// Enters processes that were started and not written down.
 fn adopt(volume: &Volume) -> Result<()> {
-    let found = with_argument(&volume.paths.spec());
+    let found = of_volume(&volume.paths.spec(), &volume.paths.cores());
     volume.update_attachment(|attachment| {
         for (process, program) in found {
             let known =
@@ -49,6 +50,19 @@ fn adopt(volume: &Volume) -> Result<()> {
     })
 }
 
+/// Unmounting may take long: in a thread of its own.
+fn end_detach(volume: &Arc<Volume>) -> Result<()> {
+    let operation = volume.begin("detach")?;
+    let volume = Arc::clone(volume);
+    let ending = thread::Builder::new().name(format!("detach-{}", volume.name)).spawn(move || {
+        info!(volume = %volume.name, "a detach without an end is taken up");
+        if let Err(e) = detach::take_up(&volume, &operation) {
+            warn!(volume = %volume.name, "{e}");
+        }
+    });
+    ending.doing(|| "start a thread".to_owned()).map(|_| ())
+}
+
 /// Finishes or undoes an attach or detach that was under way, and forgets an attachment of an earlier boot.
 fn settle(volume: &Arc<Volume>) -> Result<()> {
     let Some(attachment) = volume.record().attachment else { return Ok(()) };
@@ -60,6 +74,9 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
         let cores = volume.attached()?.live_cores().count();
         info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores);
         return Ok(());
+    }
+    if attachment.phase == Phase::Detaching {
+        return end_detach(volume);
     }
     let mounted =
         volume.interface().status().is_ok_and(|status| status.gate != GateState::Detached && status.file.is_some());

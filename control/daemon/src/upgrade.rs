@@ -89,7 +89,6 @@ fn ready(volume: &Volume) -> Result<(CoreBuild, u32)> {
 }
 
 fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
-    volume.rollback_wanted.store(false, Ordering::Relaxed);
     // A pass of the supervisor that began before the operation has to end first.
     drop(lock(&volume.hands));
     let (from, from_pid) = ready(volume)?;
@@ -112,6 +111,11 @@ fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
         reason = report.reason.as_deref().unwrap_or_default()
     );
     volume.update(|record| {
+        if report.outcome.is_none() {
+            // The journal has no end either: it is taken up again.
+            record.unfinished = Some(report.clone());
+            return;
+        }
         record.last_upgrade = Some(report.clone());
         record.unfinished = None;
     })
@@ -120,8 +124,10 @@ fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
 fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {
     let path = volume.paths.journal();
     let text = durable::read(&path).doing(|| format!("read {}", path.display()))?.unwrap_or_default();
-    journal::parse(&text)
-        .map_err(|e| Error::Failed(format!("{e}: move {} away to upgrade this volume", path.display())))
+    let parsed = journal::parse(&text)
+        .map_err(|e| Error::Failed(format!("{e}: move {} away to upgrade this volume", path.display())));
+    volume.set_warning(parsed.as_ref().err().map(ToString::to_string));
+    parsed
 }
 
 /// Checks what can be checked without changing anything, and says what would be done.
@@ -201,8 +207,9 @@ pub fn take_up(volume: &Arc<Volume>) {
     let left = match read_journal(volume) {
         Ok(records) => unfinished(&records),
         Err(e) => {
+            // Which programs are in use is not known: all stay.
             warn!(volume = %volume.name, "{e}");
-            None
+            return;
         }
     };
     let Some(left) = left else {
@@ -247,4 +254,26 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
     }
     start::prune_programs(volume);
     remember(volume, &report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{status::status, volume::tests::volume};
+
+    #[test]
+    fn a_damaged_journal_costs_no_program_and_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let program = volume.paths.cores().join("1");
+        durable::make_dir(&program).unwrap();
+        std::fs::write(volume.paths.journal(), "{}\n").unwrap();
+        take_up(&volume);
+        assert!(program.exists());
+        assert!(status(&volume).reason.unwrap().contains("journal is damaged"));
+        std::fs::remove_file(volume.paths.journal()).unwrap();
+        take_up(&volume);
+        assert!(!program.exists());
+        assert_eq!(status(&volume).reason, None);
+    }
 }

@@ -13,10 +13,12 @@ use everdisk_api::directories::Directories;
 use everdisk_proto::{ids::VolumeName, journal::CoreBuild, volume::VolumeSpec};
 
 use crate::{
+    child::Child,
     durable,
     error::{Doing, Error, Result},
     paths::VolumePaths,
     peers::{Core, Interface},
+    process::ProcessId,
     programs::Programs,
     record::{Attachment, Record},
 };
@@ -44,6 +46,10 @@ pub struct Volume {
     pub rollback_wanted: AtomicBool,
     /// Why the volume does not serve, as the supervisor sees it.
     trouble: Mutex<Option<String>>,
+    /// What the operator must know although the volume may serve.
+    warning: Mutex<Option<String>>,
+    /// The cores that were started by this process: how they end is known.
+    children: Mutex<Vec<Child>>,
     /// The volume was deleted: its supervisor ends.
     pub deleted: AtomicBool,
 }
@@ -94,6 +100,8 @@ impl Volume {
             kick: Condvar::new(),
             rollback_wanted: AtomicBool::new(false),
             trouble: Mutex::new(None),
+            warning: Mutex::new(None),
+            children: Mutex::new(Vec::new()),
             deleted: AtomicBool::new(false),
         })
     }
@@ -132,6 +140,14 @@ impl Volume {
             *record = changed;
         }
         Ok(result)
+    }
+
+    /// Writes the record once more as it is: what a failed [`Volume::update`] left in its place is not known.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn rewrite_record(&self) -> Result<()> {
+        lock(&self.record).save(&self.paths.record())
     }
 
     /// As [`Volume::update`], for the attachment.
@@ -193,6 +209,8 @@ impl Volume {
         if self.deleted.load(Ordering::Relaxed) {
             return Err(Error::NotFound(self.name.to_string()));
         }
+        // Here, where nobody sees the operation yet: a wish that comes for it later is not lost.
+        self.rollback_wanted.store(false, Ordering::Relaxed);
         *operation = Some(Running { name, since: Instant::now() });
         Ok(Operation { volume: Arc::clone(self) })
     }
@@ -232,6 +250,28 @@ impl Volume {
     /// Says why, or that there is no trouble.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *lock(&self.trouble) = trouble;
+    }
+
+    /// What the operator must know although the volume may serve.
+    pub fn warning(&self) -> Option<String> {
+        lock(&self.warning).clone()
+    }
+
+    /// Says it, or that there is nothing.
+    pub fn set_warning(&self, warning: Option<String>) {
+        *lock(&self.warning) = warning;
+    }
+
+    /// Keeps a core that was started, and forgets those that had ended by then.
+    pub fn keep_child(&self, child: &Child) {
+        let mut children = lock(&self.children);
+        children.retain(|kept| kept.ended().is_none());
+        children.push(child.clone());
+    }
+
+    /// A core that was started by this process.
+    pub fn child(&self, process: ProcessId) -> Option<Child> {
+        lock(&self.children).iter().find(|child| child.id == process).cloned()
     }
 }
 

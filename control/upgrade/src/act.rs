@@ -83,10 +83,11 @@ pub trait Act {
     fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
     /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
     fn keep(&mut self, report: &Report);
-    /// [`Step::Commit`]: the new program is recorded as current, every other core is dismissed.
+    /// [`Step::Commit`]: the new program is recorded as current, which is the point of no return, then every other core
+    /// is dismissed. What could not be cleared away is no error.
     ///
     /// # Errors
-    /// Something was left undone; the new core serves all the same.
+    /// The new core no longer serves, or cannot be recorded; nothing was done then.
     fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault>;
 
     /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by

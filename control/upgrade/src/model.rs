@@ -42,12 +42,26 @@ struct World {
     current: Version,
     journal: Vec<Record>,
     kept: Option<Report>,
+    /// So many hand-overs find a core that does not drain.
+    undrained: u32,
+    /// No old core can take the gate back.
+    no_way_back: bool,
 }
 
 impl World {
     fn new() -> Self {
         let cores = BTreeMap::from([(10, Version::Old), (11, Version::Old)]);
-        Self { cores, serving: 10, next_pid: 12, staged: false, current: Version::Old, journal: Vec::new(), kept: None }
+        Self {
+            cores,
+            serving: 10,
+            next_pid: 12,
+            staged: false,
+            current: Version::Old,
+            journal: Vec::new(),
+            kept: None,
+            undrained: 0,
+            no_way_back: false,
+        }
     }
 
     fn start(&mut self, version: Version) -> u32 {
@@ -171,8 +185,10 @@ impl Act for Actor<'_> {
     }
     fn hand_over(&mut self, to: u32, _: Duration) -> Result<HandoverReport, Fault> {
         self.act(|a| {
-            let failure = (!a.world.cores.contains_key(&to))
-                .then(|| HandoverFailure { switched: false, reason: "no such core".to_owned() });
+            let undrained = a.world.undrained > 0;
+            a.world.undrained = a.world.undrained.saturating_sub(1);
+            let failure = (undrained || !a.world.cores.contains_key(&to))
+                .then(|| HandoverFailure { switched: false, reason: "no such core, or not drained".to_owned() });
             if failure.is_none() {
                 a.world.serving = to;
             }
@@ -195,9 +211,8 @@ impl Act for Actor<'_> {
         }
     }
     fn commit(&mut self, _: &CoreBuild, pid: u32, _: Duration) -> Result<(), Fault> {
-        if self.ended {
-            return Err(Fault("ended".to_owned()));
-        }
+        // It is recorded or not: an error after it was done there is not.
+        self.act(|a| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) })?;
         self.world.current = Version::New;
         self.world.cores.retain(|p, _| *p == pid);
         Ok(())
@@ -207,6 +222,9 @@ impl Act for Actor<'_> {
             return Ok(GivenBack { had_switched: false });
         }
         let had_switched = self.world.cores[&self.world.serving] == Version::New;
+        if had_switched && self.world.no_way_back {
+            return Err(Fault("no old core".to_owned()));
+        }
         if had_switched {
             let old = self.world.cores.iter().find(|(_, v)| **v == Version::Old).map(|(p, _)| *p);
             self.world.serving = old.unwrap_or_else(|| self.world.start(Version::Old));
@@ -261,6 +279,74 @@ fn a_rollback_asked_for_in_the_soak_is_one() {
     assert_eq!(report.outcome, Some(Outcome::RolledBack));
     assert_eq!(report.failed_step, Some(Step::Soak));
     world.check(Outcome::RolledBack);
+}
+
+#[test]
+fn a_rollback_asked_for_before_the_hand_over_stops_the_upgrade_there() {
+    for act in 1..=9 {
+        let mut world = World::new();
+        let (report, _) = upgrade(&mut world, vec![Misfortune::Rollback(act)]);
+        assert_eq!((report.outcome, report.attempts), (Some(Outcome::Aborted), 0));
+        world.check(Outcome::Aborted);
+    }
+}
+
+#[test]
+fn a_core_that_does_not_drain_is_tried_again_and_not_for_ever() {
+    for (undrained, outcome, attempts) in
+        [(0, Outcome::Committed, 1), (4, Outcome::Committed, 5), (5, Outcome::Aborted, 5)]
+    {
+        let mut world = World { undrained, ..World::new() };
+        let (report, _) = upgrade(&mut world, Vec::new());
+        assert_eq!((report.outcome, report.attempts), (Some(outcome), attempts), "{report:?}");
+        assert_eq!(report.steps.iter().filter(|s| s.step == Step::Suspend).count(), 1, "those of the last attempt");
+        world.check(outcome);
+    }
+}
+
+/// Number of the act that commits when nothing goes wrong: the one before the last.
+fn commit_act() -> usize {
+    let mut world = World::new();
+    let mut actor = Actor::new(&mut world, Vec::new());
+    run(&mut actor, &plan(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    actor.acts - 1
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_committed() {
+    let mut world = World::new();
+    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit_act())]);
+    assert_eq!((report.outcome, report.failed_step), (Some(Outcome::RolledBack), Some(Step::Commit)));
+    world.check(Outcome::RolledBack);
+}
+
+#[test]
+fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
+    let mut world = World { no_way_back: true, ..World::new() };
+    let commit = commit_act();
+    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit), Misfortune::Fails(commit + 1)]);
+    assert_eq!(report.outcome, None);
+    assert!(report.reason.unwrap().contains("no old core"));
+    let left = unfinished(&world.journal).unwrap();
+    let mut actor = Actor::new(&mut world, Vec::new());
+    let report = resume(&mut actor, &left, &build(Version::Old), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    assert_eq!(report.outcome, Some(Outcome::Committed));
+    world.check(Outcome::Committed);
+}
+
+/// The control module ended after it had started the new core and before it had written that down.
+#[test]
+fn a_core_that_nobody_knows_and_nobody_can_replace_ends_the_upgrade_all_the_same() {
+    let mut world = World::new();
+    upgrade(&mut world, vec![Misfortune::ControlEnds(6)]);
+    world.cores.retain(|_, version| *version == Version::New);
+    (world.serving, world.no_way_back) = (12, true);
+    let left = unfinished(&world.journal).unwrap();
+    let mut actor = Actor::new(&mut world, Vec::new());
+    let report = resume(&mut actor, &left, &build(Version::Old), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    assert_eq!(report.outcome, Some(Outcome::Aborted));
+    assert!(report.reason.unwrap().contains("the new core goes on"));
+    assert_eq!(unfinished(&world.journal), None);
 }
 
 /// A step that fails names itself.

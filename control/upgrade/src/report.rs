@@ -36,6 +36,9 @@ pub struct Report {
     pub verified_blocks: u32,
     /// Blocks it read in its probe, inside the suspension.
     pub probe_blocks: u32,
+    /// How often the hand-over was tried: again where the old core did not drain within the budget.
+    #[serde(default)]
+    pub attempts: u32,
     /// Generation in force after the hand-over.
     pub generation: Option<u64>,
     /// The steps that were begun, in order, with the time each took.
@@ -82,6 +85,7 @@ impl Report {
             requests_held: 0,
             verified_blocks: 0,
             probe_blocks: 0,
+            attempts: 0,
             generation: None,
             steps: Vec::new(),
             failed_step: None,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use everdisk_proto::journal::{CoreBuild, Event as Journalled};
+use everdisk_proto::{
+    frame::HandoverReport,
+    journal::{CoreBuild, Event as Journalled},
+};
 
 use crate::{
     act::{Act, Fault},
@@ -12,6 +15,10 @@ use crate::{
     step::{Limit, Step, Undo},
     take_up::Unfinished,
 };
+
+/// Pauses between the attempts at a hand-over whose drain fails, ms: one long flush or punched hole at a storage node
+/// must not cost the upgrade.
+const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 
 /// What the operator asked for.
 #[derive(Clone, Debug)]
@@ -125,13 +132,19 @@ impl<'a, A: Act> Run<'a, A> {
         self.act.record(Journalled::Staged { to: build.clone() })?;
         self.advance(Event::Done)?;
 
-        let (pid, blocks) = self.step(Step::Standby, |act, limit| {
+        let mut started = None;
+        let verified = self.step(Step::Standby, |act, limit| {
+            let began = act.now_us();
             let pid = act.start(limit)?;
+            started = Some(pid);
             act.record(Journalled::Standby { to_pid: pid })?;
-            Ok((pid, act.read_stores(pid, limit)?))
-        })?;
+            let took = Duration::from_micros(act.now_us().saturating_sub(began));
+            Ok((pid, act.read_stores(pid, limit.saturating_sub(took))?))
+        });
+        // Known from its start on: should every old core die now, it is this one that serves.
+        self.new = started.map(|pid| New { build: build.clone(), pid });
+        let (pid, blocks) = verified?;
         self.report.verified_blocks = blocks;
-        self.new = Some(New { build: build.clone(), pid });
         self.advance(Event::Done)?;
 
         self.step(Step::Flush, |act, limit| act.flush(limit))?;
@@ -140,9 +153,36 @@ impl<'a, A: Act> Run<'a, A> {
         Ok(New { build, pid })
     }
 
+    /// Whether the operator stopped the upgrade; else how many requests the new core has ended with EIO.
+    fn look(&mut self, new: &New) -> Result<Option<u64>, Fault> {
+        match self.act.observe(new.pid) {
+            Ok(seen) if seen.rollback_wanted => Err(Fault("a rollback was asked for".to_owned())),
+            Ok(seen) => Ok(seen.io_errors),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Commands the hand-over, again where the old core did not drain and serves on.
+    fn attempt(&mut self, new: &New) -> Result<HandoverReport, Fault> {
+        let steps = self.report.steps.len();
+        let mut pauses = PAUSES_MS.into_iter();
+        loop {
+            self.report.attempts += 1;
+            let report = self.act.hand_over(new.pid, self.budget)?;
+            self.report.steps.truncate(steps);
+            self.report.enter(&report);
+            let Some(pause) = report.failure.as_ref().filter(|failure| !failure.switched).and_then(|_| pauses.next())
+            else {
+                return Ok(report);
+            };
+            self.act.sleep(Duration::from_millis(pause));
+            self.look(new)?;
+        }
+    }
+
     /// Suspend, switch, probe and resume. The journal has it before it is commanded.
     fn hand_over(&mut self, new: &New) -> Result<Watch, Fault> {
-        let before = self.act.observe(new.pid).ok().and_then(|seen| seen.io_errors);
+        let before = self.look(new)?;
         self.act.record(Journalled::Handover)?;
         self.advance(Event::Done)?;
         for step in [Step::Suspend, Step::Switch, Step::Probe, Step::Resume] {
@@ -150,8 +190,7 @@ impl<'a, A: Act> Run<'a, A> {
             self.undo.push(step.rule().undo);
         }
         self.report.failed_step = Some(Step::Suspend);
-        let report = self.act.hand_over(new.pid, self.budget)?;
-        self.report.enter(&report);
+        let report = self.attempt(new)?;
         if let Some(failure) = report.failure {
             self.switched = failure.switched;
             self.report.failed_step = Some(if failure.switched { Step::Probe } else { Step::Suspend });
@@ -207,9 +246,8 @@ impl<'a, A: Act> Run<'a, A> {
 
     /// Commits or unwinds, and closes.
     fn end(mut self, ended: Result<(), Fault>) -> Report {
-        match ended {
-            Ok(()) => self.commit(),
-            Err(fault) => self.unwind(fault),
+        if let Err(fault) = ended.and_then(|()| self.commit()) {
+            self.unwind(fault);
         }
         let state = self.state;
         self.close(state)
@@ -228,13 +266,25 @@ impl<'a, A: Act> Run<'a, A> {
         self.report
     }
 
-    /// The new core serves for good. What could not be cleared away is said, and is no reason to change that.
-    fn commit(&mut self) {
-        let Some(new) = self.new.clone() else { return };
-        if let Err(fault) = self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit)) {
-            self.add_reason(fault.0);
-        }
+    /// The new core serves for good, once it is recorded as the current one. An error: it is not recorded.
+    fn commit(&mut self) -> Result<(), Fault> {
+        let new = self.new.clone().ok_or_else(|| Fault("the core that serves is not known".to_owned()))?;
+        self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit))?;
         self.state = State::Committed;
+        Ok(())
+    }
+
+    /// No old core can take the gate: the core that serves goes on. Where it cannot be recorded as the current one, the
+    /// upgrade stays without an end and is taken up again; where it is not known, nothing can be recorded of it.
+    fn go_on(&mut self, why: &Fault) {
+        self.add_reason(format!("and no old core could take the gate back: {why}; the new core goes on"));
+        let known = self.new.is_some();
+        if let Err(fault) = self.commit() {
+            self.add_reason(fault.0);
+            if !known {
+                self.state = State::Aborted;
+            }
+        }
     }
 
     /// Undoes what was begun, last first. The gate is taken care of before anything else.
@@ -244,16 +294,12 @@ impl<'a, A: Act> Run<'a, A> {
             match self.act.hand_back() {
                 Ok(given) if given.had_switched || self.switched => Event::OldServesAgain,
                 Ok(_) => Event::OldServes,
-                Err(fault) => {
-                    self.add_reason(format!("and no old core could take the gate back: {fault}; the new core goes on"));
-                    self.commit();
-                    return;
-                }
+                Err(fault) => return self.go_on(&fault),
             }
         } else {
             Event::OldServes
         };
-        if self.state == State::Soaking {
+        if matches!(self.state, State::Soaking | State::Soaked) {
             self.state = State::HandingBack;
         }
         self.state = self.state.after(event).unwrap_or(State::Aborted);

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  Begun ─► Staged ─► Verified ─► Armed ─► Flushed ─► HandingOver ─► Soaking ─► Soaked ─► Committed
-//!    │        │          │          │         │            │            │          ▲
-//!    └────────┴──────────┴──────────┴─────────┤            │         Failed        │ no old core could
-//!                                             ▼            │            ▼          │ take the gate
-//!                                          Aborted ◄───────┤       HandingBack ────┘
+//!    │        │          │          │         │            │            │         │  ▲
+//!    └────────┴──────────┴──────────┴─────────┤            │         Failed       │  │ no old core could
+//!                                             ▼            │            ▼         ▼  │ take the gate
+//!                                          Aborted ◄───────┤       HandingBack ──────┘
 //!                                       (never stopped)    │            │
 //!                                                          └─► RolledBack ◄
 //! ```
@@ -96,7 +96,8 @@ impl State {
 
             (Self::HandingOver, OldServes) => Self::Aborted,
             (Self::Armed | Self::Flushed | Self::HandingOver, OldServesAgain) => Self::RolledBack,
-            (Self::Soaking, Failed) => Self::HandingBack,
+            // The new core served well and could not be recorded as the current one: that is no commit.
+            (Self::Soaking | Self::Soaked, Failed) => Self::HandingBack,
             (Self::Soaking, NewServes) => Self::Soaking,
             (Self::Soaking | Self::HandingBack, OldServes | OldServesAgain) => Self::RolledBack,
             // No old core can take the gate: the new one has to go on, and the upgrade is committed with that reason.

@@ -114,3 +114,39 @@ fn the_commit_records_the_program_and_the_one_before() {
     assert!(!world.old.id.alive());
     assert!(world.new.id.alive());
 }
+
+#[test]
+fn a_core_that_has_the_gate_or_may_get_it_is_spared() {
+    let world = world();
+    let (old, new) = (world.old.id, world.new.id);
+    world.interface.set(|status| status.serving = None);
+    world.act(|a| a.end_cores(Unserved::Stays, None, |_| true));
+    assert!(old.alive() && new.alive());
+    world.act(|a| a.end_cores(Unserved::Goes, None, |core| core.process == new));
+    assert!(!new.alive());
+    world.interface.set(|status| status.serving = Some(old.pid));
+    world.act(|a| a.end_cores(Unserved::Goes, None, |_| true));
+    assert!(old.alive());
+}
+
+#[test]
+fn what_cannot_be_recorded_or_does_not_serve_is_not_committed() {
+    let world = world();
+    let pid = world.new.id.pid;
+    let refused = world.act(|a| a.commit(&build("/new"), pid, BUDGET)).unwrap_err();
+    assert!(refused.0.contains("no longer serves"), "{refused}");
+    world.interface.set(|status| status.serving = Some(pid));
+    let record = world.volume.paths.record();
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir_all(record.join("in the way")).unwrap();
+    let program = start::next_program(&world.volume).unwrap();
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    world.act(|a| {
+        let refused = a.commit(&build("/new"), pid, BUDGET).unwrap_err();
+        assert!(refused.0.contains("cannot be recorded"), "{refused}");
+        a.unstage();
+    });
+    assert!(program.parent().unwrap().exists(), "the record may name it");
+    assert_eq!(world.volume.record().current, Some(build("/old")));
+    assert!(world.old.id.alive());
+}

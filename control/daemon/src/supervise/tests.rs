@@ -77,8 +77,12 @@ fn one_standby_is_started_and_a_dead_one_is_replaced() {
     assert_eq!(first.len(), 2);
     assert!(supervisor.pass());
     assert_eq!(world.cores(), first, "one that is on its way is enough");
-    supervisor.standby.as_ref().unwrap().child.id.end(Duration::ZERO);
+    let dead = supervisor.standby.as_ref().unwrap().child.id;
+    let socket = world.volume.paths.core_socket(dead.pid);
+    fs::write(&socket, "").unwrap();
+    dead.end(Duration::ZERO);
     assert!(supervisor.pass());
+    assert!(!socket.exists(), "a dead core's socket goes");
     let second = world.cores();
     assert_eq!((second.len(), second[0]), (2, world.serving.id.pid));
     assert_ne!(second, first);
@@ -126,4 +130,26 @@ fn an_upgrade_tends_its_cores_itself() {
     });
     assert!(Supervisor::new(&world.volume).pass());
     assert_eq!(world.cores().len(), 1);
+}
+
+#[test]
+fn while_nobody_serves_a_core_that_hangs_stays_and_is_not_waited_for() {
+    let world = world();
+    world.interface.set(|status| {
+        status.serving = None;
+        status.cores.clear();
+    });
+    let mut supervisor = Supervisor::new(&world.volume);
+    for expected in [2, 3, CORES_MAX / 2, CORES_MAX / 2] {
+        let long_ago = Instant::now().checked_sub(ARMED_WITHIN * 2).unwrap();
+        supervisor.waiting = world.cores().into_iter().map(|pid| (pid, long_ago)).collect();
+        assert!(supervisor.pass());
+        assert_eq!(world.cores().len(), expected);
+    }
+    assert!(world.serving.id.alive());
+    let serving = world.serving.id.pid;
+    world.interface.set(|status| status.serving = Some(serving));
+    supervisor.waiting = world.cores().into_iter().map(|pid| (pid, Instant::now())).collect();
+    assert!(supervisor.pass());
+    assert_eq!(world.cores().len(), 2, "served again, one standby is enough");
 }

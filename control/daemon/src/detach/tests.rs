@@ -1,0 +1,83 @@
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use everdisk_api::status::State;
+use everdisk_proto::{journal::CoreBuild, version::CoreIdentity};
+use everdisk_sys::packet;
+
+use super::*;
+use crate::{child::Child, fake, start, status::status, volume::tests::volume};
+
+/// A volume whose interface is a process that sleeps.
+fn attached(root: &Path, seconds: &str) -> (Arc<Volume>, fake::Interface, Child) {
+    let volume = volume(root);
+    let fake = fake::Interface::start(&volume);
+    let mut command = Command::new("sleep");
+    command.arg(seconds);
+    let process = Child::start(command, &root.join("log"), || {}).unwrap();
+    volume.update_attachment(|attachment| attachment.interface = Some(process.id)).unwrap();
+    (volume, fake, process)
+}
+
+#[test]
+fn a_stopped_interface_is_asked_in_vain_and_killed_by_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, fake, process) = attached(dir.path(), "60");
+    drop(fake);
+    // Takes the place of the scripted one: it listens and never answers.
+    let _listener = packet::listen(&volume.paths.interface_socket()).unwrap();
+    let pid = i32::try_from(process.id.pid).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let began = Instant::now();
+    assert_eq!(status(&volume).state, State::Recovering);
+    assert!(detach(&volume, false, &Progress::silent()).unwrap_err().to_string().contains("stays attached"));
+    assert!(process.id.alive());
+    detach(&volume, true, &Progress::silent()).unwrap();
+    assert!(!process.id.alive());
+    assert_eq!(status(&volume).state, State::Detached);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_last_flush_that_fails_is_told_and_the_volume_is_detached_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, _fake, interface) = attached(dir.path(), "0");
+    let program = dir.path().join("core");
+    let build = CoreBuild { program: program.clone(), identity: CoreIdentity::current() };
+    let before = volume.record().attachment;
+    for (script, why) in [
+        ("exit 0", None),
+        ("echo 'the last flush failed: disk' >&2; exit 1", Some("the last flush failed: disk")),
+        ("kill -9 $$", Some("signal: 9")),
+    ] {
+        volume.update(|record| record.attachment.clone_from(&before)).unwrap();
+        volume.paths.make_run().unwrap();
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let core = start::core(&volume, &build).unwrap();
+        let ended = finish(&volume, &volume.attached().unwrap(), Some(core.id.pid));
+        assert_eq!(volume.record().attachment, None);
+        match why {
+            None => ended.unwrap(),
+            Some(why) => {
+                let told = ended.unwrap_err().to_string();
+                assert!(told.contains("is detached, and yet") && told.contains(why), "{told}");
+            }
+        }
+    }
+    assert!(!interface.id.alive());
+}
+
+#[test]
+fn a_detach_that_was_left_is_ended_where_nothing_is_mounted_and_undone_where_the_file_is_in_use() {
+    for in_use in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, fake, process) = attached(dir.path(), if in_use { "60" } else { "0" });
+        volume.update_attachment(|attachment| attachment.phase = Phase::Detaching).unwrap();
+        if in_use {
+            fake.is_in_use();
+        }
+        take_up(&volume, &volume.begin("detach").unwrap()).unwrap();
+        assert_eq!(volume.record().attachment.map(|a| a.phase), in_use.then_some(Phase::Attached));
+        process.id.end(Duration::ZERO);
+    }
+}
