@@ -1,0 +1,133 @@
+//! Measures Everdisk on this machine, beside its peer where there is one, and prints what it found.
+#![forbid(unsafe_code)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use clap::{Parser, ValueEnum};
+use everdisk_benches::{
+    Error, Result,
+    interrupt::Interrupt,
+    machine,
+    measure::{Scope, kill, memory, pause, throughput},
+    say,
+};
+use serde_json::{Map, Value, json};
+
+/// Measures Everdisk on this machine.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// What to measure
+    #[arg(value_enum, default_value = "all")]
+    what: What,
+    /// Alternating rounds of the throughput measurement [default: 7, with --quick 2]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Where the results go, every raw round in it
+    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
+    json: PathBuf,
+    /// Fewer and shorter rounds: to see that it works, not to quote
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Against qemu-storage-daemon's FUSE export
+    Throughput,
+    /// Of an upgrade, inside and as the application saw it
+    Pause,
+    /// Of the serving core, with a warm standby
+    Kill,
+    /// Of the processes of one volume
+    Memory,
+    /// All of these
+    All,
+}
+
+/// A load average above this is worth a remark.
+const BUSY: f64 = 0.5;
+
+type Measurement = fn(&Scope) -> Result<Value>;
+
+const MEASUREMENTS: [(What, &str, Measurement); 4] = [
+    (What::Memory, "memory", memory::run),
+    (What::Throughput, "throughput", throughput::run),
+    (What::Pause, "pause", pause::run),
+    (What::Kill, "kill", kill::run),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(Error::Interrupted) => {
+            eprintln!("everdisk-bench: interrupted; everything was cleared away");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("everdisk-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// False when a measurement failed; the others are made and written all the same.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let quick = |thorough, quick| if arguments.quick { quick } else { thorough };
+    let scope = Scope {
+        rounds: arguments.rounds.unwrap_or(quick(7, 2)).max(1),
+        seconds: if arguments.quick { 1 } else { 2 },
+        upgrades: quick(200, 20),
+        kills: quick(100, 10),
+        interrupt: Interrupt::install()?,
+    };
+    let machine = machine::describe();
+    say(machine::line(&machine));
+    if machine::load_average() > BUSY {
+        say(format!(
+            "  somebody else is using this machine (load {:.1}): the numbers will show it",
+            machine::load_average()
+        ));
+    }
+    let mut results = Map::new();
+    results.insert("machine".to_owned(), machine);
+    results.insert("quick".to_owned(), json!(arguments.quick));
+    let mut well = true;
+    for (what, name, measure) in MEASUREMENTS {
+        if arguments.what != What::All && arguments.what != what {
+            continue;
+        }
+        let began = Instant::now();
+        let result = match measure(&scope) {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => {
+                eprintln!("everdisk-bench: {name}: {error}");
+                well = false;
+                json!({"failed": error.to_string()})
+            }
+            Ok(result) => result,
+        };
+        say(format!("  ({name}: {:.0} s)", began.elapsed().as_secs_f64()));
+        results.insert(name.to_owned(), result);
+        write(&arguments.json, &results)?;
+    }
+    say(format!("\nWritten to {}", arguments.json.display()));
+    Ok(well)
+}
+
+fn write(path: &Path, results: &Map<String, Value>) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(Error::io(doing()))?;
+    }
+    let mut text = serde_json::to_string_pretty(results).map_err(|e| Error::Failed(e.to_string()))?;
+    text.push('\n');
+    fs::write(path, text).map_err(Error::io(doing()))
+}

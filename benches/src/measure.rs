@@ -1,0 +1,65 @@
+//! The measurements. Each prints its table and returns its part of the JSON, every raw round in it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use everdisk_proto::frame::Suspension;
+use serde_json::{Value, json};
+
+use crate::{Error, Result, interrupt::Interrupt};
+
+pub mod kill;
+pub mod memory;
+pub mod pause;
+pub mod throughput;
+pub mod windows;
+
+/// Bytes of the measured volume.
+pub const VOLUME_BYTES: u64 = 1 << 30;
+/// The same as an operator writes it.
+pub const VOLUME_SIZE: &str = "1G";
+/// Threads of the verified load.
+pub const LOAD_THREADS: u64 = 8;
+/// Bytes it works on.
+pub const LOAD_BYTES: u64 = 256 << 20;
+
+/// How thorough to be.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// Alternating rounds of the throughput measurement.
+    pub rounds: usize,
+    /// Seconds of each of its jobs.
+    pub seconds: u64,
+    /// Upgrades of the pause measurement.
+    pub upgrades: usize,
+    /// Kills of the kill measurement.
+    pub kills: usize,
+    /// Ends everything early.
+    pub interrupt: Interrupt,
+}
+
+/// Where the storage nodes of a measurement are: memory, if there is room for two images, so that no disk is measured.
+///
+/// # Errors
+/// The operating system's.
+pub fn memory_directory() -> Result<PathBuf> {
+    let shm = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(shm).map(|s| s.f_bavail * s.f_frsize).unwrap_or(0);
+    if room > VOLUME_BYTES * 5 / 2 {
+        return Ok(shm.to_owned());
+    }
+    Err(Error::Failed(format!("/dev/shm has {} MiB of room, {} are needed", room >> 20, (VOLUME_BYTES * 5 / 2) >> 20)))
+}
+
+/// A suspension as the JSON has it.
+pub fn suspension_json(times: &Suspension) -> Value {
+    json!({
+        "closed_monotonic_ns": times.closed_ns, "drained_us": times.drained_us, "opened_us": times.opened_us,
+        "first_request_us": times.first_request_us, "held": times.held,
+    })
+}
+
+/// Asked for and used in a loop: not longer than needed for the core to be warm.
+pub const SETTLE: Duration = Duration::from_millis(500);
