@@ -189,13 +189,13 @@ impl Host {
         Ok(())
     }
 
-    /// Upgrades the volume to a program, without a soak.
+    /// Upgrades the volume to a program, with a soak of 200 ms.
     ///
     /// # Errors
     /// As [`Host::everdisk`].
     pub fn upgrade(&self, program: &Path) -> Result<Said> {
         let words = [OsStr::new("upgrade"), OsStr::new(VOLUME), OsStr::new("--core"), program.as_os_str()];
-        self.everdisk(&[&words[..], &[OsStr::new("--soak"), OsStr::new("0s")]].concat())
+        self.everdisk(&[&words[..], &[OsStr::new("--soak"), OsStr::new("200ms")]].concat())
     }
 
     /// The last lines of the logs, for messages.

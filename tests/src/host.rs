@@ -40,6 +40,7 @@ pub struct Host {
     root: PathBuf,
     identity: Identity,
     daemon: Option<Child>,
+    programs: Option<PathBuf>,
     _directory: tempfile::TempDir,
 }
 
@@ -67,7 +68,7 @@ impl Host {
                 std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("give a directory away");
             }
         }
-        Self { root, identity, daemon: None, _directory: directory }
+        Self { root, identity, daemon: None, programs: None, _directory: directory }
     }
 
     /// The directory that holds everything.
@@ -103,13 +104,39 @@ impl Host {
         command
     }
 
+    /// Has everything from now on run behind this prefix.
+    pub fn set_prefix(&mut self, prefix: Vec<String>) {
+        self.identity.prefix = prefix;
+    }
+
+    /// Copies a program to where every user can run it.
+    pub fn copied(&self, program: &Path) -> PathBuf {
+        let directory = self.root.join("bin");
+        fs::create_dir_all(&directory).expect("make a directory");
+        let target = directory.join(program.file_name().expect("a name"));
+        fs::copy(program, &target).expect("copy a program");
+        target
+    }
+
+    /// Runs copies of the programs: those of the build may lie where this host's user cannot go.
+    pub fn take_programs(&mut self) {
+        for name in ["everdisk", "everdiskd", "everdisk-interface", "everdisk-core"] {
+            self.copied(&programs::program(name));
+        }
+        self.programs = Some(self.root.join("bin"));
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| programs::program(name), |directory| directory.join(name))
+    }
+
     fn directories(&self, command: &mut Command) {
         command.arg("--run-dir").arg(self.root.join("run")).arg("--state-dir").arg(self.root.join("state"));
     }
 
     /// The command line of `everdiskd` on this host.
     pub fn daemon_command(&self) -> Command {
-        let mut command = self.command(programs::program("everdiskd"));
+        let mut command = self.command(self.program("everdiskd"));
         self.directories(&mut command);
         command
     }
@@ -124,7 +151,7 @@ impl Host {
         until("everdiskd answers", || {
             let ended = child.try_wait().expect("ask for everdiskd");
             assert!(ended.is_none(), "everdiskd ended: {ended:?}\n{}", self.daemon_log());
-            self.everdisk(&["--json", "version"]).status.success().then_some(())
+            self.everdisk(&["volume", "list"]).status.success().then_some(())
         });
         self.daemon = Some(child);
     }
@@ -157,7 +184,7 @@ impl Host {
 
     /// A command line of the CLI.
     pub fn cli(&self, arguments: &[&str]) -> Command {
-        let mut command = self.command(programs::program("everdisk"));
+        let mut command = self.command(self.program("everdisk"));
         self.directories(&mut command);
         command.args(arguments);
         command
@@ -236,7 +263,11 @@ impl Host {
     fn detach_all(&self) -> Vec<String> {
         let ask = |arguments: &[&str]| {
             let output = run(self.cli(arguments), COMMAND_LIMIT);
-            if output.status.success() { Ok(output.stdout) } else { Err(format!("{}: {}", output.shown, output.stderr)) }
+            if output.status.success() {
+                Ok(output.stdout)
+            } else {
+                Err(format!("{}: {}", output.shown, output.stderr))
+            }
         };
         let list = match ask(&["--json", "volume", "list"]) {
             Ok(list) => list,

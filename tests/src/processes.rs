@@ -71,14 +71,22 @@ pub fn terminate(pid: u32, limit: Duration) -> bool {
     wait_readable(handle.as_fd(), limit).unwrap_or(true)
 }
 
-/// Stops a process where it stands.
-pub fn freeze(pid: u32) {
+/// A process that is stopped where it stands; it goes on when this is dropped. A test that fails meanwhile would
+/// otherwise wait for ever for what the process holds.
+#[derive(Debug)]
+#[must_use]
+pub struct Frozen(u32);
+
+/// Stops a process.
+pub fn freeze(pid: u32) -> Frozen {
     signal(pid, Signal::STOP);
+    Frozen(pid)
 }
 
-/// Lets a stopped process go on.
-pub fn thaw(pid: u32) {
-    signal(pid, Signal::CONT);
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal(self.0, Signal::CONT);
+    }
 }
 
 /// The mount points in `directory`, the topmost first.

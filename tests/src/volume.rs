@@ -4,16 +4,17 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
 use crate::{
     host::Host,
-    processes,
+    processes, programs,
     run::{Output, Running},
     status::{Report, Status},
-    wait::until,
+    wait::SOON,
 };
 
 /// A volume.
@@ -80,16 +81,20 @@ impl<'a> Volume<'a> {
     }
 
     /// Waits until its status is as wanted.
-    pub fn wait(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) -> Status {
-        let mut last = None;
-        let seen = until(&format!("{what} of volume {}", self.name), || {
+    pub fn wait(&self, what: &str, wanted: impl FnMut(&Status) -> bool) -> Status {
+        self.wait_within(SOON, what, wanted)
+    }
+
+    /// Waits at most `limit` until its status is as wanted.
+    pub fn wait_within(&self, limit: Duration, what: &str, mut wanted: impl FnMut(&Status) -> bool) -> Status {
+        let deadline = Instant::now() + limit;
+        loop {
             let status = self.status();
-            let good = wanted(&status);
-            last = Some(status.clone());
-            good.then_some(status)
-        });
-        drop(last);
-        seen
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "waited {limit:?} in vain for: {what}, at last:\n{status:?}");
+        }
     }
 
     /// Starts an upgrade and does not wait for it.
@@ -115,6 +120,16 @@ impl<'a> Volume<'a> {
         let report = report(&output);
         assert_eq!((output.code(), report.outcome()), (0, "committed"), "{report:?}\n{}", output.stderr);
         report
+    }
+
+    /// The core of the other version than the one that serves.
+    pub fn other_core(&self) -> PathBuf {
+        if self.status().version() == programs::VERSION { programs::core_next() } else { programs::core() }
+    }
+
+    /// Upgrades it to the other version; has to be committed.
+    pub fn turn(&self) -> Report {
+        self.upgrade(&self.other_core())
     }
 
     /// Tries an upgrade that has to fail with this outcome and a message that says every one of `words`.

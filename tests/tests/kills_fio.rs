@@ -54,7 +54,7 @@ fn d3_a_core_that_hangs_is_killed_and_what_it_had_read_is_done_by_the_next() {
     for _ in 0..5 {
         load.goes_on(200);
         let pid = volume.settled().core().unwrap();
-        processes::freeze(pid);
+        let frozen = processes::freeze(pid);
         // Its requests hang: with four threads and nobody who answers the count comes to rest.
         let mut last = load.operations();
         everdisk_tests::wait::until_true("the I/O comes to rest", || {
@@ -63,6 +63,7 @@ fn d3_a_core_that_hangs_is_killed_and_what_it_had_read_is_done_by_the_next() {
             std::mem::replace(&mut last, now) == now
         });
         processes::kill(pid);
+        drop(frozen);
         load.goes_on(200);
     }
     load.stop();

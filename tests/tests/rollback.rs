@@ -1,1 +1,86 @@
-//! To come.
+//! Going back to the core before.
+
+use everdisk_tests::{
+    host::Host,
+    load::Load,
+    processes,
+    programs::{VERSION, VERSION_NEXT, core_next},
+    status::Report,
+    volume::report,
+    wait::SOON,
+};
+
+/// Rollback after the commit, there and back, under load.
+#[test]
+fn a_rollback_after_the_commit_brings_the_old_version_back() {
+    let host = Host::new();
+    let volume = host.volume("v", "64M");
+    volume.ask("rollback", &[]).refused(1, &["never upgraded"]);
+    let load = Load::start(&volume, 3);
+    volume.upgrade(&core_next());
+    for (from, to) in [(VERSION_NEXT, VERSION), (VERSION, VERSION_NEXT), (VERSION_NEXT, VERSION)] {
+        load.goes_on(100);
+        let report = Report(host.json(&["rollback", "v"]));
+        assert_eq!(report.outcome(), "committed", "{report:?}");
+        assert_eq!((report.0["from"].as_str(), report.0["to"].as_str()), (Some(from), Some(to)));
+        let status = volume.settled();
+        assert_eq!((status.version(), status.standby_version()), (to, to), "{status:?}");
+    }
+    load.goes_on(100);
+    load.stop();
+    let shown = host.json(&["volume", "show", "v"]);
+    assert_eq!(shown["core_version"].as_str(), Some(VERSION), "{shown}");
+    assert_eq!(shown["previous_core_version"].as_str(), Some(VERSION_NEXT), "{shown}");
+    volume.detach();
+}
+
+/// D9: a rollback during the soak is a switch to the parked predecessor, the same process as before.
+#[test]
+fn d9_a_rollback_during_the_soak_switches_to_the_parked_predecessor() {
+    let host = Host::new();
+    let volume = host.volume("v", "64M");
+    let load = Load::start(&volume, 3);
+    for _ in 0..3 {
+        let before = volume.settled();
+        let upgrade = volume.upgrading(&core_next(), &["--soak", "60s"]);
+        let soaking = volume.wait("the new core", |status| status.version() == VERSION_NEXT);
+        assert_eq!(soaking.state(), "upgrading", "{soaking:?}");
+        assert!(processes::is_alive(before.core().unwrap()), "the predecessor is parked");
+        // Another upgrade, a detach and a delete have to wait meanwhile.
+        volume.try_upgrade(&core_next(), &[]).refused(1, &["another operation is running", "upgrade"]);
+        volume.ask("detach", &[]).refused(1, &["another operation is running"]);
+        load.goes_on(100);
+        let rolled = Report(host.json(&["rollback", "v"]));
+        assert_eq!(rolled.outcome(), "rolled-back", "{rolled:?}");
+        let output = upgrade.end(SOON);
+        assert_eq!((output.code(), report(&output).outcome()), (1, "rolled-back"));
+        assert!(output.stderr.contains("a rollback was asked for"), "{}", output.stderr);
+        let after = volume.settled();
+        assert_eq!((after.version(), after.core()), (VERSION, before.core()), "{after:?}");
+        assert!(after.generation() >= before.generation() + 2, "there and back: {after:?}");
+        assert_eq!(after.crashes(), 0, "{after:?}");
+        assert_eq!(volume.processes().len(), 3, "{:#?}", volume.processes());
+        load.goes_on(100);
+    }
+    load.stop();
+    volume.upgrade(&core_next());
+    volume.detach();
+}
+
+/// `--plan` says what would be done and changes nothing.
+#[test]
+fn a_plan_changes_nothing() {
+    let host = Host::new();
+    let volume = host.volume("v", "16M");
+    let before = volume.settled();
+    let next = core_next();
+    let plan = host.json(&["upgrade", "v", "--core", next.to_str().unwrap(), "--plan", "--soak", "3s"]);
+    assert_eq!((plan["from"].as_str(), plan["to"].as_str()), (Some(VERSION), Some(VERSION_NEXT)), "{plan}");
+    assert!(plan["steps"].as_array().is_some_and(|steps| steps.len() >= 8), "{plan}");
+    volume.try_upgrade("/bin/true".as_ref(), &["--plan"]).refused(1, &["is no everdisk-core"]);
+    let after = volume.status();
+    assert_eq!((after.core(), after.standby()), (before.core(), before.standby()));
+    assert_eq!(after.generation(), before.generation());
+    assert_eq!(after.last_outcome(), None);
+    volume.detach();
+}

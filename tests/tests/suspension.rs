@@ -1,6 +1,7 @@
 //! Suspend and resume by hand, and the lease.
 
 use std::{
+    fs::File,
     os::unix::fs::FileExt,
     sync::{Arc, mpsc},
     thread,
@@ -18,12 +19,12 @@ use everdisk_tests::{
 
 const BLOCK: usize = 8192;
 
-/// Starts `count` writers, one block each, and returns where each reports its end.
-fn writers(volume: &Volume<'_>, count: u64) -> mpsc::Receiver<(u64, Instant, std::io::Result<()>)> {
-    let file = Arc::new(volume.open());
+/// Starts `count` writers, one block each, and returns where each reports its end. The file has to be open already: an
+/// open is held too.
+fn writers(file: &Arc<File>, count: u64) -> mpsc::Receiver<(u64, Instant, std::io::Result<()>)> {
     let (sender, receiver) = mpsc::channel();
     for writer in 0..count {
-        let (file, sender) = (Arc::clone(&file), sender.clone());
+        let (file, sender) = (Arc::clone(file), sender.clone());
         thread::spawn(move || {
             let ended = file.write_all_at(&pattern(writer, BLOCK), writer * BLOCK as u64);
             let _ = sender.send((writer, Instant::now(), ended));
@@ -50,12 +51,13 @@ fn m1_m4_m9_m10_writes_during_a_suspension_wait_and_complete_after_it() {
     let load = Load::start(&volume, 2);
     load.goes_on(100);
     load.stop();
-    assert_eq!(volume.ask("suspend", &["--lease", "60s"]).code(), 0);
+    let file = Arc::new(volume.open());
+    volume.ask("suspend", &["--lease", "60s"]).ok();
     let status = volume.status();
     assert_eq!(status.state(), "suspended");
     assert!(status.0["lease_ms"].as_u64().is_some_and(|ms| ms > 0 && ms <= 60_000), "{status:?}");
 
-    let ended = writers(&volume, 8);
+    let ended = writers(&file, 8);
     volume.wait("held requests", |status| status.0["waiting"].as_u64().is_some_and(|held| held >= 8));
     let output = volume.try_upgrade(&core_next(), &["--soak", "0s"]);
     output.refused(1, &["suspended", "everdisk resume v"]);
@@ -88,8 +90,9 @@ fn d8_a_lease_that_is_over_lets_io_go_on_without_the_control_module() {
     for kill in [false, true] {
         let before = Instant::now();
         let volume = Volume::new(&host, "v");
+        let file = Arc::new(volume.open());
         volume.ask("suspend", &["--lease", "2s"]).ok();
-        let ended = writers(&volume, 4);
+        let ended = writers(&file, 4);
         volume.wait("held requests", |status| status.0["waiting"].as_u64().is_some_and(|held| held >= 4));
         if kill {
             host.kill_daemon();
@@ -114,8 +117,9 @@ fn a_core_that_dies_during_a_suspension_leaves_it_in_force() {
     let host = Host::new();
     let volume = host.volume("v", "64M");
     let pid = volume.settled().core().unwrap();
+    let file = Arc::new(volume.open());
     volume.ask("suspend", &["--lease", "60s"]).ok();
-    let ended = writers(&volume, 6);
+    let ended = writers(&file, 6);
     volume.wait("held requests", |status| status.0["waiting"].as_u64().is_some_and(|held| held >= 6));
     everdisk_tests::processes::kill(pid);
     let status = volume.wait("the death", |status| status.core() != Some(pid));

@@ -81,7 +81,8 @@ fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&Interfa
         if attachment.live_cores().next().is_some() {
             return (State::Recovering, reason.or_else(|| Some("the interface has died".to_owned())));
         }
-        return (State::Failed, reason.or_else(|| Some("core and interface are gone".to_owned())));
+        // Not what the supervisor said: its last pass may have been before the death.
+        return (State::Failed, Some(all_gone(volume, attachment)));
     };
     let upgrading = volume.running().is_some_and(|running| matches!(running.name, "upgrade" | "rollback"));
     match seen.gate {
@@ -91,6 +92,16 @@ fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&Interfa
         GateState::Recovering => (State::Recovering, volume.trouble().or_else(|| Some("the core has died".to_owned()))),
         GateState::Detached => (State::Recovering, volume.trouble()),
     }
+}
+
+/// What is wrong, and what to do, when no process of an attached volume is left.
+pub fn all_gone(volume: &Volume, attachment: &Attachment) -> String {
+    format!(
+        "core and interface are gone: `everdisk attach {0} --file {1}` brings it back, `everdisk detach {0} --force` \
+         gives it up",
+        volume.name,
+        attachment.file.path.display()
+    )
 }
 
 fn unknown(spec: &VolumeSpec) -> Vec<Node> {

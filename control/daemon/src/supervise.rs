@@ -31,6 +31,7 @@ use crate::{
     process::ProcessId,
     record::{Attachment, KnownCore, Phase},
     start::{self, ARMED_WITHIN, Unserved},
+    status::all_gone,
     volume::{Volume, lock},
 };
 
@@ -158,13 +159,7 @@ impl<'a> Supervisor<'a> {
             }
         }
         if attachment.live_cores().next().is_none() {
-            let trouble = format!(
-                "core and interface are gone: `everdisk attach {0} --file {1}` brings it back, `everdisk detach {0} \
-                 --force` gives it up",
-                self.volume.name,
-                attachment.file.path.display()
-            );
-            self.volume.set_trouble(Some(trouble));
+            self.volume.set_trouble(Some(all_gone(self.volume, attachment)));
             return Ok(());
         }
         if !self.interface_pause.permits(now) {

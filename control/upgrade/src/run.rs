@@ -20,6 +20,10 @@ use crate::{
 /// must not cost the upgrade.
 const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 
+/// Between the start of the new core and the suspension: what starting a process costs the machine is over by then and
+/// does not add to the pause that applications see.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// What the operator asked for.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -147,6 +151,7 @@ impl<'a, A: Act> Run<'a, A> {
         self.report.verified_blocks = blocks;
         self.advance(Event::Done)?;
 
+        self.act.sleep(SETTLE);
         self.step(Step::Flush, |act, limit| act.flush(limit))?;
         self.report.flush_ms = self.report.steps.last().map(|s| s.ms);
         self.advance(Event::Done)?;

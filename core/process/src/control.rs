@@ -5,8 +5,8 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
     time::Duration,
@@ -21,7 +21,7 @@ use everdisk_sys::{
 
 /// A connection on which nothing is asked for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Connections at once.
+/// Connections at once. Whoever has asked nothing for the longest time gives up its place to a newcomer.
 const CONNECTIONS_MAX: usize = 8;
 
 /// The socket's file; removed when the core ends.
@@ -38,19 +38,17 @@ impl Drop for ControlSocket {
 pub(crate) fn listen(dir: &Path, engine: Arc<Engine>) -> io::Result<ControlSocket> {
     let path = dir.join(format!("core-{}.sock", std::process::id()));
     let listener = packet::listen(&path)?;
-    let open = Arc::new(AtomicUsize::new(0));
+    let connections = Arc::new(Connections::default());
     thread::Builder::new().name("control".to_owned()).spawn(move || {
         loop {
             match packet::accept(listener.as_fd()) {
-                Ok(socket) if may_ask(&socket) && open.fetch_add(1, SeqCst) < CONNECTIONS_MAX => {
-                    let (engine, count) = (Arc::clone(&engine), Arc::clone(&open));
-                    thread::spawn(move || {
-                        answer_all(&Link::new(socket), &engine);
-                        count.fetch_sub(1, SeqCst);
-                    });
-                }
                 Ok(socket) if may_ask(&socket) => {
-                    open.fetch_sub(1, SeqCst);
+                    let Some(busy) = connections.enter(&socket) else { continue };
+                    let (engine, connections) = (Arc::clone(&engine), Arc::clone(&connections));
+                    thread::spawn(move || {
+                        answer_all(&Link::new(socket), &engine, &busy);
+                        connections.leave(&busy);
+                    });
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -63,12 +61,46 @@ pub(crate) fn listen(dir: &Path, engine: Arc<Engine>) -> io::Result<ControlSocke
     Ok(ControlSocket(path))
 }
 
+/// The open connections, the oldest first.
+#[derive(Debug, Default)]
+struct Connections(Mutex<Vec<Connection>>);
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    /// An answer is being worked out; it also tells connections apart.
+    busy: Arc<AtomicBool>,
+}
+
+impl Connections {
+    fn list(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a connection in; `None` when there is no room.
+    fn enter(&self, socket: &OwnedFd) -> Option<Arc<AtomicBool>> {
+        let mut list = self.list();
+        if list.len() >= CONNECTIONS_MAX {
+            let idle = list.iter().position(|connection| !connection.busy.load(SeqCst))?;
+            // Its thread finds the end of the connection and leaves.
+            let _ = rustix::net::shutdown(&list.remove(idle).socket, rustix::net::Shutdown::Both);
+        }
+        let busy = Arc::new(AtomicBool::new(false));
+        list.push(Connection { socket: socket.try_clone().ok()?, busy: Arc::clone(&busy) });
+        Some(busy)
+    }
+
+    fn leave(&self, busy: &Arc<AtomicBool>) {
+        self.list().retain(|connection| !Arc::ptr_eq(&connection.busy, busy));
+    }
+}
+
 fn may_ask(socket: &OwnedFd) -> bool {
     let ours = rustix::process::geteuid().as_raw();
     packet::peer(socket.as_fd()).is_ok_and(|peer| peer.uid == 0 || peer.uid == ours)
 }
 
-fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine) {
+fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine, busy: &AtomicBool) {
     loop {
         let (frame, _) = match link.recv_within(IDLE_LIMIT) {
             Ok(received) => received,
@@ -78,6 +110,7 @@ fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine) {
                 return;
             }
         };
+        busy.store(true, SeqCst);
         let answer = match frame.body {
             CoreRequest::Flush => engine.flush().map(|()| CoreAnswer::Flushed),
             CoreRequest::Verify { blocks } => engine.verify(blocks).map(|blocks| CoreAnswer::Verified { blocks }),
@@ -87,5 +120,6 @@ fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine) {
         if link.send(frame.id, answer, &[]).is_err() {
             return;
         }
+        busy.store(false, SeqCst);
     }
 }
