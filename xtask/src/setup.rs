@@ -46,6 +46,7 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "findmnt", packages: &["util-linux"], purpose: "shows what is mounted" },
     Program { name: "blkdiscard", packages: &["util-linux"], purpose: "discards on volumes" },
     Program { name: "qemu-img", packages: &["qemu-utils"], purpose: "reads volumes as QEMU does" },
+    Program { name: "python3", packages: &["python3"], purpose: "speaks to sockets as another user" },
     Program { name: "qemu-io", packages: &["qemu-utils"], purpose: "does I/O as QEMU does" },
 ];
 

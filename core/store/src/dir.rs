@@ -22,7 +22,6 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    sync::{Mutex, PoisonError},
 };
 
 use everdisk_proto::volume::NodeUrl;
@@ -39,11 +38,6 @@ use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;
 
-/// Writes from this size on take turns. The kernel has writers of one file take turns in any case, but has them spin for
-/// as long as the writer before them runs: for small writes that is right, for large ones it takes the CPU from the
-/// application.
-const LARGE_WRITE: usize = 128 << 10;
-
 /// A directory that is open as a storage node.
 #[derive(Debug)]
 pub struct DirStore {
@@ -51,8 +45,6 @@ pub struct DirStore {
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
-    /// Held during a large write: see [`LARGE_WRITE`].
-    large_write: Mutex<()>,
 }
 
 impl DirStore {
@@ -65,7 +57,7 @@ impl DirStore {
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
-        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, large_write: Mutex::new(()) })
+        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data })
     }
 
     /// Bytes of disk that the data take.
@@ -153,8 +145,6 @@ impl Store for DirStore {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.inside(offset, data.len() as u64)?;
-        let turn = || self.large_write.lock().unwrap_or_else(PoisonError::into_inner);
-        let _turn = (data.len() >= LARGE_WRITE).then(turn);
         whole::write(offset, data, |rest, at| rustix::io::pwrite(&self.data, rest, at)).map_err(|stopped| match stopped
         {
             Stopped::Nothing(_) => self.failed("write", Errno::IO),
