@@ -20,8 +20,8 @@ use crate::{
 /// must not cost the upgrade.
 const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 
-/// Between the start of the new core and the suspension: what starting a process costs the machine is over by then and
-/// does not add to the pause that applications see.
+/// Before and after the hand-over nothing else is done for this long: starting a process and making records durable cost
+/// the machine more than the hand-over does, and would add to the pause that applications see.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// What the operator asked for.
@@ -151,7 +151,6 @@ impl<'a, A: Act> Run<'a, A> {
         self.report.verified_blocks = blocks;
         self.advance(Event::Done)?;
 
-        self.act.sleep(SETTLE);
         self.step(Step::Flush, |act, limit| act.flush(limit))?;
         self.report.flush_ms = self.report.steps.last().map(|s| s.ms);
         self.advance(Event::Done)?;
@@ -195,6 +194,7 @@ impl<'a, A: Act> Run<'a, A> {
             self.undo.push(step.rule().undo);
         }
         self.report.failed_step = Some(Step::Suspend);
+        self.act.sleep(SETTLE);
         let report = self.attempt(new)?;
         if let Some(failure) = report.failure {
             self.switched = failure.switched;
@@ -204,6 +204,7 @@ impl<'a, A: Act> Run<'a, A> {
         self.report.failed_step = None;
         self.switched = true;
         self.advance(Event::NewServes)?;
+        self.act.sleep(SETTLE);
         self.act.keep(&self.report);
         self.act.record(Journalled::Switched)?;
         Ok(Watch::new(new.pid, before))
