@@ -20,8 +20,9 @@ use crate::{
 /// must not cost the upgrade.
 const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 
-/// Before and after the hand-over nothing else is done for this long: starting a process and making records durable cost
-/// the machine more than the hand-over does, and would add to the pause that applications see.
+/// Before the hand-over nothing else is done for this long: starting a process and making records durable cost the machine
+/// more than the hand-over does, and would add to the pause that applications see. What follows it cannot wait: until
+/// the switch is on record, a control module that takes over would know less.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// What the operator asked for.
@@ -204,7 +205,6 @@ impl<'a, A: Act> Run<'a, A> {
         self.report.failed_step = None;
         self.switched = true;
         self.advance(Event::NewServes)?;
-        self.act.sleep(SETTLE);
         self.act.keep(&self.report);
         self.act.record(Journalled::Switched)?;
         Ok(Watch::new(new.pid, before))
