@@ -13,7 +13,8 @@ use everdisk_tests::{
     wait::{SOON, until},
 };
 
-/// 9: the interface dies again and again under fio; the cores serve on and give a new one the descriptors back.
+/// 9 M6: the interface hands the applications' instructions to the core by lending it the channels they arrive on: it
+/// dies again and again under fio, the cores serve on from what was lent and give a new one the descriptors back.
 #[test]
 fn the_interface_dies_under_fio_and_io_never_fails() {
     let host = Host::new();
