@@ -156,6 +156,12 @@ pub enum Request {
     },
     /// Open the gate again for the core that had it.
     Resume,
+    /// From now on writes go through to the storage nodes before they are acknowledged (M3), or are buffered again. The
+    /// next hand-over ends it.
+    Synchronous {
+        /// Whether they go through.
+        on: bool,
+    },
     /// Ask a core that does not have the gate to leave.
     Dismiss {
         /// Its process id.
@@ -275,6 +281,24 @@ pub struct InterfaceStatus {
     /// When the gate was last closed, CLOCK_MONOTONIC ns, and how long it took to the first request after; see
     /// [`HandoverReport`].
     pub last_suspension: Suspension,
+    /// The write buffer, where the volume has one.
+    #[serde(default)]
+    pub buffer: Option<BufferStatus>,
+}
+
+/// How the write buffer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferStatus {
+    /// Its version, which a core must be able to adopt.
+    pub version: u32,
+    /// Bytes it holds at most.
+    pub capacity: u64,
+    /// Acknowledged bytes in it that are not on the storage nodes yet.
+    pub buffered_bytes: u64,
+    /// Ranges of the volume whose buffered data was found damaged and is lost until it is written anew.
+    pub damaged_ranges: u32,
+    /// Writes go through to the storage nodes now.
+    pub synchronous: bool,
 }
 
 /// What the gate does.
@@ -334,6 +358,12 @@ pub struct HandoverReport {
     pub suspension: Suspension,
     /// Blocks the successor read in its probe.
     pub probe_blocks: u32,
+    /// Bytes that were in the write buffer when the successor took it over.
+    #[serde(default)]
+    pub carried_bytes: u64,
+    /// µs from the closing of the gate to the moment at which the successor had taken the write buffer over.
+    #[serde(default)]
+    pub adopted_us: Option<u64>,
 }
 
 /// Why the gate went back to the predecessor.
@@ -349,8 +379,14 @@ pub struct HandoverFailure {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CoreRequest {
-    /// Make everything acknowledged durable on every storage node (M8).
-    Flush,
+    /// Make everything acknowledged durable on every storage node (M8), or do as much of it as this time allows.
+    Flush {
+        /// An answer comes after this time at the latest, unless a storage node hangs.
+        limit_ms: u64,
+    },
+    /// To a core that does not have the gate: take the write buffer in as far as it goes, checksums included, and stay close
+    /// behind, for a hand-over is near.
+    Follow,
     /// Read this many blocks spread over the volume, and every node's superblock, and say whether all could be read.
     Verify {
         /// Number of blocks.
@@ -372,6 +408,16 @@ impl Body for CoreRequest {
 pub enum CoreAnswer {
     /// Durable.
     Flushed,
+    /// Not yet; ask again.
+    Flushing {
+        /// Bytes that are still buffered.
+        buffered_bytes: u64,
+    },
+    /// To `Follow`.
+    Following {
+        /// Bytes of the write buffer that are known now.
+        buffered_bytes: u64,
+    },
     /// All could be read.
     Verified {
         /// Blocks read.
@@ -402,7 +448,7 @@ pub struct NodeStatus {
     pub url: String,
     /// Its identity.
     pub uuid: uuid::Uuid,
-    /// `in-step`, or `failed` since an operation on it last ended in an error.
+    /// `in-step`, `failed` since an operation on it last ended in an error, or `stalled` while one does not end.
     pub state: String,
     /// The last error, in words.
     pub error: Option<String>,

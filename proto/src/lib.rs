@@ -5,6 +5,7 @@
 //! number, a new golden file under `proto/golden/` and a decoder for the version before.
 #![forbid(unsafe_code)]
 
+pub mod buffer;
 pub mod frame;
 pub mod gate_word;
 pub mod ids;

@@ -18,8 +18,16 @@ pub const NODES_MAX: usize = 64;
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Core slots of a segment: serving, standby, parked predecessor, incoming, and as many for stragglers.
 pub const CORES_MAX: usize = 8;
-/// Workers of one core. More readers than CPUs only contend for the queue.
-pub const WORKERS_MAX: usize = 8;
+/// Channels of one front end, each with one worker that reads from it. More readers than CPUs only contend for the queue.
+pub const CHANNELS_MAX: usize = 4;
+/// Workers of one core, those included that stand in for one that waits for a storage node: so many requests may wait.
+pub const WORKERS_MAX: usize = 32;
+/// Smallest write buffer: two of the largest requests, so that one may be filled while the other is sent.
+pub const BUFFER_MIN: u64 = 2 << 20;
+/// Largest write buffer: its memory is reserved for as long as the volume is attached.
+pub const BUFFER_MAX: u64 = 1 << 30;
+/// Default write buffer, `volume create --buffer`.
+pub const BUFFER_DEFAULT: u64 = 64 << 20;
 /// Bytes of a frame. The largest is `Status` with every slot filled, about 4 KiB.
 pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// File descriptors in one frame (the kernel's own limit, SCM_MAX_FD, is 253).
@@ -31,5 +39,7 @@ pub const LEASE_DEFAULT: Duration = Duration::from_secs(5);
 pub const LEASE_MAX: Duration = Duration::from_secs(100);
 /// Default of `upgrade --pause-budget`: the gate returns to the old core when the drain and the probe take longer.
 pub const PAUSE_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
+/// Default of `upgrade --flush-limit`: so long the buffered data may take to reach the storage nodes before the hand-over.
+pub const FLUSH_LIMIT_DEFAULT: Duration = Duration::from_secs(30);
 /// A peer on a socket answers within this time or is given up.
 pub const PEER_DEADLINE: Duration = Duration::from_secs(5);

@@ -7,10 +7,11 @@
 //! 0      header   magic, layout version, the volume's identity
 //! 128    gate     the gate word, the lease, what the last hand-over took
 //! 512    front    what was negotiated with the kernel for the file front end
-//! 1024   cores    CORES_MAX × 1 KiB: process id, state, wake word, WORKERS_MAX tickets of 64 bytes
+//! 1024   cores    CORES_MAX × 2.5 KiB: process id, wake word, sender, WORKERS_MAX tickets of 64 bytes
+//! 24 KiB buffer   the write buffer, where the volume has one ([`crate::buffer`])
 //! ```
 //!
-//! Layout version 1: all fields.
+//! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. ABI 1 was never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -20,10 +21,10 @@ use crate::limits::{CORES_MAX, WORKERS_MAX};
 
 /// `"EVDSEG\0\0"` little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDSEG\0\0");
-/// Bytes of a segment of layout version 1.
-pub const SEGMENT_BYTES: usize = size_of::<Segment>();
+/// Bytes of a segment without a write buffer, and where the write buffer begins: whole pages.
+pub const SEGMENT_BYTES: usize = size_of::<Segment>().next_multiple_of(4096);
 
-/// The whole segment.
+/// The segment but for the write buffer behind it.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C)]
 pub struct Segment {
@@ -45,12 +46,16 @@ pub struct Header {
     pub magic: AtomicU64,
     /// The ABI version, [`crate::version::ABI`].
     pub abi: AtomicU32,
-    /// Length in bytes, [`SEGMENT_BYTES`].
-    pub bytes: AtomicU32,
+    /// Version of the write buffer, [`crate::version::BUFFER`]; 0 when there is none.
+    pub buffer_version: AtomicU32,
     /// Volume UUID, high and low half.
     pub volume_uuid: [AtomicU64; 2],
     /// Volume size in bytes.
     pub volume_size: AtomicU64,
+    /// Length of the whole segment in bytes.
+    pub bytes: AtomicU64,
+    /// Data bytes of the write buffer; 0 when there is none.
+    pub buffer_capacity: AtomicU64,
 }
 
 /// The gate, on cache lines of its own: workers load `word` for every request.
@@ -81,7 +86,11 @@ pub struct GateArea {
     /// Blocks the successor read in its last probe.
     pub probe_blocks: AtomicU32,
     _pad1: AtomicU32,
-    _pad2: [AtomicU64; 23],
+    /// CLOCK_MONOTONIC ns at which the core that has the gate had taken the write buffer over; 0 when there is none.
+    pub adopted_ns: AtomicU64,
+    /// Bytes that were buffered then.
+    pub adopted_bytes: AtomicU64,
+    _pad2: [AtomicU64; 21],
 }
 
 /// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
@@ -120,7 +129,11 @@ pub struct CoreArea {
     _pad0: AtomicU32,
     /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
     pub started: AtomicU64,
-    _pad1: [AtomicU64; 61],
+    _pad1: [AtomicU64; 5],
+    /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING` or `PARKED`.
+    pub sender: AtomicU32,
+    _pad2: AtomicU32,
+    _pad3: [AtomicU64; 55],
     /// One for each worker.
     pub tickets: [Ticket; WORKERS_MAX],
 }
@@ -151,12 +164,16 @@ pub struct Ticket {
 /// States of a [`Ticket`].
 ///
 /// ```text
-///            gate admits                 request read, gate admits
-///  PARKED ───────────────► READING ──────────────────────────────► BUSY
-///    ▲                      │    ▲                                  │
-///    └──────────────────────┘    └──────────────────────────────────┘
-///       gate closed (evicted, or a request read too late)   replied
+///            gate admits                 request read, gate admits            waits for a storage node
+///  PARKED ───────────────► READING ──────────────────────────────► BUSY ◄─────────────────────────────► AWAY, WRITING
+///    ▲                      │    ▲                                  │          back, if the gate admits      │
+///    ├──────────────────────┘    └──────────────────────────────────┘                                       │
+///    │  gate closed (evicted, or a request read too late)   replied                                         │
+///    └──────────────────────────────────────────────────────────────────────────────────────────────────────┘
+///                                             the gate no longer admits: the request stays unanswered
 /// ```
+/// What a worker does in AWAY and WRITING may be done again by another core, so no hand-over waits for it. A write of a
+/// worker in WRITING may still reach a storage node, so the next core sends none before that is over.
 pub mod ticket_state {
     /// No worker has this ticket.
     pub const FREE: u32 = 0;
@@ -166,6 +183,10 @@ pub mod ticket_state {
     pub const READING: u32 = 2;
     /// Executes a request.
     pub const BUSY: u32 = 3;
+    /// Waits, or reads from a storage node; will look at the gate again before it changes or answers anything.
+    pub const AWAY: u32 = 4;
+    /// As AWAY, and writes to a storage node.
+    pub const WRITING: u32 = 5;
 }
 
 /// Values of [`GateArea::probe`].
@@ -183,8 +204,10 @@ const _: () = {
     assert!(size_of::<GateArea>() == 384);
     assert!(size_of::<FrontArea>() == 512);
     assert!(size_of::<Ticket>() == 64);
-    assert!(size_of::<CoreArea>() == 1024);
+    assert!(size_of::<CoreArea>() == 2560);
+    assert!(SEGMENT_BYTES == 24 << 10);
     assert!(core::mem::offset_of!(Segment, gate) == 128);
     assert!(core::mem::offset_of!(Segment, front) == 512);
     assert!(core::mem::offset_of!(Segment, cores) == 1024);
+    assert!(core::mem::offset_of!(CoreArea, sender) == 64);
 };

@@ -12,13 +12,16 @@ use serde::{Deserialize, Serialize};
 pub const PRODUCT: &str = env!("CARGO_PKG_VERSION");
 
 /// ABI version of the segments and frames this build makes.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
-/// ABI versions a core of this build can serve (N and N−1; there is only one yet).
-pub const ABI_RANGE: VersionRange = VersionRange { min: 1, max: 1 };
+/// ABI versions a core of this build can serve (N and N−1; version 1 was never released).
+pub const ABI_RANGE: VersionRange = VersionRange { min: 2, max: 2 };
 
-/// Versions of the write buffer a core of this build can adopt. 0 means that it has none.
-pub const BUFFER_RANGE: VersionRange = VersionRange { min: 0, max: 0 };
+/// Version of the write buffers this build makes, see [`crate::buffer`].
+pub const BUFFER: u32 = 1;
+
+/// Versions of the write buffer a core of this build can adopt. 0 stands for a volume without one.
+pub const BUFFER_RANGE: VersionRange = VersionRange { min: 0, max: BUFFER };
 
 /// An inclusive range of format versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

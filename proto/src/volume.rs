@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use crate::{
     ids::VolumeName,
-    limits::{BLOCK, NODES_MAX, STRIPE_MAX, STRIPE_MIN, VOLUME_SIZE_MAX},
+    limits::{BLOCK, BUFFER_MAX, BUFFER_MIN, NODES_MAX, STRIPE_MAX, STRIPE_MIN, VOLUME_SIZE_MAX},
 };
 
-/// Version of the JSON form of [`VolumeSpec`].
-pub const SPEC_VERSION: u32 = 1;
+/// Version of the JSON form of [`VolumeSpec`]. Version 1 had no `buffer`; its volumes are always synchronous.
+pub const SPEC_VERSION: u32 = 2;
 
 /// A volume as it was created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct VolumeSpec {
     pub size: u64,
     /// Stripe unit in bytes; a power of two.
     pub stripe: u64,
+    /// Bytes of the write buffer; 0: every write goes through to the storage nodes before it is acknowledged.
+    #[serde(default)]
+    pub buffer: u64,
     /// The storage nodes in the order of the layout.
     pub nodes: Vec<NodeSpec>,
 }
@@ -45,7 +48,7 @@ impl VolumeSpec {
     /// # Errors
     /// [`BadSpec`] names the first thing that is wrong.
     pub fn validate(&self) -> Result<(), BadSpec> {
-        if self.spec_version != SPEC_VERSION {
+        if !(1..=SPEC_VERSION).contains(&self.spec_version) {
             return Err(BadSpec::Version(self.spec_version));
         }
         if self.size == 0 || !self.size.is_multiple_of(BLOCK) || self.size > VOLUME_SIZE_MAX {
@@ -53,6 +56,10 @@ impl VolumeSpec {
         }
         if !self.stripe.is_power_of_two() || !(STRIPE_MIN..=STRIPE_MAX).contains(&self.stripe) {
             return Err(BadSpec::Stripe(self.stripe));
+        }
+        if self.buffer != 0 && (!self.buffer.is_multiple_of(BLOCK) || !(BUFFER_MIN..=BUFFER_MAX).contains(&self.buffer))
+        {
+            return Err(BadSpec::Buffer(self.buffer));
         }
         if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
             return Err(BadSpec::Nodes(self.nodes.len()));
@@ -78,6 +85,11 @@ pub enum BadSpec {
     /// Stripe unit out of range or no power of two.
     #[error("{0} bytes is no stripe unit: give a power of two from {STRIPE_MIN} to {STRIPE_MAX}")]
     Stripe(u64),
+    /// Buffer size out of range or not aligned.
+    #[error(
+        "{0} bytes is no write buffer: give 0 for none, or a multiple of {BLOCK} from {BUFFER_MIN} to {BUFFER_MAX}"
+    )]
+    Buffer(u64),
     /// Too many or no nodes.
     #[error("{0} storage nodes: a volume has 1 to {NODES_MAX}")]
     Nodes(usize),
@@ -148,11 +160,12 @@ mod tests {
     fn spec() -> VolumeSpec {
         let node = |n: u128| NodeSpec { url: NodeUrl::Dir(format!("/srv/{n}").into()), uuid: Uuid::from_u128(n) };
         VolumeSpec {
-            spec_version: 1,
+            spec_version: SPEC_VERSION,
             name: "v".parse().unwrap(),
             uuid: Uuid::from_u128(9),
             size: 1 << 30,
             stripe: 4 << 20,
+            buffer: 64 << 20,
             nodes: vec![node(1), node(2)],
         }
     }
@@ -168,13 +181,23 @@ mod tests {
         assert_eq!(fault(|s| s.size = 4095), BadSpec::Size(4095));
         assert_eq!(fault(|s| s.size = 0), BadSpec::Size(0));
         assert_eq!(fault(|s| s.stripe = 100_000), BadSpec::Stripe(100_000));
+        assert_eq!(fault(|s| s.buffer = 4096), BadSpec::Buffer(4096));
+        assert_eq!(fault(|s| s.buffer = (2 << 20) + 1), BadSpec::Buffer((2 << 20) + 1));
+        assert_eq!(fault(|s| s.spec_version = 3), BadSpec::Version(3));
         assert_eq!(fault(|s| s.nodes.clear()), BadSpec::Nodes(0));
         assert!(matches!(fault(|s| s.nodes[1] = s.nodes[0].clone()), BadSpec::Twice(_)));
     }
 
     #[test]
-    fn golden_json_of_version_1_still_reads() {
-        let text = include_str!("../golden/volume-v1.json");
+    fn golden_json_of_version_1_still_reads_as_a_volume_without_a_buffer() {
+        let read: VolumeSpec = serde_json::from_str(include_str!("../golden/volume-v1.json")).unwrap();
+        assert_eq!(read, VolumeSpec { spec_version: 1, buffer: 0, ..spec() });
+        assert_eq!(read.validate(), Ok(()));
+    }
+
+    #[test]
+    fn golden_json_of_version_2_reads_and_writes_the_same_bytes() {
+        let text = include_str!("../golden/volume-v2.json");
         let read: VolumeSpec = serde_json::from_str(text).unwrap();
         assert_eq!(read, spec());
         assert_eq!(serde_json::to_string_pretty(&read).unwrap(), text.trim_end());

@@ -3,9 +3,38 @@ use proptest::prelude::*;
 use super::*;
 
 fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize) {
-    let frame = Frame { abi: 1, id: 7, body };
+    let frame = Frame { abi: if text.contains("\"abi\":1,") { 1 } else { 2 }, id: 7, body };
     assert_eq!(String::from_utf8(encode(&frame).unwrap()).unwrap(), text);
     assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
+}
+
+/// What ABI 2 has beside the frames of ABI 1, byte for byte.
+#[test]
+fn golden_frames_of_abi_2() {
+    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 2..2, buffer 0..1)").unwrap();
+    let lines: Vec<&str> = include_str!("../../golden/frames-v2.jsonl").lines().collect();
+    golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
+    golden(lines[1], ToInterface::Request(Request::Synchronous { on: true }), 0);
+    golden(lines[2], CoreRequest::Flush { limit_ms: 250 }, 0);
+    golden(lines[3], CoreRequest::Follow, 0);
+    golden(lines[4], CoreAnswer::Flushing { buffered_bytes: 4096 }, 0);
+    golden(lines[5], CoreAnswer::Following { buffered_bytes: 4096 }, 0);
+    let report = HandoverReport {
+        failure: None,
+        generation: Generation(3),
+        suspension: Suspension {
+            closed_ns: 5,
+            drained_us: Some(1),
+            opened_us: Some(2),
+            first_request_us: None,
+            held: 4,
+        },
+        probe_blocks: 2,
+        carried_bytes: 8192,
+        adopted_us: Some(2),
+    };
+    golden(lines[6], FromInterface::Answer(Answer::Handover(report)), 0);
+    assert_eq!(lines.len(), 7);
 }
 
 /// The frames of ABI 1, byte for byte.
