@@ -47,12 +47,18 @@ pub mod word {
     pub const TAIL: usize = 16;
     /// Bytes of unretired extents, for whoever wants to know; not needed to take the buffer over.
     pub const BYTES: usize = 24;
-    /// Number of lost ranges.
+    /// Number of lost ranges (low half), and which of two tables holds them (high half, 0 or 1).
     pub const LOST: usize = 32;
-    /// The lost ranges: offset and length of each.
+    /// The two tables of lost ranges: offset and length of each.
     pub const LOST_RANGES: usize = 33;
     /// First word of the slots.
     pub const SLOT: usize = super::HEADER_BYTES as usize / 8;
+}
+
+/// Number of lost ranges that a word `LOST` counts.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+pub const fn lost_count(word: u64) -> u32 {
+    word as u32
 }
 
 /// Where everything lies in a buffer of a certain capacity.
@@ -89,47 +95,38 @@ impl Geometry {
     }
 }
 
-/// What an extent does to its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// It holds data.
-    Data = 1,
-    /// It makes the range read as zero and keeps its space.
-    Zeroes = 2,
-    /// It makes the range read as zero and gives its space back.
-    Discard = 3,
-}
+/// The kind of an extent that holds data; there is no other yet.
+const DATA: u64 = 1;
 
 /// An extent's slot, but for its state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Offset in the volume.
     pub offset: u64,
-    /// Length in bytes; of data at most [`REQUEST_BYTES_MAX`](crate::limits::REQUEST_BYTES_MAX).
+    /// Length in bytes, at most [`REQUEST_BYTES_MAX`](crate::limits::REQUEST_BYTES_MAX).
     pub len: u64,
     /// Virtual position of its data.
     pub position: u64,
     /// Generation of the core that wrote it.
     pub generation: u64,
-    /// What it does.
-    pub kind: Kind,
-    /// CRC-32C of its data; of zeroes and discards 0.
+    /// CRC-32C of its data.
     pub crc: u32,
 }
 
 impl Extent {
     /// Bytes that it takes in the data ring.
     pub const fn stored(&self) -> u64 {
-        match self.kind {
-            Kind::Data => self.len.next_multiple_of(DATA_ALIGN),
-            Kind::Zeroes | Kind::Discard => 0,
-        }
+        self.len.next_multiple_of(DATA_ALIGN)
+    }
+
+    /// Offset in the volume of the first byte behind it.
+    pub const fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
     }
 
     /// Words 1 to 6 of its slot.
     pub fn encode(&self, seq: u64) -> [u64; 6] {
-        let kind = u64::from(self.kind as u8) | (u64::from(self.crc) << 32);
+        let kind = DATA | (u64::from(self.crc) << 32);
         let fields = [self.offset, self.len, self.position, self.generation, kind];
         let [a, b, c, d, e] = fields;
         [a, b, c, d, e, check(seq, &fields)]
@@ -142,13 +139,7 @@ impl Extent {
             return None;
         }
         let crc = u32::try_from(kind >> 32).ok()?;
-        let kind = match kind & u64::from(u32::MAX) {
-            1 => Kind::Data,
-            2 => Kind::Zeroes,
-            3 => Kind::Discard,
-            _ => return None,
-        };
-        Some(Self { offset, len, position, generation, kind, crc })
+        (kind & u64::from(u32::MAX) == DATA).then_some(Self { offset, len, position, generation, crc })
     }
 }
 
@@ -195,8 +186,7 @@ mod tests {
 
     use super::*;
 
-    const EXTENT: Extent =
-        Extent { offset: 1 << 40, len: 4096, position: 123_456, generation: 7, kind: Kind::Data, crc: 0xDEAD_BEEF };
+    const EXTENT: Extent = Extent { offset: 1 << 40, len: 4096, position: 123_456, generation: 7, crc: 0xDEAD_BEEF };
 
     /// The bytes of a slot of buffer version 1.
     #[test]
@@ -220,7 +210,7 @@ mod tests {
             assert_eq!(geometry.slot_word(geometry.slots + last as u64), word::SLOT + last * SLOT_WORDS);
             assert!((word::SLOT + (last + 1) * SLOT_WORDS) as u64 * 8 <= geometry.data_start());
         }
-        assert!(word::LOST_RANGES + 2 * LOST_MAX <= word::SLOT);
+        assert!(word::LOST_RANGES + 4 * LOST_MAX <= word::SLOT);
     }
 
     proptest! {

@@ -6,12 +6,16 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use everdisk_proto::segment::{MAGIC, SEGMENT_BYTES, Segment};
+use everdisk_proto::{
+    buffer::Geometry,
+    limits::BUFFER_MAX,
+    segment::{MAGIC, SEGMENT_BYTES, Segment},
+};
 use rustix::{
-    fs::{MemfdFlags, SealFlags},
+    fs::{FallocateFlags, MemfdFlags, SealFlags},
     mm::{MapFlags, MlockFlags, ProtFlags},
 };
 
@@ -35,54 +39,120 @@ impl Drop for Mapping {
     }
 }
 
-/// The segment of a volume (D4), mapped.
+/// The segment of a volume (D4), mapped, with the write buffer behind it where the volume has one.
 #[derive(Debug)]
 pub struct SharedSegment {
     mapping: Mapping,
     fd: OwnedFd,
+    buffer: Option<Geometry>,
 }
 
 impl SharedSegment {
-    /// Makes a new, zeroed segment: a memfd that can neither shrink nor grow.
+    /// Makes a new, zeroed segment with a write buffer for this many bytes of data (0: none): a memfd that can neither
+    /// shrink nor grow and whose memory is there.
     ///
     /// # Errors
-    /// The operating system's.
-    pub fn create() -> io::Result<Self> {
+    /// The operating system's; `InvalidInput` for a buffer of more than [`BUFFER_MAX`] bytes.
+    pub fn create(buffer: u64) -> io::Result<Self> {
+        if buffer > BUFFER_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let buffer = (buffer > 0).then(|| Geometry::new(buffer));
+        let len = SEGMENT_BYTES as u64 + buffer.map_or(0, Geometry::bytes);
         let fd = rustix::fs::memfd_create("everdisk-segment", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        rustix::fs::ftruncate(&fd, SEGMENT_BYTES as u64)?;
+        rustix::fs::ftruncate(&fd, len)?;
+        // Reserved now: memory that is missing later would kill whoever touches it.
+        rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Self::map(fd)
+        let segment = Self::map(fd, len, buffer)?;
+        segment.header.bytes.store(len, Ordering::Relaxed);
+        segment.header.buffer_capacity.store(buffer.map_or(0, |buffer| buffer.capacity), Ordering::Relaxed);
+        Ok(segment)
     }
 
-    /// Maps a segment that another process lent, after checking that it is one: its length, that it is sealed (a
-    /// peer that shrinks it would have us killed by SIGBUS) and its magic.
+    /// Maps a segment that another process lent, after checking that it is one: that it is sealed (a peer that shrinks it
+    /// would have us killed by SIGBUS), its magic, and that its length is what its header says.
     ///
     /// # Errors
     /// `InvalidData` when it is none, else the operating system's.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let bad = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        let len = rustix::fs::fstat(&fd)?.st_size;
-        if usize::try_from(len) != Ok(SEGMENT_BYTES) {
+        let Ok(len) = u64::try_from(rustix::fs::fstat(&fd)?.st_size) else { return bad("the segment has no length") };
+        let longest = SEGMENT_BYTES as u64 + Geometry::new(BUFFER_MAX).bytes();
+        if !(SEGMENT_BYTES as u64..=longest).contains(&len) {
             return bad("the segment has another length than this program's");
         }
         if !rustix::fs::fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {
             return bad("the segment is not sealed");
         }
-        let segment = Self::map(fd)?;
+        let mut segment = Self::map(fd, len, None)?;
         if segment.header.magic.load(Ordering::Acquire) != MAGIC {
             return bad("the segment has no magic");
         }
+        let capacity = segment.header.buffer_capacity.load(Ordering::Relaxed);
+        let buffer = (capacity > 0 && capacity <= BUFFER_MAX).then(|| Geometry::new(capacity));
+        if len != SEGMENT_BYTES as u64 + buffer.map_or(0, Geometry::bytes) {
+            return bad("the segment has another length than its header says");
+        }
+        segment.buffer = buffer;
         Ok(segment)
     }
 
-    fn map(fd: OwnedFd) -> io::Result<Self> {
+    fn map(fd: OwnedFd, len: u64, buffer: Option<Geometry>) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a fresh mapping at an address the kernel chooses; it aliases nothing of ours.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), SEGMENT_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags, &fd, 0)
-        }?;
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, &fd, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { mapping: Mapping { base, len: SEGMENT_BYTES }, fd })
+        Ok(Self { mapping: Mapping { base, len }, fd, buffer })
+    }
+
+    /// The write buffer's geometry; `None` when the volume has none.
+    pub const fn buffer(&self) -> Option<Geometry> {
+        self.buffer
+    }
+
+    /// A word of the write buffer's header or slots; `None` when there is none of that index.
+    pub fn buffer_word(&self, index: usize) -> Option<&AtomicU64> {
+        let geometry = self.buffer?;
+        if index as u64 >= geometry.data_start() / 8 {
+            return None;
+        }
+        // SAFETY: below data_start, so inside the mapping, whose length `create` and `adopt` have checked.
+        let word = unsafe { self.mapping.base.add(SEGMENT_BYTES + index * 8) };
+        // SAFETY: aligned (the mapping to a page, SEGMENT_BYTES and the index to eight bytes), alive as long as self, and
+        // touched by every process as an atomic only.
+        Some(unsafe { word.cast::<AtomicU64>().as_ref() })
+    }
+
+    /// The part of the mapping that holds these bytes of the buffer's data ring; `None` when they are not in it.
+    fn buffer_data(&self, at: u64, len: usize) -> Option<NonNull<u8>> {
+        let geometry = self.buffer?;
+        let end = at.checked_add(len as u64)?;
+        let start = usize::try_from(geometry.data_start() + at).ok()?;
+        // SAFETY: the range ends at or before the ring does, and the ring is inside the mapping.
+        (end <= geometry.capacity).then(|| unsafe { self.mapping.base.add(SEGMENT_BYTES + start) })
+    }
+
+    /// Copies bytes out of the write buffer's data ring. False when they are not in it. What another process writes there
+    /// meanwhile may come out in any mixture: whoever reads what is not certain to stand checks it afterwards.
+    #[must_use]
+    pub fn buffer_read(&self, at: u64, into: &mut [u8]) -> bool {
+        let Some(from) = self.buffer_data(at, into.len()) else { return false };
+        // SAFETY: source and target are valid for the length, and do not overlap: the target is a borrow of other memory.
+        // The source is shared memory that no Rust reference covers.
+        unsafe { from.as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        true
+    }
+
+    /// Copies bytes into the write buffer's data ring. False when that is not in it.
+    #[must_use]
+    pub fn buffer_write(&self, at: u64, from: &[u8]) -> bool {
+        let Some(into) = self.buffer_data(at, from.len()) else { return false };
+        // SAFETY: as in `buffer_read`, the other way round.
+        unsafe { into.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        true
     }
 }
 
@@ -90,7 +160,7 @@ impl Deref for SharedSegment {
     type Target = Segment;
     fn deref(&self) -> &Segment {
         const { assert!(align_of::<Segment>() <= 4096) };
-        // SAFETY: the mapping is page-aligned, SEGMENT_BYTES long (sealed, so it stays so) and lives as long as self;
+        // SAFETY: the mapping is page-aligned, at least SEGMENT_BYTES long (sealed, so it stays so) and lives as long as self;
         // every field of Segment is an atomic valid for all bit patterns, so other processes may change it meanwhile.
         unsafe { self.mapping.base.cast::<Segment>().as_ref() }
     }

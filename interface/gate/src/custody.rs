@@ -66,6 +66,8 @@ pub enum Act {
     Close(GateWord),
     /// Open the gate for the core that had it; nothing is given out anew.
     Reopen(GateWord),
+    /// The gate stays open in another mode.
+    SetMode(GateWord),
     /// Give out anew what is unanswered, and the gate to this core, which probes first; then tell
     /// [`Custody::probed`] how that went.
     Give(GateWord),
@@ -115,17 +117,19 @@ pub struct Custody {
     generation: Generation,
     last: Slot,
     fallback: Option<Slot>,
+    /// Writes go through before they are acknowledged, until another core is given the gate.
+    synchronous: bool,
     crashes: u64,
 }
 
 impl Custody {
     /// A new volume without front end or core.
     pub fn new() -> Self {
-        Self::restore(State::Detached, Generation(0), 0)
+        Self::restore(State::Detached, Generation(0), false, 0)
     }
 
     /// Takes up what a former interface left behind.
-    pub fn restore(state: State, generation: Generation, crashes: u64) -> Self {
+    pub fn restore(state: State, generation: Generation, synchronous: bool, crashes: u64) -> Self {
         let last = match state {
             State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
             _ => None,
@@ -134,7 +138,7 @@ impl Custody {
         if let Some(seat) = last.and_then(|slot| seats.get_mut(slot.index())) {
             *seat = Seat::Armed;
         }
-        Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, crashes }
+        Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, synchronous, crashes }
     }
 
     /// Where the gate is.
@@ -174,6 +178,30 @@ impl Custody {
         if let Some(place) = self.seats.get_mut(slot.index()) {
             *place = seat;
         }
+    }
+
+    /// The mode in which the core that has the gate serves.
+    pub const fn serving_mode(&self) -> Mode {
+        if self.synchronous { Mode::Synchronous } else { Mode::Open }
+    }
+
+    /// From now on writes go through before they are acknowledged (M3), or do so no longer. The next core begins without.
+    ///
+    /// # Errors
+    /// `Detached`, `Suspended`, `Recovering`.
+    pub fn set_synchronous(&mut self, on: bool) -> Result<Act, Refusal> {
+        let State::Serving { slot } = self.state else {
+            return Err(match self.state {
+                State::Detached => Refusal::Detached,
+                State::Suspended { .. } => Refusal::Suspended,
+                State::Serving { .. } | State::Recovering => Refusal::Recovering,
+            });
+        };
+        if self.synchronous == on {
+            return Ok(Act::Nothing);
+        }
+        self.synchronous = on;
+        Ok(Act::SetMode(self.word(self.serving_mode(), slot)))
     }
 
     const fn word(&self, mode: Mode, slot: Slot) -> GateWord {
@@ -257,7 +285,7 @@ impl Custody {
         match self.state {
             State::Suspended { slot: Some(slot), .. } => {
                 self.state = State::Serving { slot };
-                Ok(Act::Reopen(self.word(Mode::Open, slot)))
+                Ok(Act::Reopen(self.word(self.serving_mode(), slot)))
             }
             State::Suspended { slot: None, .. } => Ok(self.take_over()),
             _ => Err(Refusal::NotSuspended),
@@ -335,6 +363,7 @@ impl Custody {
 
     fn give(&mut self, slot: Slot, mode: Mode) -> Act {
         self.generation = self.generation.next();
+        self.synchronous = false;
         self.last = slot;
         self.state = State::Serving { slot };
         let word = self.word(mode, slot);

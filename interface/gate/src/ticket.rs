@@ -12,6 +12,10 @@
 //!    yes: execute, reply, state := READING
 //!    no:  keep the request, state := PARKED
 //! ```
+//! A worker that has to wait for a storage node goes [`away`] first: nobody waits for it, and it asks to be let in again
+//! ([`enter`]) before it changes or answers anything. While its write may still reach a node it is [`writing`]. The next core
+//! sends no write before no other core writes ([`may_write`]); the sender of buffered data announces itself in the same way
+//! ([`begin_sending`]). That is the fence: Dekker once more, with the word changed first and the writers looked at afterwards.
 
 #[cfg(loom)]
 use loom::sync::atomic::fence;
@@ -21,8 +25,8 @@ use std::sync::atomic::fence;
 
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
-    ids::Slot,
-    segment::ticket_state::{BUSY, FREE, PARKED, READING},
+    ids::{Generation, Slot},
+    segment::ticket_state::{AWAY, BUSY, FREE, PARKED, READING, WRITING},
 };
 
 /// An atomic integer: those of std in the product, those of loom in its model.
@@ -62,6 +66,11 @@ cell!(loom::sync::atomic::AtomicU64, u64);
 pub struct Pass(u64);
 
 impl Pass {
+    /// The word it was given under.
+    pub fn word(self) -> Option<GateWord> {
+        GateWord::decode(self.0)
+    }
+
     /// Whether a request that was kept under `self` may be executed under `other`: the same core and generation, so
     /// nobody was given it in between.
     pub const fn continues_in(self, other: Self) -> bool {
@@ -121,6 +130,38 @@ pub fn leave(state: &impl Cell<u32>) {
     state.store(READING, Release);
 }
 
+/// The worker waits for something, or reads from a storage node; it is let in again by [`enter`]. The ticket is not out.
+pub fn away(state: &impl Cell<u32>) {
+    state.store(AWAY, Release);
+}
+
+/// As [`away`], and a write of it may reach a storage node as long as it is so.
+pub fn writing(state: &impl Cell<u32>) {
+    state.store(WRITING, Release);
+}
+
+/// The sender of a core asks whether it may send buffered data: as long as the gate word bears its core and generation, whether
+/// the gate is open or not. `true`: it is announced until [`park`].
+#[must_use]
+pub fn begin_sending(word: &impl Cell<u64>, state: &impl Cell<u32>, slot: Slot, generation: Generation) -> bool {
+    state.store(WRITING, Release);
+    fence(SeqCst);
+    let ours =
+        GateWord::decode(word.load(Acquire)).is_some_and(|gate| gate.slot == slot && gate.generation == generation);
+    if !ours {
+        state.store(PARKED, Release);
+    }
+    ours
+}
+
+/// Whether a core that has found the gate word to be its own may write to the storage nodes: none of these workers and
+/// senders of other cores still does. Once it is so it remains so for the generation.
+#[must_use]
+pub fn may_write<'a, C: Cell<u32> + 'a>(others: impl IntoIterator<Item = &'a C>) -> bool {
+    fence(SeqCst);
+    others.into_iter().all(|state| state.load(Acquire) != WRITING)
+}
+
 /// The worker will neither read nor execute before it was admitted again.
 pub fn park(state: &impl Cell<u32>) {
     state.store(PARKED, Release);
@@ -144,9 +185,19 @@ pub fn set(word: &impl Cell<u64>, gate: GateWord) {
     fence(SeqCst);
 }
 
-/// Whether this worker executes nothing and will not before it was admitted again.
+/// Whether this worker executes nothing that another core must not execute as well, and will not before it was let in again.
 pub fn is_in(state: &impl Cell<u32>) -> bool {
-    matches!(state.load(Acquire), PARKED | FREE)
+    matches!(state.load(Acquire), PARKED | FREE | AWAY | WRITING)
+}
+
+/// As [`is_in`], and it changes nothing on a storage node.
+pub fn is_still(state: &impl Cell<u32>) -> bool {
+    matches!(state.load(Acquire), PARKED | FREE | AWAY)
+}
+
+/// Whether this worker sleeps before the gate.
+pub fn is_parked(state: &impl Cell<u32>) -> bool {
+    state.load(Acquire) == PARKED
 }
 
 /// Whether this worker may sit in a blocking read, out of which it must be evicted.

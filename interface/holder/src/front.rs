@@ -10,7 +10,7 @@ use std::{
 
 use everdisk_proto::{
     frame::{FileAttach, LentFile},
-    limits::{REQUEST_BYTES_MAX, WORKERS_MAX},
+    limits::{CHANNELS_MAX, REQUEST_BYTES_MAX},
     segment::Segment,
 };
 use everdisk_sys::{
@@ -38,7 +38,7 @@ pub(crate) struct FileFront {
 /// leaves the second CPU idle at low depth), no more than four (more only contend for the queue), and no more than
 /// have room for their buffers in what this user may lock.
 fn channel_count() -> usize {
-    let cpus = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4).min(WORKERS_MAX);
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, CHANNELS_MAX);
     let room = lockable_bytes().map_or(u64::MAX, |bytes| bytes / Buffers::BYTES as u64);
     cpus.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
 }

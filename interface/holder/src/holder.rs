@@ -19,10 +19,11 @@ use everdisk_gate::{
     ticket,
 };
 use everdisk_proto::{
+    buffer::{self, word},
     frame::{Answer, FromInterface, ToInterface},
     ids::Slot,
-    segment::{MAGIC, SEGMENT_BYTES, Segment},
-    version::{ABI, CoreIdentity},
+    segment::MAGIC,
+    version::{ABI, BUFFER, CoreIdentity},
     volume::VolumeSpec,
 };
 use everdisk_sys::{
@@ -114,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut holder = if arguments.restore {
         restore::restore(listener, &spec)?
     } else {
-        let segment = SharedSegment::create()?;
+        let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, e))?;
         imprint(&segment, &spec);
         Holder::new(listener, segment, Custody::new())
     };
@@ -146,12 +147,28 @@ fn read_volume(arguments: &Arguments) -> Result<VolumeSpec, Fatal> {
     Ok(spec)
 }
 
-/// Writes the volume's identity into a new segment; the magic last.
-fn imprint(segment: &Segment, spec: &VolumeSpec) {
+fn no_memory(buffer: u64, e: io::Error) -> io::Error {
+    io::Error::new(
+        e.kind(),
+        format!(
+            "no shared memory for the write buffer of {buffer} bytes ({e}): free memory, or make the volume with a smaller --buffer"
+        ),
+    )
+}
+
+/// Writes the volume's identity into a new segment and makes its write buffer an empty one; the magic last.
+fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();
     header.abi.store(ABI, Relaxed);
-    header.bytes.store(u32::try_from(SEGMENT_BYTES).unwrap_or(0), Relaxed);
+    if let Some(geometry) = segment.buffer() {
+        let words = [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, buffer::MAGIC)];
+        for (place, value) in words.into_iter().filter_map(|(index, value)| Some((segment.buffer_word(index)?, value)))
+        {
+            place.store(value, Release);
+        }
+        header.buffer_version.store(BUFFER, Relaxed);
+    }
     header.volume_uuid[0].store(high, Relaxed);
     header.volume_uuid[1].store(low, Relaxed);
     header.volume_size.store(spec.size, Relaxed);
@@ -251,6 +268,13 @@ impl Holder {
                     suspension::reopen(segment, word);
                     break;
                 }
+                Act::SetMode(word) => {
+                    ticket::set(&segment.gate.word, word);
+                    break;
+                }
+                Act::Give(word) | Act::Grant(word) if !suspension::can_adopt(segment, cores, word.slot) => {
+                    (word, Given::Failed("that core cannot take over the write buffer, which is not empty"))
+                }
                 Act::Give(word) => (word, suspension::give(segment, cores, front, word, limit)),
                 Act::Grant(word) => (word, suspension::grant(segment, cores, front, word)),
             };
@@ -265,7 +289,13 @@ impl Holder {
                 Given::Failed(why) => {
                     tracing::error!(%slot, %generation, why, "a core did not take the gate");
                     failure.get_or_insert_with(|| why.to_owned());
-                    self.custody.probed(slot, false)
+                    if matches!(act, Act::Grant(_)) {
+                        // The last resort has failed: acknowledged data waits for a core that can take it over.
+                        self.custody.postponed();
+                        Act::Nothing
+                    } else {
+                        self.custody.probed(slot, false)
+                    }
                 }
                 Given::NotDrained(why) => {
                     tracing::error!(%slot, %generation, ?why, "the gate stays closed: a core still executes requests");

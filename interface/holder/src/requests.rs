@@ -15,7 +15,7 @@ use crate::{
     cores,
     front::FileFront,
     holder::{Holder, Peer, Unmounting},
-    suspension::{self, not_drained},
+    suspension::{self, Until, not_drained},
 };
 
 /// A suspension by hand may wait this long for requests under way.
@@ -51,6 +51,7 @@ impl Holder {
             }
             Request::Suspend { lease_ms } => done_or(self.suspend(Duration::from_millis(lease_ms))),
             Request::Resume => done_or(self.resume()),
+            Request::Synchronous { on } => done_or(self.set_synchronous(on)),
             Request::Dismiss { core } => done_or(self.dismiss(core)),
             Request::Detach { force } => return self.detach(force, peer, id),
         })
@@ -85,7 +86,13 @@ impl Holder {
             },
             crashes_survived: self.custody.crashes(),
             last_suspension: suspension::times(&self.segment),
+            buffer: suspension::buffer_status(&self.segment, self.custody.serving_mode() == Mode::Synchronous),
         }
+    }
+
+    fn set_synchronous(&mut self, on: bool) -> Result<(), String> {
+        let act = self.custody.set_synchronous(on).map_err(refused)?;
+        self.perform(act, ATTACH_LIMIT).map_or(Ok(()), Err)
     }
 
     fn attach_file(&mut self, attach: &FileAttach, core: u32) -> Result<(), String> {
@@ -125,9 +132,9 @@ impl Holder {
         let closed = self.custody.may_hand_over(slot).map_err(refused)?;
         let start = monotonic_ns();
         let mut failure = None;
-        match suspension::close_and_drain(&self.segment, &self.cores, closed, budget) {
+        match suspension::close_and_drain(&self.segment, &self.cores, closed, Until::In, budget) {
             Err(why) => {
-                suspension::reopen(&self.segment, closed.with(Mode::Open));
+                suspension::reopen(&self.segment, closed.with(self.custody.serving_mode()));
                 failure = Some(HandoverFailure { switched: false, reason: not_drained(why) });
             }
             Ok(()) => {
@@ -145,6 +152,8 @@ impl Holder {
             generation: self.custody.generation(),
             suspension: suspension::times(&self.segment),
             probe_blocks: self.segment.gate.probe_blocks.load(Relaxed),
+            carried_bytes: self.segment.gate.adopted_bytes.load(Relaxed),
+            adopted_us: suspension::adopted_us(&self.segment),
         })
     }
 
@@ -156,7 +165,7 @@ impl Holder {
         let until = monotonic_ns().saturating_add(lease_ns);
         let act = self.custody.suspend(until).map_err(refused)?;
         if let Act::Close(word) = act {
-            if let Err(why) = suspension::close_and_drain(&self.segment, &self.cores, word, DRAIN_LIMIT) {
+            if let Err(why) = suspension::close_and_drain(&self.segment, &self.cores, word, Until::Still, DRAIN_LIMIT) {
                 self.resume()?;
                 return Err(not_drained(why));
             }

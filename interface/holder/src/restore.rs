@@ -186,6 +186,7 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         word = GateWord::decode(gate.word.load(Acquire));
     }
     let until_ns = gate.lease_until_ns.load(Relaxed);
+    let synchronous = word.is_some_and(|word| word.mode == Mode::Synchronous);
     let (state, generation) = match word {
         None => (State::Detached, Generation(0)),
         Some(word) if !attached => (State::Detached, word.generation),
@@ -193,5 +194,5 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         Some(word) if until_ns > 0 => (State::Suspended { slot: Some(word.slot), until_ns }, word.generation),
         Some(word) => (State::Recovering, word.generation),
     };
-    Custody::restore(state, generation, crashes)
+    Custody::restore(state, generation, synchronous, crashes)
 }

@@ -4,7 +4,7 @@
 
 use std::{
     sync::atomic::{
-        AtomicU64,
+        AtomicU32, AtomicU64,
         Ordering::{Acquire, Relaxed, SeqCst},
     },
     time::{Duration, Instant},
@@ -12,13 +12,15 @@ use std::{
 
 use everdisk_gate::ticket;
 use everdisk_proto::{
-    frame::Suspension,
+    buffer::{self, word},
+    frame::{BufferStatus, Suspension},
     gate_word::GateWord,
     ids::Slot,
     segment::{Segment, probe_verdict},
 };
 use everdisk_sys::{
     clock::monotonic_ns,
+    memory::SharedSegment,
     signal,
     wake::{self, Who},
 };
@@ -53,35 +55,49 @@ pub(crate) fn not_drained(why: NotDrained) -> String {
     )
 }
 
+/// What a drain waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Nobody does what another core must not do as well.
+    In,
+    /// As `In`, and nothing is written to a storage node any more either.
+    Still,
+}
+
 /// Closes the gate and waits until nobody executes and nobody reads (M10). On failure the gate is closed all the same:
 /// [`reopen`] it.
 pub(crate) fn close_and_drain(
     segment: &Segment,
     cores: &Cores,
     closed: GateWord,
+    until: Until,
     limit: Duration,
 ) -> Result<(), NotDrained> {
     let gate = &segment.gate;
     gate.closed_ns.store(monotonic_ns(), Relaxed);
-    for later in [&gate.drained_ns, &gate.opened_ns, &gate.first_request_ns] {
+    for later in [&gate.drained_ns, &gate.adopted_ns, &gate.opened_ns, &gate.first_request_ns] {
         later.store(0, Relaxed);
     }
     ticket::set(&gate.word, closed);
     if let Some(core) = cores.get(closed.slot) {
-        drain(segment, closed.slot, core, limit)?;
+        drain(segment, closed.slot, core, until, limit)?;
     }
     gate.drained_ns.store(monotonic_ns(), Relaxed);
     Ok(())
 }
 
 /// Waits, under a closed gate, until no worker of a core executes or reads, or until the core is dead.
-fn drain(segment: &Segment, slot: Slot, core: &Core, limit: Duration) -> Result<(), NotDrained> {
+fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Duration) -> Result<(), NotDrained> {
     let start = Instant::now();
     let Some(area) = area(segment, slot) else { return Ok(()) };
     loop {
         let seen = segment.gate.drained.load(Acquire);
         let mut failure = NotDrained { busy: 0, reading: 0 };
-        for worker in area.tickets.iter().filter(|t| !ticket::is_in(&t.state)) {
+        let done = |state: &AtomicU32| match until {
+            Until::In => ticket::is_in(state),
+            Until::Still => ticket::is_still(state),
+        };
+        for worker in area.tickets.iter().filter(|t| !done(&t.state)) {
             if ticket::may_be_reading(&worker.state) {
                 signal::evict(core.pid, worker.tid.load(Relaxed));
                 failure.reading += 1;
@@ -104,7 +120,7 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, limit: Duration) -> Result<
 /// closed; in a hand-over it is drained already and this is only a look.
 fn give_out_anew(segment: &Segment, cores: &Cores, front: Option<&FileFront>) -> Result<(), NotDrained> {
     for (slot, core) in cores.iter() {
-        drain(segment, slot, core, STRAGGLER_LIMIT)?;
+        drain(segment, slot, core, Until::In, STRAGGLER_LIMIT)?;
     }
     let gate = &segment.gate;
     gate.first_request_ns.store(0, Relaxed);
@@ -143,7 +159,9 @@ pub(crate) fn give(
     let deadline = Instant::now() + limit;
     gate.probe.store(probe_verdict::PENDING, SeqCst);
     ticket::set(&gate.word, probe);
-    rouse(segment, probe.slot, Who::First);
+    // Its first worker probes; where that one waits for a storage node, whoever looks first.
+    let first_waits = area(segment, probe.slot).is_some_and(|area| !ticket::is_parked(&area.tickets[0].state));
+    rouse(segment, probe.slot, if first_waits { Who::All } else { Who::First });
     loop {
         match gate.probe.load(SeqCst) {
             probe_verdict::PASSED => return Given::Opened,
@@ -168,6 +186,27 @@ pub(crate) fn grant(segment: &Segment, cores: &Cores, front: Option<&FileFront>,
             Given::Opened
         }
     }
+}
+
+/// Whether a core could go on with what is in the write buffer: it knows the buffer's version, or there is nothing in it.
+pub(crate) fn can_adopt(segment: &SharedSegment, cores: &Cores, slot: Slot) -> bool {
+    let version = segment.header.buffer_version.load(Relaxed);
+    let load = |index| segment.buffer_word(index).map_or(0, |word| word.load(Acquire));
+    let tail = load(word::TAIL);
+    let empty = load(word::HEAD) == tail && buffer::lost_count(load(word::LOST)) == 0;
+    empty || cores.get(slot).is_some_and(|core| core.identity.buffer.contains(version))
+}
+
+/// How the write buffer stands, where there is one.
+pub(crate) fn buffer_status(segment: &SharedSegment, synchronous: bool) -> Option<BufferStatus> {
+    let load = |index| segment.buffer_word(index).map_or(0, |word| word.load(Acquire));
+    segment.buffer().map(|geometry| BufferStatus {
+        version: segment.header.buffer_version.load(Relaxed),
+        capacity: geometry.capacity,
+        buffered_bytes: load(word::BYTES),
+        damaged_ranges: buffer::lost_count(load(word::LOST)),
+        synchronous,
+    })
 }
 
 /// The core changed the gate itself just before it was taken back.
@@ -195,6 +234,12 @@ pub(crate) fn await_first_request(segment: &Segment, limit: Duration) {
     while segment.gate.first_request_ns.load(Acquire) == 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// µs after the gate was closed at which the core that has it now had taken the write buffer over.
+pub(crate) fn adopted_us(segment: &Segment) -> Option<u64> {
+    let (closed, adopted) = (segment.gate.closed_ns.load(Relaxed), segment.gate.adopted_ns.load(Relaxed));
+    (adopted > 0).then(|| adopted.saturating_sub(closed) / 1000)
 }
 
 /// The times of the last suspension.

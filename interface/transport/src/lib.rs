@@ -4,6 +4,7 @@
 //! (D1); the interface itself uses only the handshake.
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod disk;
 pub mod fuse;
 pub mod worker;

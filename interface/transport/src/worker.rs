@@ -10,7 +10,7 @@ use std::{
 
 use everdisk_gate::ticket::{self, Admission, Pass};
 use everdisk_proto::{
-    gate_word::GateWord,
+    gate_word::{GateWord, Mode},
     ids::Slot,
     segment::{CoreArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
 };
@@ -20,7 +20,7 @@ use everdisk_sys::{
     wake::{self, Who},
 };
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Hold};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_LOOK: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ pub struct Seat<'a> {
     core: &'a CoreArea,
     ticket: &'a Ticket,
     slot: Slot,
+    index: usize,
     who: Who,
     stop: &'a AtomicBool,
 }
@@ -48,21 +49,37 @@ impl<'a> Seat<'a> {
             core,
             ticket,
             slot,
+            index,
             who: if index == 0 { Who::First } else { Who::Others },
             stop,
         })
+    }
+
+    /// Index of its ticket.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Whether the core is to end.
+    pub fn must_stop(&self) -> bool {
+        self.stop.load(Acquire)
     }
 
     /// Sleeps until the gate admits this core; `None` when the core is to end.
     pub fn wait(&self, disk: &dyn Disk) -> Option<Pass> {
         loop {
             let seen = self.core.wake.load(Acquire);
-            if self.stop.load(Acquire) {
+            if self.must_stop() {
                 return None;
             }
             match ticket::unpark(&self.gate.word, &self.ticket.state, self.slot) {
-                Admission::Admitted(pass) => return Some(pass),
-                Admission::Probe(gate) if self.who == Who::First => self.probe(gate, disk),
+                Admission::Admitted(pass) => {
+                    if let Some(gate) = pass.word() {
+                        disk.take_over(gate.generation.0);
+                    }
+                    return Some(pass);
+                }
+                Admission::Probe(gate) if self.may_probe() => self.probe(gate, disk),
                 Admission::Probe(_) | Admission::Shut => {
                     wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who);
                 }
@@ -70,8 +87,14 @@ impl<'a> Seat<'a> {
         }
     }
 
-    /// Reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
+    /// The first worker probes; where it waits for a storage node, any other.
+    fn may_probe(&self) -> bool {
+        self.who == Who::First || self.core.tickets.first().is_some_and(|first| !ticket::is_parked(&first.state))
+    }
+
+    /// Takes over what the predecessor left, reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
     fn probe(&self, gate: GateWord, disk: &dyn Disk) {
+        disk.take_over(gate.generation.0);
         let verdict = match disk.probe() {
             Ok(blocks) => {
                 let now = monotonic_ns();
@@ -126,6 +149,11 @@ impl<'a> Seat<'a> {
         ticket::leave(&self.ticket.state);
     }
 
+    /// The right to carry out a request that was let in.
+    pub const fn hold(&self, pass: Pass) -> SeatHold<'_, 'a> {
+        SeatHold { seat: self, pass }
+    }
+
     /// Gives the ticket in; `holding`: a request stays unanswered with this worker.
     pub fn park(&self, holding: bool) {
         if holding {
@@ -140,6 +168,42 @@ impl<'a> Seat<'a> {
     /// The worker no longer holds anything.
     pub fn let_go(&self) {
         self.ticket.holding.store(0, Relaxed);
+    }
+}
+
+/// A request that a worker carries out.
+pub struct SeatHold<'s, 'a> {
+    seat: &'s Seat<'a>,
+    pass: Pass,
+}
+
+impl SeatHold<'_, '_> {
+    /// An interface that drains waits for this ticket no longer.
+    fn tell(&self) {
+        if !self.seat.may_read(self.pass) {
+            self.seat.gate.drained.fetch_add(1, SeqCst);
+            wake::wake(&self.seat.gate.drained, Who::All);
+        }
+    }
+}
+
+impl Hold for SeatHold<'_, '_> {
+    fn synchronous(&self) -> bool {
+        GateWord::decode(self.seat.gate.word.load(Acquire)).is_none_or(|gate| gate.mode != Mode::Open)
+    }
+
+    fn away(&self) {
+        ticket::away(&self.seat.ticket.state);
+        self.tell();
+    }
+
+    fn writing(&self) {
+        ticket::writing(&self.seat.ticket.state);
+        self.tell();
+    }
+
+    fn back(&self) -> bool {
+        self.seat.enter(self.pass)
     }
 }
 

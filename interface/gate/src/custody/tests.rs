@@ -100,6 +100,7 @@ fn the_table_of_refusals() {
             ("attach", show(custody.clone().attach(slot(1)).map(drop))),
             ("suspend", show(custody.clone().suspend(5).map(drop))),
             ("resume", show(custody.clone().resume().map(drop))),
+            ("synchronous", show(custody.clone().set_synchronous(true).map(drop))),
             ("hand over to 0", show(custody.may_hand_over(slot(0)).map(drop))),
             ("hand over to 1", show(custody.may_hand_over(slot(1)).map(drop))),
             ("hand over to 7", show(custody.may_hand_over(slot(7)).map(drop))),
@@ -124,6 +125,7 @@ enum Event {
     HandOver(usize),
     Fail,
     Postpone,
+    Synchronous(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -140,6 +142,7 @@ fn event() -> impl Strategy<Value = Event> {
         core.prop_map(Event::HandOver),
         Just(Event::Fail),
         Just(Event::Postpone),
+        any::<bool>().prop_map(Event::Synchronous),
     ]
 }
 
@@ -172,6 +175,7 @@ proptest! {
                     custody.postponed();
                     custody.retry()
                 }
+                Event::Synchronous(on) => custody.set_synchronous(on).unwrap_or(Act::Nothing),
                 _ => Act::Nothing,
             };
             match act {
@@ -182,12 +186,13 @@ proptest! {
                     prop_assert_eq!(probes, matches!(act, Act::Give(_)));
                     prop_assert!(matches!(custody.seat(word.slot), Seat::Armed | Seat::Unfit));
                     prop_assert!(!probes || custody.seat(word.slot) == Seat::Armed);
+                    prop_assert_eq!(custody.serving_mode(), Mode::Open);
                     given = Some(word);
                 }
-                Act::Reopen(word) => {
+                Act::Reopen(word) | Act::SetMode(word) => {
                     let had = given.expect("given before");
                     prop_assert_eq!((word.slot, word.generation), (had.slot, had.generation));
-                    prop_assert!(word.serves());
+                    prop_assert_eq!(word.mode, custody.serving_mode());
                 }
                 Act::Close(word) => prop_assert_eq!(word.mode, Mode::Closed),
                 Act::Nothing => {}

@@ -1,6 +1,5 @@
 //! Loom: every interleaving of one closing interface, an old worker and a new one.
 
-use everdisk_proto::ids::Generation;
 use loom::{
     sync::{
         Arc,
@@ -77,5 +76,35 @@ fn a_probe_is_either_passed_or_revoked() {
         let opened = thread::spawn(move || open_after_probe(&*g, probe));
         let revoked = revoke_probe(&*gate, probe);
         assert_ne!(opened.join().unwrap(), revoked);
+    });
+}
+
+/// The fence: a sender of the old generation and one of the new never write at once, even though the old core is not waited
+/// for when it is given to the new one.
+#[test]
+fn no_two_generations_write_to_the_storage_nodes_at_once() {
+    loom::model(|| {
+        let old_word = word(Mode::Open, 0, 1);
+        let new_word = word(Mode::Open, 1, 2);
+        let gate = Arc::new(AtomicU64::new(old_word.encode()));
+        let old = Arc::new(AtomicU32::new(PARKED));
+        let new = Arc::new(AtomicU32::new(PARKED));
+        let writers = Arc::new(AtomicUsize::new(0));
+        let write = |writers: &AtomicUsize| {
+            assert_eq!(writers.fetch_add(1, SeqCst), 0, "two generations write at once");
+            writers.fetch_sub(1, SeqCst);
+        };
+        let (g, o, w) = (Arc::clone(&gate), Arc::clone(&old), Arc::clone(&writers));
+        let sender = thread::spawn(move || {
+            if begin_sending(&*g, &*o, old_word.slot, old_word.generation) {
+                write(&w);
+                park(&*o);
+            }
+        });
+        set(&*gate, new_word);
+        if begin_sending(&*gate, &*new, new_word.slot, new_word.generation) && may_write([&*old]) {
+            write(&writers);
+        }
+        sender.join().unwrap();
     });
 }

@@ -9,7 +9,7 @@ use super::abi::{
     Attr, AttrOut, FallocateIn, GetxattrIn, GetxattrOut, InHeader, LseekIn, LseekOut, OpenOut, OutHeader, ROOT, ReadIn,
     SetattrIn, StatfsOut, WriteIn, WriteOut, opcode, open_flag, setattr_valid,
 };
-use crate::disk::{Disk, Errno};
+use crate::disk::{Disk, Errno, Failure, Hold};
 
 /// Bytes of a reply's head.
 pub const REPLY_HEAD: usize = size_of::<OutHeader>();
@@ -42,6 +42,8 @@ pub struct Done {
     pub written: u64,
     /// It ended with EIO.
     pub io_error: bool,
+    /// It was not carried out, because the gate was closed while it waited: no reply, and it has to be kept.
+    pub abandoned: bool,
 }
 
 /// The head of a request, when the bytes are one.
@@ -65,7 +67,7 @@ pub struct Operations<'a> {
 
 impl Operations<'_> {
     /// Executes the request and puts the reply into `reply`, which holds [`REPLY_HEAD`] bytes and the largest payload.
-    pub fn execute(&self, request: &[u8], reply: &mut [u8]) -> Done {
+    pub fn execute(&self, hold: &dyn Hold, request: &[u8], reply: &mut [u8]) -> Done {
         let Some(head) = header(request) else { return Done::default() };
         if is_silent(head.opcode) {
             return Done::default();
@@ -74,13 +76,14 @@ impl Operations<'_> {
         let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
         let mut done = Done::default();
         let result = if head.nodeid == ROOT {
-            self.dispatch(head.opcode, body, payload, &mut done)
+            self.dispatch(hold, head.opcode, body, payload, &mut done)
         } else {
-            Err(errno(Os::STALE))
+            Err(errno(Os::STALE).into())
         };
         let (error, len) = match result {
             Ok(len) => (0, len),
-            Err(Errno(code)) => {
+            Err(Failure::Abandoned) => return Done { abandoned: true, ..Done::default() },
+            Err(Failure::Errno(Errno(code))) => {
                 done.io_error = code == Os::IO.raw_os_error();
                 (-code, 0)
             }
@@ -91,21 +94,35 @@ impl Operations<'_> {
         done
     }
 
-    fn dispatch(&self, code: u32, body: &[u8], payload: &mut [u8], done: &mut Done) -> Result<usize, Errno> {
+    fn dispatch(
+        &self,
+        hold: &dyn Hold,
+        code: u32,
+        body: &[u8],
+        payload: &mut [u8],
+        done: &mut Done,
+    ) -> Result<usize, Failure> {
         match code {
             opcode::READ => {
-                let len = self.read(&arg(body)?, payload)?;
+                let len = self.read(hold, &arg(body)?, payload)?;
                 done.read = len as u64;
                 Ok(len)
             }
             opcode::WRITE => {
-                let size = self.write(&arg(body)?, body.get(size_of::<WriteIn>()..).unwrap_or_default())?;
+                let size = self.write(hold, &arg(body)?, body.get(size_of::<WriteIn>()..).unwrap_or_default())?;
                 done.written = u64::from(size);
-                put(payload, &WriteOut { size, padding: 0 })
+                Ok(put(payload, &WriteOut { size, padding: 0 })?)
             }
-            opcode::FSYNC => self.disk.flush().map(|()| 0),
-            opcode::FALLOCATE => self.fallocate(&arg(body)?).map(|()| 0),
-            opcode::LSEEK => put(payload, &LseekOut { offset: self.lseek(&arg(body)?)? }),
+            opcode::FSYNC => self.disk.flush(hold).map(|()| 0),
+            opcode::FALLOCATE => self.fallocate(hold, &arg(body)?).map(|()| 0),
+            opcode::LSEEK => Ok(put(payload, &LseekOut { offset: self.lseek(hold, &arg(body)?)? })?),
+            _ => Ok(self.answer(code, body, payload)?),
+        }
+    }
+
+    /// Requests that need no disk.
+    fn answer(&self, code: u32, body: &[u8], payload: &mut [u8]) -> Result<usize, Errno> {
+        match code {
             opcode::GETATTR => put(payload, &self.attributes()),
             opcode::SETATTR => {
                 self.may_set(&arg(body)?)?;
@@ -129,61 +146,61 @@ impl Operations<'_> {
         }
     }
 
-    fn read(&self, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&self, hold: &dyn Hold, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Failure> {
         let left = self.disk.size().saturating_sub(read.offset);
         let len = usize::try_from(left.min(u64::from(read.size))).map_err(|_| errno(Os::INVAL))?;
         let buf = payload.get_mut(..len).ok_or(errno(Os::INVAL))?;
         if len > 0 {
-            self.disk.read(read.offset, buf)?;
+            self.disk.read(hold, read.offset, buf)?;
         }
         Ok(len)
     }
 
     /// Like a block device: what lies past the end is not written, and a write that begins there finds no space.
-    fn write(&self, write: &WriteIn, data: &[u8]) -> Result<u32, Errno> {
+    fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Failure> {
         let left = self.disk.size().saturating_sub(write.offset);
         let size = u64::from(write.size).min(left);
         if size == 0 && write.size > 0 {
-            return Err(errno(Os::NOSPC));
+            return Err(errno(Os::NOSPC).into());
         }
         let len = usize::try_from(size).map_err(|_| errno(Os::INVAL))?;
         let data = data.get(..len).ok_or(errno(Os::INVAL))?;
         if len > 0 {
-            self.disk.write(write.offset, data)?;
+            self.disk.write(hold, write.offset, data)?;
         }
         if write.flags & O_DSYNC != 0 {
-            self.disk.flush()?;
+            self.disk.flush(hold)?;
         }
-        u32::try_from(size).map_err(|_| errno(Os::INVAL))
+        Ok(u32::try_from(size).map_err(|_| errno(Os::INVAL))?)
     }
 
-    fn fallocate(&self, want: &FallocateIn) -> Result<(), Errno> {
+    fn fallocate(&self, hold: &dyn Hold, want: &FallocateIn) -> Result<(), Failure> {
         let end = want.offset.checked_add(want.length).ok_or(errno(Os::FBIG))?;
         let size = self.disk.size();
         let punch = want.mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
         if punch {
             // As on any file, the part of a hole that lies past the end is no error.
             let len = end.min(size).saturating_sub(want.offset);
-            return if len == 0 { Ok(()) } else { self.disk.discard(want.offset, len) };
+            return if len == 0 { Ok(()) } else { self.disk.discard(hold, want.offset, len) };
         }
         if end > size {
-            return Err(errno(Os::NOSPC));
+            return Err(errno(Os::NOSPC).into());
         }
         match want.mode & !FALLOC_KEEP_SIZE {
-            FALLOC_ZERO_RANGE => self.disk.write_zeroes(want.offset, want.length),
-            0 => self.disk.allocate(want.offset, want.length),
-            _ => Err(errno(Os::OPNOTSUPP)),
+            FALLOC_ZERO_RANGE => self.disk.write_zeroes(hold, want.offset, want.length),
+            0 => self.disk.allocate(hold, want.offset, want.length),
+            _ => Err(errno(Os::OPNOTSUPP).into()),
         }
     }
 
-    fn lseek(&self, want: &LseekIn) -> Result<u64, Errno> {
+    fn lseek(&self, hold: &dyn Hold, want: &LseekIn) -> Result<u64, Failure> {
         if want.offset >= self.disk.size() {
-            return Err(errno(Os::NXIO));
+            return Err(errno(Os::NXIO).into());
         }
         match want.whence {
-            SEEK_DATA => self.disk.seek(want.offset, false),
-            SEEK_HOLE => self.disk.seek(want.offset, true),
-            _ => Err(errno(Os::INVAL)),
+            SEEK_DATA => self.disk.seek(hold, want.offset, false),
+            SEEK_HOLE => self.disk.seek(hold, want.offset, true),
+            _ => Err(errno(Os::INVAL).into()),
         }
     }
 

@@ -9,7 +9,8 @@
 //!                                                   └─────────────────────────────────────────────────────────┘
 //! ```
 //! A kept request is executed when the gate comes back under the same generation; under another it was given out
-//! anew and is forgotten here.
+//! anew and is forgotten here. One that was abandoned, because the gate was closed while it waited for a storage node, is
+//! kept in the same way. Several workers serve a channel, one of them at a time reads ([`Lead`]).
 
 use std::os::fd::BorrowedFd;
 
@@ -22,7 +23,7 @@ use super::{
     abi::OutHeader,
     operation::{Operations, REPLY_HEAD, WRITE_HEAD, header, is_silent},
 };
-use crate::worker::Seat;
+use crate::{channel::Lead, worker::Seat};
 
 /// Page size: payloads begin on a page, which makes copies cheaper.
 const PAGE: usize = 4096;
@@ -66,34 +67,41 @@ enum Read {
 }
 
 /// Serves one channel until the core ends or the file is unmounted.
-pub fn serve(seat: &Seat<'_>, channel: BorrowedFd<'_>, operations: &Operations<'_>, buffers: &mut Buffers) -> Ended {
+pub fn serve(
+    seat: &Seat<'_>,
+    channel: BorrowedFd<'_>,
+    lead: &Lead,
+    operations: &Operations<'_>,
+    buffers: &mut Buffers,
+) -> Ended {
     let mut kept: Option<(usize, Pass)> = None;
     loop {
+        if kept.is_none() && !lead.wait(seat.index(), || seat.must_stop()) {
+            return Ended::Stopped;
+        }
         let Some(pass) = seat.wait(operations.disk) else { return Ended::Stopped };
         let mut first = true;
         if let Some((len, under)) = kept.take() {
             seat.let_go();
             if under.continues_in(pass) {
-                if !seat.enter(pass) {
+                if !seat.enter(pass) || !execute(seat, pass, channel, operations, buffers, len, &mut first) {
                     kept = Some((len, under));
                     seat.park(true);
                     continue;
                 }
-                execute(seat, channel, operations, buffers, len, &mut first);
             }
         }
-        while seat.may_read(pass) {
+        while lead.is_with(seat.index()) && seat.may_read(pass) {
             match read(channel, buffers) {
                 Ok(Read::Request(len)) => {
                     let silent = buffers.request(len).and_then(header).is_none_or(|head| is_silent(head.opcode));
                     if silent {
                         continue;
                     }
-                    if !seat.enter(pass) {
+                    if !seat.enter(pass) || !execute(seat, pass, channel, operations, buffers, len, &mut first) {
                         kept = Some((len, pass));
                         break;
                     }
-                    execute(seat, channel, operations, buffers, len, &mut first);
                 }
                 Ok(Read::Evicted) => {}
                 Err(Os::NODEV) => return Ended::Unmounted,
@@ -120,23 +128,29 @@ fn read(channel: BorrowedFd<'_>, buffers: &mut Buffers) -> Result<Read, Os> {
     }
 }
 
+/// Executes a request and answers it. False: it was abandoned and has to be kept.
 fn execute(
     seat: &Seat<'_>,
+    pass: Pass,
     channel: BorrowedFd<'_>,
     operations: &Operations<'_>,
     buffers: &mut Buffers,
     len: usize,
     first: &mut bool,
-) {
+) -> bool {
     if std::mem::take(first) {
         seat.note_first_request();
     }
     let Buffers { request, reply } = buffers;
     let (Some(request), Some(space)) = (request.get(REQUEST_START..REQUEST_START + len), reply.get_mut(REPLY_START..))
     else {
-        return seat.leave(0, 0, false);
+        seat.leave(0, 0, false);
+        return true;
     };
-    let done = operations.execute(request, space);
+    let done = operations.execute(&seat.hold(pass), request, space);
+    if done.abandoned {
+        return false;
+    }
     if done.reply > 0
         && let Err(errno) = answer(channel, space.get(..done.reply).unwrap_or_default())
         && errno != Os::NOENT
@@ -145,6 +159,7 @@ fn execute(
         tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
     }
     seat.leave(done.read, done.written, done.io_error);
+    true
 }
 
 fn answer(channel: BorrowedFd<'_>, reply: &[u8]) -> Result<(), Os> {

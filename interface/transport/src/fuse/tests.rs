@@ -15,39 +15,57 @@ use super::{
     handshake::{self, BadInit},
     operation::{Operations, REPLY_HEAD},
 };
-use crate::disk::{Disk, Errno};
+use crate::disk::{Disk, Errno, Failure, Hold};
 
 struct Memory(Mutex<Vec<u8>>);
+
+/// A request that is never suspended, or, once it has waited, always.
+struct Held {
+    comes_back: bool,
+}
+
+impl Hold for Held {
+    fn synchronous(&self) -> bool {
+        false
+    }
+    fn away(&self) {}
+    fn writing(&self) {}
+    fn back(&self) -> bool {
+        self.comes_back
+    }
+}
 
 impl Disk for Memory {
     fn size(&self) -> u64 {
         self.0.lock().unwrap().len() as u64
     }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+    fn read(&self, _: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         let at = usize::try_from(offset).unwrap();
         buf.copy_from_slice(&self.0.lock().unwrap()[at..at + buf.len()]);
         Ok(())
     }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, _: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
         let at = usize::try_from(offset).unwrap();
         self.0.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
-    fn flush(&self) -> Result<(), Errno> {
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
+        hold.away();
+        if hold.back() { Ok(()) } else { Err(Failure::Abandoned) }
+    }
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+        self.write(hold, offset, &vec![0; usize::try_from(len).unwrap()])
+    }
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+        self.discard(hold, offset, len)
+    }
+    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Failure> {
         Ok(())
     }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.write(offset, &vec![0; usize::try_from(len).unwrap()])
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.discard(offset, len)
-    }
-    fn allocate(&self, _: u64, _: u64) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn seek(&self, offset: u64, hole: bool) -> Result<u64, Errno> {
+    fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
         Ok(if hole { self.size() } else { offset })
     }
+    fn take_over(&self, _: u64) {}
     fn probe(&self) -> Result<u32, Errno> {
         Ok(1)
     }
@@ -63,7 +81,11 @@ fn run(disk: &Memory, code: u32, body: &[u8]) -> (i32, Vec<u8>) {
     let head = InHeader { len, opcode: code, unique: 1 << 63 | 6, nodeid: 1, ..InHeader::zeroed() };
     let mut reply = vec![0xee; REPLY_HEAD + SIZE];
     let front = FrontArea::new_zeroed();
-    let done = Operations { disk, front: &front }.execute(&[head.as_bytes(), body].concat(), &mut reply);
+    let done = Operations { disk, front: &front }.execute(
+        &Held { comes_back: true },
+        &[head.as_bytes(), body].concat(),
+        &mut reply,
+    );
     let out = OutHeader::read_from_prefix(&reply).unwrap().0;
     assert_eq!(out.unique, 1 << 63 | 6, "a request that was given out anew keeps its mark in the reply");
     assert_eq!(usize::try_from(out.len).unwrap(), done.reply);
@@ -91,6 +113,18 @@ fn writes_at_the_end_are_those_of_a_block_device() {
     assert_eq!(run(&d, opcode::READ, read.as_bytes()), (0, b"ab".to_vec()));
     let read = ReadIn { offset: end + 5, size: 4096, ..ReadIn::zeroed() };
     assert_eq!(run(&d, opcode::READ, read.as_bytes()), (0, Vec::new()));
+}
+
+/// M1, D2: a request whose gate was closed while it waited has no reply; it is kept.
+#[test]
+fn m1_an_abandoned_request_has_no_reply() {
+    let head = InHeader { len: 40, opcode: opcode::FSYNC, unique: 6, nodeid: 1, ..InHeader::zeroed() };
+    let mut reply = vec![0xee; REPLY_HEAD + SIZE];
+    let front = FrontArea::new_zeroed();
+    let disk = disk();
+    let done =
+        Operations { disk: &disk, front: &front }.execute(&Held { comes_back: false }, head.as_bytes(), &mut reply);
+    assert!(done.abandoned && done.reply == 0);
 }
 
 #[test]
@@ -168,8 +202,8 @@ proptest! {
         let front = FrontArea::new_zeroed();
         let mut reply = vec![0; REPLY_HEAD + SIZE];
         let bytes = [head.as_bytes(), body.as_slice()].concat();
-        let _ = Operations { disk: &d, front: &front }.execute(&bytes, &mut reply);
-        let _ = Operations { disk: &d, front: &front }.execute(&body, &mut reply);
+        let _ = Operations { disk: &d, front: &front }.execute(&Held { comes_back: true }, &bytes, &mut reply);
+        let _ = Operations { disk: &d, front: &front }.execute(&Held { comes_back: true }, &body, &mut reply);
         let _ = handshake::answer(&bytes, 4096);
     }
 }

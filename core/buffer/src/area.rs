@@ -1,0 +1,37 @@
+//! The shared memory that a buffer lies in.
+
+use std::sync::atomic::Ordering;
+
+use everdisk_proto::buffer::{Geometry, HEADER_BYTES, MAGIC, word};
+
+/// Words and data that several processes see. Indices and positions outside of it read as zero and are written nowhere.
+pub trait Area {
+    /// Where everything lies.
+    fn geometry(&self) -> Geometry;
+    /// Loads a word of header or slots.
+    fn load(&self, word: usize, order: Ordering) -> u64;
+    /// Stores one.
+    fn store(&self, word: usize, value: u64, order: Ordering);
+    /// Copies data out of the ring, from a place in it.
+    fn read(&self, at: u64, into: &mut [u8]);
+    /// Copies data into the ring.
+    fn write(&self, at: u64, from: &[u8]);
+}
+
+/// Makes zeroed memory an empty buffer.
+pub fn format(area: &impl Area) {
+    let geometry = area.geometry();
+    area.store(word::CAPACITY, geometry.capacity, Ordering::Relaxed);
+    area.store(word::SLOTS, geometry.slots, Ordering::Relaxed);
+    area.store(word::MAGIC, MAGIC, Ordering::Release);
+}
+
+/// Whether the header says what the geometry wants.
+pub fn is_sound(area: &impl Area) -> bool {
+    let geometry = area.geometry();
+    area.load(word::MAGIC, Ordering::Acquire) == MAGIC
+        && area.load(word::CAPACITY, Ordering::Relaxed) == geometry.capacity
+        && area.load(word::SLOTS, Ordering::Relaxed) == geometry.slots
+}
+
+const _: () = assert!(HEADER_BYTES as usize / 8 == word::SLOT);

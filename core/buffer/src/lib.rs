@@ -1,0 +1,21 @@
+//! The write buffer (D5): acknowledged data in memory that outlives the core, until the storage nodes have it.
+//!
+//! ```text
+//!  area    the shared memory: words and data                        (the segment; in tests, memory that dies at will)
+//!  log     one extent after another in it: reserve, publish, read   (what another core finds)
+//!  index   which extent holds which byte of the volume now          (rebuilt from the log by each core)
+//!  lost    ranges whose data was found damaged
+//!  book    one core's view of all of it: append, look up, follow, choose what is sent next, retire
+//! ```
+//! Nothing here waits, locks or does I/O. One core at a time appends, and one retires; the gate and the fence of the
+//! process around it see to that.
+#![forbid(unsafe_code)]
+
+pub mod area;
+pub mod book;
+pub mod index;
+pub mod log;
+pub mod lost;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,99 @@
+//! The log: extents in the shared memory, each wholly there or not there.
+//!
+//! The order of the stores is the whole of it. [`reserve`] marks the slot before the head counts it; [`publish`] stores data
+//! and fields before the state that makes them count; [`retire`] is one store. A core that dies between any two of them leaves
+//! a log that [`look`] reads rightly. The marks of what was only reserved tell a death from damage: a slot below the head
+//! that bears neither mark of its sequence number has been overwritten.
+
+#[cfg(loom)]
+use loom::sync::atomic::fence;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+#[cfg(not(loom))]
+use std::sync::atomic::fence;
+
+use everdisk_proto::buffer::{Extent, SlotState, word};
+
+use crate::area::Area;
+
+/// What the slot of a sequence number says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// Being written, or never to be finished because its core has died.
+    Reserved,
+    /// There.
+    Extent(Extent),
+    /// Something else: reused since, when the log goes that far; else damaged.
+    Other,
+}
+
+/// Takes the slot of the next sequence number, which the caller hands out one by one. The slot's last extent must be retired.
+pub fn reserve(area: &impl Area, seq: u64) {
+    let slot = area.geometry().slot_word(seq);
+    area.store(slot, SlotState::Reserved(seq).encode(), Release);
+    area.store(word::HEAD, seq, Release);
+    // Whoever sees a byte of what is copied in now also sees that the extent it lay in before is retired; see `look`.
+    fence(Release);
+}
+
+/// Copies the data in and publishes the extent: from the last store on it is there.
+pub fn publish(area: &impl Area, seq: u64, extent: &Extent, data: &[u8]) {
+    area.write(extent.position % area.geometry().capacity, data);
+    let slot = area.geometry().slot_word(seq);
+    for (index, value) in (slot + 1..).zip(extent.encode(seq)) {
+        area.store(index, value, Relaxed);
+    }
+    area.store(slot, SlotState::Published(seq).encode(), Release);
+}
+
+/// Retires every extent up to `seq`.
+pub fn retire(area: &impl Area, seq: u64) {
+    area.store(word::TAIL, seq, Release);
+}
+
+/// Highest sequence number retired. Load it before the head: it never is above the head then.
+pub fn tail(area: &impl Area) -> u64 {
+    area.load(word::TAIL, Acquire)
+}
+
+/// Highest sequence number reserved.
+pub fn head(area: &impl Area) -> u64 {
+    area.load(word::HEAD, Acquire)
+}
+
+/// Begins anew behind a sequence number, after damage to the header.
+pub fn reset(area: &impl Area, seq: u64) {
+    area.store(word::HEAD, seq, Release);
+    area.store(word::TAIL, seq, Release);
+}
+
+/// Whether an extent is retired, for a reader that has looked at it and wants to know whether it stood meanwhile.
+pub fn is_retired(area: &impl Area, seq: u64) -> bool {
+    fence(Acquire);
+    tail(area) >= seq
+}
+
+/// What the slot of a sequence number says. That it stood while it was read is certain when it is not retired afterwards
+/// ([`is_retired`]).
+pub fn look(area: &impl Area, seq: u64) -> Slot {
+    let slot = area.geometry().slot_word(seq);
+    let state = SlotState::decode(area.load(slot, Acquire));
+    if state == SlotState::Reserved(seq) {
+        return Slot::Reserved;
+    }
+    if state != SlotState::Published(seq) {
+        return Slot::Other;
+    }
+    let mut words = [0; 6];
+    for (index, value) in (slot + 1..).zip(&mut words) {
+        *value = area.load(index, Acquire);
+    }
+    Extent::decode(seq, &words).map_or(Slot::Other, Slot::Extent)
+}
+
+/// Whether the data of an extent has the checksum that it was published with. `scratch` is any memory.
+pub fn data_is_sound(area: &impl Area, extent: &Extent, scratch: &mut Vec<u8>) -> bool {
+    let Ok(len) = usize::try_from(extent.len) else { return false };
+    scratch.resize(len, 0);
+    area.read(extent.position % area.geometry().capacity, scratch);
+    crc32c::crc32c(scratch) == extent.crc
+}

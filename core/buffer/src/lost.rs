@@ -1,0 +1,155 @@
+//! Ranges of the volume whose buffered data was found damaged. Like unreadable sectors of a disk: reading one is an error until
+//! it is written anew. The list stands in the buffer's header, so that every core knows it.
+
+use std::{
+    ops::Range,
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+};
+
+use everdisk_proto::buffer::{LOST_MAX, lost_count, word};
+
+use crate::area::Area;
+
+/// The list, in order and without overlaps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lost(Vec<Range<u64>>);
+
+impl Lost {
+    /// Reads the list.
+    pub fn load(area: &impl Area) -> Self {
+        let state = area.load(word::LOST, Acquire);
+        let count = usize::try_from(lost_count(state)).unwrap_or(LOST_MAX).min(LOST_MAX);
+        let mut lost = Self::default();
+        for entry in 0..count {
+            let at = table(state >> 32) + 2 * entry;
+            let (start, len) = (area.load(at, Relaxed), area.load(at + 1, Relaxed));
+            lost.add(start..start.saturating_add(len));
+        }
+        lost
+    }
+
+    /// Writes the list: into the table that is not in use, then one store makes it the one in use.
+    pub fn save(&self, area: &impl Area) {
+        let next = 1 - ((area.load(word::LOST, Relaxed) >> 32) & 1);
+        for (entry, range) in self.0.iter().enumerate() {
+            let at = table(next) + 2 * entry;
+            area.store(at, range.start, Relaxed);
+            area.store(at + 1, range.end - range.start, Relaxed);
+        }
+        area.store(word::LOST, (next << 32) | self.0.len() as u64, Release);
+    }
+
+    /// Whether nothing is lost.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The ranges.
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.0
+    }
+
+    /// Whether anything of a range is lost.
+    pub fn overlaps(&self, range: &Range<u64>) -> bool {
+        range.start < range.end && self.0.iter().any(|lost| lost.start < range.end && range.start < lost.end)
+    }
+
+    /// A range is lost.
+    pub fn add(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        self.0.push(range);
+        self.0.sort_by_key(|range| range.start);
+        let mut merged: Vec<Range<u64>> = Vec::with_capacity(self.0.len());
+        for range in self.0.drain(..) {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        self.0 = merged;
+        self.bound();
+    }
+
+    /// Keeps the list as long as its place: of too many ranges the two that lie closest become one.
+    fn bound(&mut self) {
+        while self.0.len() > LOST_MAX {
+            let gap = |i: &usize| self.0.get(i + 1).zip(self.0.get(*i)).map_or(u64::MAX, |(b, a)| b.start - a.end);
+            let Some(first) = (0..self.0.len() - 1).min_by_key(gap) else { return };
+            let second = self.0.remove(first + 1);
+            if let Some(range) = self.0.get_mut(first) {
+                range.end = second.end;
+            }
+        }
+    }
+
+    /// A range was written anew. Whether that changed anything.
+    pub fn remove(&mut self, range: &Range<u64>) -> bool {
+        if !self.overlaps(range) {
+            return false;
+        }
+        let parts =
+            self.0.iter().flat_map(|lost| [lost.start..lost.end.min(range.start), lost.start.max(range.end)..lost.end]);
+        self.0 = parts.filter(|part| part.start < part.end).collect();
+        self.bound();
+        true
+    }
+}
+
+/// First word of one of the two tables.
+const fn table(which: u64) -> usize {
+    word::LOST_RANGES + if which & 1 == 0 { 0 } else { 2 * LOST_MAX }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+    use crate::testing::MortalArea;
+
+    #[test]
+    fn ranges_are_joined_cut_and_kept() {
+        let area = MortalArea::new(2 << 20);
+        let mut lost = Lost::default();
+        lost.add(100..200);
+        lost.add(300..400);
+        lost.add(150..310);
+        assert_eq!(lost.ranges(), [100..400]);
+        assert!(lost.remove(&(200..300)) && !lost.remove(&(200..300)));
+        assert_eq!(lost.ranges(), [100..200, 300..400]);
+        assert!(lost.overlaps(&(199..201)) && !lost.overlaps(&(200..300)) && !lost.overlaps(&(150..150)));
+        lost.save(&area);
+        assert_eq!(Lost::load(&area), lost);
+    }
+
+    #[test]
+    fn too_many_ranges_are_covered_by_fewer() {
+        let mut lost = Lost::default();
+        for n in 0..1000 {
+            lost.add(n * 10..n * 10 + 1);
+        }
+        assert_eq!(lost.ranges().len(), LOST_MAX);
+        assert!((0..1000).all(|n| lost.overlaps(&(n * 10..n * 10 + 1))));
+    }
+
+    /// Whenever a core dies in it, the list is the old or the new one.
+    #[test]
+    fn a_death_leaves_the_old_list_or_the_new_one() {
+        let (mut old, mut new) = (Lost::default(), Lost::default());
+        old.add(0..10);
+        old.add(50..60);
+        new.add(5..10);
+        new.add(20..30);
+        new.add(50..60);
+        for stores in 0..10 {
+            let area = MortalArea::new(2 << 20);
+            old.save(&area);
+            area.die_after(stores);
+            new.save(&area);
+            area.revive();
+            let found = Lost::load(&area);
+            assert!(found == old || found == new, "{found:?}");
+        }
+    }
+}
