@@ -52,7 +52,7 @@ pub mod word {
     /// The two tables of lost ranges: offset and length of each.
     pub const LOST_RANGES: usize = 33;
     /// First word of the slots.
-    pub const SLOT: usize = super::HEADER_BYTES as usize / 8;
+    pub const SLOT: usize = 512;
 }
 
 /// Number of lost ranges that a word `LOST` counts.

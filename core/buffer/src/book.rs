@@ -212,6 +212,7 @@ impl Book {
         let Some(live) = seq.checked_sub(self.tail + 1).and_then(|at| usize::try_from(at).ok()) else { return };
         if let Some(place) = self.live.get_mut(live) {
             *place = Live::Published(*extent);
+            self.end = self.end.max(extent.position + extent.stored());
             self.bytes += extent.len;
             self.index.insert(seq, extent.offset..extent.end(), extent.position);
         }
@@ -419,9 +420,10 @@ impl Book {
             }
         }
         self.settle_lost(area);
-        let extents = || self.live.iter().filter_map(|live| if let Live::Published(e) = live { Some(e) } else { None });
-        self.freed = extents().map(|extent| extent.position).min().unwrap_or(0);
-        self.end = extents().map(|extent| extent.position + extent.stored()).max().unwrap_or(self.freed);
+        // Positions grow with the sequence numbers, so the first extent has the lowest.
+        let first =
+            self.live.iter().find_map(|live| if let Live::Published(e) = live { Some(e.position) } else { None });
+        self.freed = first.unwrap_or(self.end);
         area.store(word::BYTES, self.bytes, Relaxed);
         followed
     }

@@ -1,6 +1,9 @@
 //! The operations on an open volume, each completed on the caller's thread when it returns (M7).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
 use everdisk_store::{Sought, Store, StoreError};
@@ -29,8 +32,9 @@ struct Node {
 impl Node {
     #[inline]
     fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
+        self.health.begin();
         let outcome = operation(&*self.store);
-        self.health.note(&outcome);
+        self.health.end(&outcome);
         Ok(outcome?)
     }
 }
@@ -157,8 +161,8 @@ impl Engine {
         Ok(read)
     }
 
-    /// Reads one block of 4 KiB from every node that holds any, another one at each call. Returns the number of blocks
-    /// read. Short, and takes no memory.
+    /// Reads one block of 4 KiB from every node that holds any and is not known to fail or to stall, another one at each call.
+    /// Returns the number of blocks read. Short, and takes no memory.
     ///
     /// # Errors
     /// [`IoError`].
@@ -166,7 +170,7 @@ impl Engine {
         let turn = self.probes.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN);
         let mut buf = [0; BLOCK_BYTES];
         let mut read = 0;
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|node| node.health.is_good()) {
             if let Some(block) = turn.checked_rem(node.store.size() / BLOCK) {
                 node.run(|store| store.read_at(block * BLOCK, &mut buf))?;
                 read += 1;
@@ -175,19 +179,34 @@ impl Engine {
         Ok(read)
     }
 
-    /// Every node as the core sees it, in the order of the layout: `in-step`, or `failed` while the last operation on it
-    /// failed.
+    /// Looks whether the nodes end what they have begun. To be called several times a second.
+    pub fn watch(&self) {
+        let now = Instant::now();
+        self.nodes.iter().for_each(|node| node.health.watch(now));
+    }
+
+    /// Whether no node fails or stalls.
+    pub fn is_good(&self) -> bool {
+        self.nodes.iter().all(|node| node.health.is_good())
+    }
+
+    /// Every node as the core sees it, in the order of the layout: `in-step`, `stalled` while an operation on it does not end,
+    /// or `failed` while the last operation on it failed.
     pub fn nodes(&self) -> Vec<NodeStatus> {
         let status = |node: &Node| {
             let error = node.health.error();
-            let state = if error.is_some() { "failed" } else { "in-step" };
+            let state = match (&error, node.health.is_stalled()) {
+                (_, true) => "stalled",
+                (Some(_), false) => "failed",
+                (None, false) => "in-step",
+            };
             NodeStatus { url: node.store.url().to_string(), uuid: node.store.uuid(), state: state.to_owned(), error }
         };
         self.nodes.iter().map(status).collect()
     }
 
     #[inline]
-    fn inside(&self, offset: u64, len: u64) -> Result<(), IoError> {
+    pub(crate) fn inside(&self, offset: u64, len: u64) -> Result<(), IoError> {
         if offset.checked_add(len).is_some_and(|end| end <= self.size) {
             Ok(())
         } else {

@@ -1,7 +1,7 @@
 //! Why the engine did not do what it was asked: [`IoError`] for an operation, [`OpenError`] for a volume.
 
 use everdisk_proto::volume::BadSpec;
-use everdisk_store::{EINVAL, StoreError};
+use everdisk_store::{EINVAL, EIO, StoreError};
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,36 @@ pub enum IoError {
         /// Bytes of the volume.
         size: u64,
     },
+    /// Buffered data that the operation waited for could not be sent to a storage node. It stays buffered.
+    #[error(
+        "buffered data cannot be sent: {reason}. It is kept in the write buffer and sent when the node works again"
+    )]
+    Unsent {
+        /// As of the storage node's error.
+        errno: i32,
+        /// The storage node's error.
+        reason: String,
+    },
+    /// A storage node did not do what the operation waited for.
+    #[error("{what} did not happen within {limit_s} s; see the state of the storage nodes")]
+    Late {
+        /// What was waited for.
+        what: &'static str,
+        /// How long, in seconds.
+        limit_s: u64,
+    },
+    /// Acknowledged data of the range was found damaged in the write buffer.
+    #[error(
+        "buffered data was found damaged ({ranges} ranges of the volume): what was acknowledged there is lost until it is \
+         written anew"
+    )]
+    DataLost {
+        /// How many ranges of the volume are concerned.
+        ranges: usize,
+    },
+    /// This core may not write.
+    #[error("this core does not have the gate")]
+    NoGate,
     /// A storage node failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -27,6 +57,8 @@ impl IoError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::OutOfRange { .. } => EINVAL,
+            Self::Unsent { errno, .. } => *errno,
+            Self::Late { .. } | Self::DataLost { .. } | Self::NoGate => EIO,
             Self::Store(e) => e.errno(),
         }
     }

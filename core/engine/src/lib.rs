@@ -1,7 +1,17 @@
-//! Executes a volume's I/O on its storage nodes (M7): [`layout`] says where each byte lies, [`Engine`] does the
-//! operations on the caller's thread.
+//! Executes a volume's I/O.
+//!
+//! ```text
+//!  WriteBack   what the front ends are served by: acknowledges writes once they are buffered (D5)
+//!    │  buffer   in the segment, see everdisk-buffer
+//!    │  sender   sends it to the storage nodes, in large parts
+//!    ▼
+//!  Engine      the operations on the storage nodes, on the caller's thread (M7)
+//!    layout    where each byte lies
+//!    health    how the nodes are
+//! ```
 #![forbid(unsafe_code)]
 
+mod area;
 mod engine;
 mod error;
 mod health;
@@ -9,12 +19,15 @@ pub mod layout;
 mod lifecycle;
 #[cfg(test)]
 mod reference;
+mod sender;
 #[cfg(test)]
 mod tests;
+mod write_back;
 
 pub use everdisk_store::Sought;
 
 pub use crate::{
     engine::Engine,
     error::{IoError, OpenError},
+    write_back::{Caller, Gate, Stopped, WriteBack},
 };

@@ -70,6 +70,7 @@ fn spec(parent: &TempDir, nodes: usize, blocks: u64) -> VolumeSpec {
         uuid: Uuid::from_u128(0xE),
         size: blocks * BLOCK,
         stripe: STRIPE,
+        buffer: 0,
         nodes: (0..nodes).map(node).collect(),
     }
 }

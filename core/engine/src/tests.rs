@@ -204,6 +204,7 @@ fn spec(parent: &Path, size: u64) -> VolumeSpec {
         uuid: Uuid::from_u128(9),
         size,
         stripe: STRIPE,
+        buffer: 0,
         nodes: vec![node(1), node(2), node(3)],
     }
 }

@@ -5,14 +5,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
     time::Duration,
 };
 
-use everdisk_engine::Engine;
+use everdisk_engine::{Engine, IoError, WriteBack};
 use everdisk_proto::frame::{CoreAnswer, CoreRequest};
 use everdisk_sys::{
     link::{Link, LinkError},
@@ -23,6 +23,9 @@ use everdisk_sys::{
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// Connections at once. Whoever has asked nothing for the longest time gives up its place to a newcomer.
 const CONNECTIONS_MAX: usize = 8;
+
+/// A flush answers within this time, done or not.
+const FLUSH_LIMIT_MAX: Duration = Duration::from_secs(30);
 
 /// The socket's file; removed when the core ends.
 #[derive(Debug)]
@@ -35,7 +38,11 @@ impl Drop for ControlSocket {
 }
 
 /// Answers at `dir/core-PID.sock` from threads of its own.
-pub(crate) fn listen(dir: &Path, engine: Arc<Engine>) -> io::Result<ControlSocket> {
+pub(crate) fn listen(
+    dir: &Path,
+    engine: Arc<Engine>,
+    joined: Arc<OnceLock<Arc<WriteBack>>>,
+) -> io::Result<ControlSocket> {
     let path = dir.join(format!("core-{}.sock", std::process::id()));
     let listener = packet::listen(&path)?;
     let connections = Arc::new(Connections::default());
@@ -44,9 +51,10 @@ pub(crate) fn listen(dir: &Path, engine: Arc<Engine>) -> io::Result<ControlSocke
             match packet::accept(listener.as_fd()) {
                 Ok(socket) if may_ask(&socket) => {
                     let Some(busy) = connections.enter(&socket) else { continue };
-                    let (engine, connections) = (Arc::clone(&engine), Arc::clone(&connections));
+                    let (engine, joined, connections) =
+                        (Arc::clone(&engine), Arc::clone(&joined), Arc::clone(&connections));
                     thread::spawn(move || {
-                        answer_all(&Link::new(socket), &engine, &busy);
+                        answer_all(&Link::new(socket), &engine, joined.get(), &busy);
                         connections.leave(&busy);
                     });
                 }
@@ -100,7 +108,12 @@ fn may_ask(socket: &OwnedFd) -> bool {
     packet::peer(socket.as_fd()).is_ok_and(|peer| peer.uid == 0 || peer.uid == ours)
 }
 
-fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine, busy: &AtomicBool) {
+fn answer_all(
+    link: &Link<CoreAnswer, CoreRequest>,
+    engine: &Engine,
+    volume: Option<&Arc<WriteBack>>,
+    busy: &AtomicBool,
+) {
     loop {
         let (frame, _) = match link.recv_within(IDLE_LIMIT) {
             Ok(received) => received,
@@ -112,7 +125,12 @@ fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine, busy: &Atom
         };
         busy.store(true, SeqCst);
         let answer = match frame.body {
-            CoreRequest::Flush => engine.flush().map(|()| CoreAnswer::Flushed),
+            CoreRequest::Flush { limit_ms } => {
+                flush(engine, volume, Duration::from_millis(limit_ms).min(FLUSH_LIMIT_MAX))
+            }
+            CoreRequest::Follow => {
+                Ok(CoreAnswer::Following { buffered_bytes: volume.map_or(0, |volume| volume.follow()) })
+            }
             CoreRequest::Verify { blocks } => engine.verify(blocks).map(|blocks| CoreAnswer::Verified { blocks }),
             CoreRequest::Status => Ok(CoreAnswer::Status { nodes: engine.nodes() }),
         };
@@ -121,5 +139,13 @@ fn answer_all(link: &Link<CoreAnswer, CoreRequest>, engine: &Engine, busy: &Atom
             return;
         }
         busy.store(false, SeqCst);
+    }
+}
+
+fn flush(engine: &Engine, volume: Option<&Arc<WriteBack>>, limit: Duration) -> Result<CoreAnswer, IoError> {
+    let Some(volume) = volume else { return engine.flush().map(|()| CoreAnswer::Flushed) };
+    match volume.flush_within(limit)? {
+        true => Ok(CoreAnswer::Flushed),
+        false => Ok(CoreAnswer::Flushing { buffered_bytes: volume.buffered_bytes() }),
     }
 }

@@ -1,14 +1,16 @@
-//! The engine as the front ends see it.
+//! The volume as the front ends see it.
 
 use std::sync::Arc;
 
-use everdisk_engine::{Engine, IoError};
+use everdisk_engine::{IoError, Stopped, WriteBack};
 use everdisk_store::Sought;
-use everdisk_transport::disk::{Disk, Errno};
+use everdisk_transport::disk::{Disk, Errno, Failure, Hold};
 
-/// An engine, and the version of the core it runs in.
-pub(crate) struct EngineDisk {
-    pub(crate) engine: Arc<Engine>,
+use crate::gate::Request;
+
+/// A volume, and the version of the core it is served by.
+pub(crate) struct VolumeDisk {
+    pub(crate) volume: Arc<WriteBack>,
     pub(crate) version: String,
 }
 
@@ -18,46 +20,54 @@ fn errno(error: IoError) -> Errno {
     Errno(error.errno())
 }
 
-impl Disk for EngineDisk {
+fn failure(stopped: Stopped) -> Failure {
+    match stopped {
+        Stopped::Failed(error) => Failure::Errno(errno(error)),
+        Stopped::Abandoned => Failure::Abandoned,
+    }
+}
+
+impl Disk for VolumeDisk {
     fn size(&self) -> u64 {
-        self.engine.size()
+        self.volume.engine().size()
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        self.engine.read(offset, buf).map_err(errno)
+    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        self.volume.read(&Request(hold), offset, buf).map_err(failure)
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        self.engine.write(offset, data).map_err(errno)
+    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        self.volume.write(&Request(hold), offset, data).map_err(failure)
     }
 
-    fn flush(&self) -> Result<(), Errno> {
-        self.engine.flush().map_err(errno)
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
+        self.volume.flush(&Request(hold)).map_err(failure)
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.engine.discard(offset, len).map_err(errno)
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+        self.volume.discard(&Request(hold), offset, len).map_err(failure)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.engine.write_zeroes(offset, len).map_err(errno)
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+        self.volume.write_zeroes(&Request(hold), offset, len).map_err(failure)
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.engine.allocate(offset, len).map_err(errno)
+    fn allocate(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+        self.volume.allocate(&Request(hold), offset, len).map_err(failure)
     }
 
-    fn seek(&self, offset: u64, hole: bool) -> Result<u64, Errno> {
+    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
         let what = if hole { Sought::Hole } else { Sought::Data };
-        match self.engine.seek(offset, what) {
-            Ok(Some(at)) => Ok(at),
-            Ok(None) => Err(Errno(rustix::io::Errno::NXIO.raw_os_error())),
-            Err(error) => Err(errno(error)),
-        }
+        let found = self.volume.seek(&Request(hold), offset, what).map_err(failure)?;
+        Ok(found.ok_or(Errno(rustix::io::Errno::NXIO.raw_os_error()))?)
+    }
+
+    fn take_over(&self, generation: u64) {
+        self.volume.take_over(generation);
     }
 
     fn probe(&self) -> Result<u32, Errno> {
-        self.engine.probe().map_err(errno)
+        self.volume.engine().probe().map_err(errno)
     }
 
     fn version(&self) -> &str {

@@ -11,10 +11,16 @@
 mod args;
 mod control;
 mod disk;
+mod gate;
 mod membership;
 mod workers;
 
-use std::{fs, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use clap::Parser;
 use everdisk_engine::Engine;
@@ -77,8 +83,9 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity) -> Result<(), 
     everdisk_sys::process::serve_io();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open(&spec)?);
-    let control = control::listen(control_dir, Arc::clone(&engine))?;
-    let result = membership::serve(&spec, identity, &engine, interface);
+    let joined = Arc::new(OnceLock::new());
+    let control = control::listen(control_dir, Arc::clone(&engine), Arc::clone(&joined))?;
+    let result = membership::serve(&spec, identity, &engine, interface, &joined);
     drop(control);
     result
 }

@@ -4,12 +4,12 @@ use std::{
     fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Arc, atomic::Ordering::Acquire},
+    sync::{Arc, OnceLock, atomic::Ordering::Acquire},
     thread,
     time::{Duration, Instant},
 };
 
-use everdisk_engine::Engine;
+use everdisk_engine::{Engine, WriteBack};
 use everdisk_proto::{
     frame::{FromInterface, LentFile, ToInterface},
     gate_word::GateWord,
@@ -23,7 +23,7 @@ use everdisk_sys::{
     memory::SharedSegment,
 };
 
-use crate::{Fatal, disk::EngineDisk, workers::Workers};
+use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, workers::Workers};
 
 type InterfaceLink = Link<ToInterface, FromInterface>;
 
@@ -33,6 +33,8 @@ const JOIN_LIMIT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_millis(10);
 /// A core that does not have the gate and finds no interface for this long is an orphan and ends.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(600);
+/// The last flush before a core ends. The control module waits a little longer.
+const LAST_FLUSH_LIMIT: Duration = Duration::from_secs(25);
 /// Between two looks at the workers.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -40,6 +42,7 @@ const TICK: Duration = Duration::from_millis(200);
 struct Lent {
     slot: Slot,
     segment: Arc<SharedSegment>,
+    disk: Arc<VolumeDisk>,
     file: Option<(LentFile, Vec<Arc<OwnedFd>>, Workers)>,
 }
 
@@ -56,19 +59,29 @@ pub(crate) fn serve(
     identity: &CoreIdentity,
     engine: &Arc<Engine>,
     socket: &Path,
+    joined: &OnceLock<Arc<WriteBack>>,
 ) -> Result<(), Fatal> {
-    let disk = Arc::new(EngineDisk { engine: Arc::clone(engine), version: identity.version.clone() });
-    let (mut link, mut lent) = join(spec, identity, &disk, socket)?;
+    let (mut link, mut lent) = join(spec, identity, engine, socket)?;
+    let volume = Arc::clone(&lent.disk.volume);
+    let _ = joined.set(Arc::clone(&volume));
+    let sending = Arc::clone(&volume);
+    let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
     loop {
-        match attend(&link, &mut lent, &disk)? {
+        match attend(&link, &mut lent)? {
             Next::Quit => {
                 if let Some((_, _, workers)) = lent.file.take() {
                     workers.stop();
                 }
                 // Unmounting may have written mapped pages back after the flush that went before it.
                 if has_gate(&lent) {
-                    engine.flush().map_err(|error| Fatal::LastFlush(error.to_string()))?;
+                    match volume.flush_within(LAST_FLUSH_LIMIT) {
+                        Ok(true) => {}
+                        Ok(false) => return Err(Fatal::LastFlush(format!("it took longer than {LAST_FLUSH_LIMIT:?}"))),
+                        Err(error) => return Err(Fatal::LastFlush(error.to_string())),
+                    }
                 }
+                volume.stop_sender();
+                let _ = sender.join();
                 return Ok(());
             }
             Next::Reconnect => match reconnect(identity, &lent, socket) {
@@ -87,7 +100,7 @@ fn refused(error: LinkError) -> Fatal {
 fn join(
     spec: &VolumeSpec,
     identity: &CoreIdentity,
-    disk: &Arc<EngineDisk>,
+    engine: &Arc<Engine>,
     socket: &Path,
 ) -> Result<(InterfaceLink, Lent), Fatal> {
     let deadline = Instant::now() + JOIN_LIMIT;
@@ -112,11 +125,14 @@ fn join(
     if uuid != [high, low] {
         return Err(Fatal::Interface("keeps another volume than this core's".to_owned()));
     }
-    let mut lent = Lent { slot, segment, file: None };
+    let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
+    let volume = Arc::new(WriteBack::new(Arc::clone(engine), &segment, gate));
+    let disk = Arc::new(VolumeDisk { volume, version: identity.version.clone() });
+    let mut lent = Lent { slot, segment, disk, file: None };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
         match frame.body {
-            FromInterface::LendFile(file) => take_file(&mut lent, file, fds, disk)?,
+            FromInterface::LendFile(file) => take_file(&mut lent, file, fds)?,
             other => return Err(Fatal::Interface(format!("lent {other:?} instead of a front end"))),
         }
     }
@@ -124,7 +140,7 @@ fn join(
     Ok((link, lent))
 }
 
-fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>, disk: &Arc<EngineDisk>) -> Result<(), Fatal> {
+fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>) -> Result<(), Fatal> {
     for fd in &fds {
         if !is_fuse_device(fd.as_fd()) {
             return Err(Fatal::Interface("lent something else than /dev/fuse".to_owned()));
@@ -135,7 +151,7 @@ fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>, disk: &Arc<Engi
         return Ok(());
     }
     let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
-    let workers = Workers::start(&channels, &lent.segment, lent.slot, disk)?;
+    let workers = Workers::start(&channels, &lent.segment, lent.slot, &lent.disk)?;
     lent.file = Some((file, channels, workers));
     Ok(())
 }
@@ -146,7 +162,7 @@ fn is_fuse_device(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Listens to the interface until the connection or the core ends.
-fn attend(link: &InterfaceLink, lent: &mut Lent, disk: &Arc<EngineDisk>) -> Result<Next, Fatal> {
+fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
     loop {
         let (frame, fds) = match link.recv_within(TICK) {
             Ok(received) => received,
@@ -164,7 +180,7 @@ fn attend(link: &InterfaceLink, lent: &mut Lent, disk: &Arc<EngineDisk>) -> Resu
         };
         match frame.body {
             FromInterface::LendFile(file) => {
-                take_file(lent, file, fds, disk)?;
+                take_file(lent, file, fds)?;
                 if link.send(frame.id, armed(lent), &[]).is_err() {
                     return Ok(Next::Reconnect);
                 }

@@ -9,6 +9,9 @@ use uuid::Uuid;
 /// `errno` of an operation that was given wrong arguments.
 pub const EINVAL: i32 = Errno::INVAL.raw_os_error();
 
+/// `errno` of an operation that failed.
+pub const EIO: i32 = Errno::IO.raw_os_error();
+
 /// Why an operation on a storage node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -15,7 +15,7 @@ use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use uuid::Uuid;
 
 pub use crate::dir::Created;
-pub use crate::error::{EINVAL, OpenError, StoreError};
+pub use crate::error::{EINVAL, EIO, OpenError, StoreError};
 
 /// What [`Store::next`] looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub enum Sought {
 /// One storage node. Every operation may be called from many threads at once.
 ///
 /// An operation is given a range inside the node, else it is refused with [`StoreError::OutOfRange`]. A range of no
-/// bytes is valid and nothing happens. Bytes never written read as zero. What was written is durable once a later
-/// [`Store::flush`] has returned.
+/// bytes is valid and nothing happens. Bytes never written read as zero. What was written survives the death of this process
+/// once the write has returned (the write buffer forgets it then), and is durable once a later [`Store::flush`] has returned.
 pub trait Store: Send + Sync {
     /// The node's address.
     fn url(&self) -> &NodeUrl;

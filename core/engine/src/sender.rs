@@ -1,0 +1,349 @@
+//! Sends buffered data to the storage nodes (M8): the oldest first, neighbours together, several writes at once where the nodes
+//! are slow. Whoever needs progress takes the role: the sender's own thread in quiet times, a flush, a write that finds no room.
+//!
+//! ```text
+//!  take the role ─► announce to the fence ─► choose a batch ─► copy, verify checksums ─► write ─► retire ─► tell who waits
+//!       │ taken: wait for its progress           │ another core still writes: wait
+//! ```
+
+use std::{
+    ops::Range,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_buffer::{
+    area::Area,
+    book::{Batch, Book, copy_out},
+    index::Piece,
+};
+use everdisk_proto::buffer::Extent;
+
+use crate::{
+    Engine, IoError,
+    area::SegmentArea,
+    write_back::{Gate, lock},
+};
+
+/// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Longest write to a storage node.
+const RUN_BYTES: u64 = 1 << 20;
+/// A node whose writes take longer than this is given several at once.
+const SLOW: Duration = Duration::from_micros(150);
+/// So many at once.
+const SENDERS_MAX: usize = 32;
+/// After a failure the sender waits, at first this long, then twice as long each time.
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+
+/// How sending stands, for those who wait.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Batches that retired something.
+    pub(crate) batches: u64,
+    /// Batches of which something failed.
+    pub(crate) failures: u64,
+    /// The last failure, since the last success.
+    pub(crate) error: Option<(i32, String)>,
+    back_off: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Progress {
+    /// Whether a failure is too fresh to try again.
+    pub(crate) fn is_backing_off(&self) -> bool {
+        self.not_before.is_some_and(|at| Instant::now() < at)
+    }
+
+    fn note(&mut self, failure: Option<&IoError>) {
+        match failure {
+            None => {
+                self.batches += 1;
+                self.error = None;
+                self.back_off = Duration::ZERO;
+                self.not_before = None;
+            }
+            Some(error) => {
+                self.failures += 1;
+                self.error = Some((error.errno(), error.to_string()));
+                self.back_off = (self.back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX);
+                self.not_before = Some(Instant::now() + self.back_off);
+            }
+        }
+    }
+}
+
+/// What a turn in the role came to.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Something was sent and retired.
+    Sent,
+    /// There is nothing to send.
+    Nothing,
+    /// Somebody else has the role, or another core still writes: wait for progress.
+    Busy,
+    /// This core does not have the gate.
+    NoGate,
+    /// A storage node failed; what could be sent was.
+    Failed(IoError),
+}
+
+/// The write buffer of an open volume.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    pub(crate) area: SegmentArea,
+    book: std::sync::RwLock<Book>,
+    role: Mutex<()>,
+    progress: Mutex<Progress>,
+    progressed: Condvar,
+    /// Mean time of a write to the nodes, ns.
+    pace_ns: AtomicU64,
+}
+
+impl Buffer {
+    pub(crate) fn new(area: SegmentArea, size: u64) -> Self {
+        let book = Book::new(area.geometry(), size);
+        Self {
+            area,
+            book: book.into(),
+            role: Mutex::new(()),
+            progress: Mutex::default(),
+            progressed: Condvar::new(),
+            pace_ns: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn read_book(&self) -> RwLockReadGuard<'_, Book> {
+        self.book.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write_book(&self) -> RwLockWriteGuard<'_, Book> {
+        self.book.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
+        lock(&self.progress)
+    }
+
+    /// What has been done so far, to wait for more of it.
+    pub(crate) fn seen(&self) -> (u64, u64) {
+        let progress = self.progress();
+        (progress.batches, progress.failures)
+    }
+
+    /// Waits until something was sent or failed since, at most for `limit`.
+    pub(crate) fn wait_progress(&self, seen: (u64, u64), limit: Duration) {
+        let progress = self.progress();
+        let unchanged = |p: &mut Progress| (p.batches, p.failures) == seen;
+        drop(self.progressed.wait_timeout_while(progress, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether writes to the storage nodes are as quick as to memory.
+    pub(crate) fn nodes_are_quick(&self) -> bool {
+        let pace = self.pace_ns.load(Relaxed);
+        pace > 0 && u128::from(pace) < SLOW.as_nanos()
+    }
+
+    /// A write to the nodes took this long.
+    pub(crate) fn note_pace(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let mean = self.pace_ns.load(Relaxed);
+        let next = if mean == 0 { took } else { mean - mean / 8 + took / 8 };
+        self.pace_ns.store(next.max(1), Relaxed);
+    }
+
+    /// Takes the role, if it is free, and sends one batch.
+    pub(crate) fn turn(&self, engine: &Engine, gate: &dyn Gate) -> Turn {
+        let _role = match self.role.try_lock() {
+            Ok(role) => role,
+            Err(TryLockError::Poisoned(role)) => role.into_inner(),
+            Err(TryLockError::WouldBlock) => return Turn::Busy,
+        };
+        if !gate.begin_sending() {
+            return Turn::NoGate;
+        }
+        let turn = if gate.may_write() { self.send(engine) } else { Turn::Busy };
+        gate.end_sending();
+        match &turn {
+            Turn::Sent => self.progress().note(None),
+            Turn::Failed(error) => self.progress().note(Some(error)),
+            Turn::Nothing | Turn::Busy | Turn::NoGate => return turn,
+        }
+        self.progressed.notify_all();
+        turn
+    }
+
+    fn send(&self, engine: &Engine) -> Turn {
+        let (batch, extents) = {
+            let book = self.read_book();
+            let batch = book.batch(BATCH_BYTES, book.head(), RUN_BYTES);
+            let extents: Vec<Option<Extent>> =
+                batch.pieces.iter().map(|piece| book.extent(piece.seq).copied()).collect();
+            (batch, extents)
+        };
+        if batch.extents.is_empty() {
+            return Turn::Nothing;
+        }
+        let runs = runs(&batch);
+        let outcome = self.send_runs(engine, &batch, &extents, &runs);
+        let mut book = self.write_book();
+        for seq in outcome.damaged {
+            tracing::error!(
+                seq,
+                "buffered data is damaged: what was acknowledged there is lost until it is written anew"
+            );
+            book.damaged(&self.area, seq);
+        }
+        let retired = book.sent(&self.area, &batch, &outcome.failed);
+        drop(book);
+        match outcome.error {
+            Some(error) => Turn::Failed(error),
+            None if retired => Turn::Sent,
+            None => Turn::Nothing,
+        }
+    }
+
+    /// Sends the runs, several at once where the nodes are slow.
+    fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Option<Extent>], runs: &[Range<usize>]) -> Outcome {
+        let outcome = Mutex::new(Outcome::default());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut data = Vec::new();
+            while let Some(run) = runs.get(next.fetch_add(1, Relaxed)) {
+                let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
+                    break;
+                };
+                self.send_run(engine, pieces, extents, &mut data, &outcome);
+            }
+        };
+        let slow = u128::from(self.pace_ns.load(Relaxed)) >= SLOW.as_nanos();
+        if slow && runs.len() > 1 {
+            thread::scope(|scope| {
+                for _ in 0..runs.len().min(SENDERS_MAX) {
+                    // Where no thread can be started, those that run do the work; at least this one does.
+                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work);
+                }
+                work();
+            });
+        } else {
+            work();
+        }
+        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends one run of pieces that follow each other. A damaged piece is left out.
+    fn send_run(
+        &self,
+        engine: &Engine,
+        pieces: &[Piece],
+        extents: &[Option<Extent>],
+        data: &mut Vec<u8>,
+        outcome: &Mutex<Outcome>,
+    ) {
+        data.clear();
+        let mut begun = pieces.first().map_or(0, |piece| piece.start);
+        for (piece, extent) in pieces.iter().zip(extents) {
+            if self.copy(piece, extent.as_ref(), data) {
+                continue;
+            }
+            lock(outcome).damaged.push(piece.seq);
+            self.write(engine, begun, data, outcome);
+            data.clear();
+            begun = piece.end;
+        }
+        self.write(engine, begun, data, outcome);
+    }
+
+    /// Appends a piece's data; false when its extent's data does not have its checksum.
+    fn copy(&self, piece: &Piece, extent: Option<&Extent>, data: &mut Vec<u8>) -> bool {
+        let Some(extent) = extent else { return false };
+        let (before, Ok(len)) = (data.len(), usize::try_from(piece.len())) else { return false };
+        data.resize(before + len, 0);
+        let copied = data.get_mut(before..).unwrap_or_default();
+        copy_out(&self.area, piece, copied);
+        let sound = if piece.len() == extent.len {
+            crc32c::crc32c(copied) == extent.crc
+        } else {
+            everdisk_buffer::log::data_is_sound(&self.area, extent, &mut Vec::new())
+        };
+        if !sound {
+            data.truncate(before);
+        }
+        sound
+    }
+
+    fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>) {
+        if data.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let written = engine.write(at, data);
+        self.note_pace(began.elapsed());
+        if let Err(error) = written {
+            let mut outcome = lock(outcome);
+            outcome.failed.push(at..at + data.len() as u64);
+            outcome.error.get_or_insert(error);
+        }
+    }
+}
+
+/// How the runs of a batch went.
+#[derive(Debug, Default)]
+struct Outcome {
+    failed: Vec<Range<u64>>,
+    damaged: Vec<u64>,
+    error: Option<IoError>,
+}
+
+/// The pieces of a batch by runs of at most [`RUN_BYTES`] without a gap, as ranges of their indices.
+fn runs(batch: &Batch) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut run = (0, 0);
+    for (index, piece) in batch.pieces.iter().enumerate() {
+        match runs.last_mut() {
+            Some(last) if run.1 == piece.start && piece.end - run.0 <= RUN_BYTES => last.end = index + 1,
+            _ => {
+                runs.push(index..index + 1);
+                run.0 = piece.start;
+            }
+        }
+        run.1 = piece.end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_have_no_gaps_and_a_bounded_length() {
+        let piece = |start: u64, len: u64| Piece { start, end: start + len, seq: 1, position: 0, clean: false };
+        let third = RUN_BYTES / 3;
+        let pieces =
+            vec![piece(0, 10), piece(10, 5), piece(20, third), piece(20 + third, third), piece(20 + 2 * third, third)];
+        let batch = Batch { extents: Vec::new(), pieces };
+        assert_eq!(runs(&batch), [0..2, 2..5]);
+        let pieces = vec![piece(0, RUN_BYTES), piece(RUN_BYTES, 1)];
+        assert_eq!(runs(&Batch { extents: Vec::new(), pieces }), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn failures_back_off_and_a_success_forgets_them() {
+        let mut progress = Progress::default();
+        let error = IoError::NoGate;
+        progress.note(Some(&error));
+        assert!(progress.is_backing_off() && progress.back_off == BACK_OFF_MIN);
+        for _ in 0..20 {
+            progress.note(Some(&error));
+        }
+        assert_eq!(progress.back_off, BACK_OFF_MAX);
+        progress.note(None);
+        assert!(!progress.is_backing_off() && progress.error.is_none());
+    }
+}

@@ -1,0 +1,611 @@
+//! A volume with its write buffer (D5): a write is acknowledged once it is buffered, a flush once everything acknowledged before
+//! it is durable on the storage nodes. In synchronous mode, or without a buffer, writes go through first (M3, M7).
+//!
+//! ```text
+//!  write ──► buffered? ─ room ─────────────► append, acknowledge
+//!             │  no room: send, or wait          ▲
+//!             │◄─────────────────────────────────┘
+//!             │ synchronous (or nearly full, and the nodes are quick)
+//!             └► waits until nothing buffered overlaps it, writes to the nodes, acknowledges
+//! ```
+//! What goes through must not be overwritten by older buffered data when that is sent again after a death: hence the wait.
+//!
+//! Whoever waits for a storage node is [`away`](Caller::away): the gate may be given to another core meanwhile, and the request with
+//! it.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_buffer::{
+    book::{Gaps, Place},
+    log,
+};
+use everdisk_proto::{buffer::Extent, frame::NodeStatus};
+use everdisk_store::Sought;
+use everdisk_sys::memory::SharedSegment;
+
+use crate::{
+    Engine, IoError,
+    area::SegmentArea,
+    sender::{Buffer, Turn},
+};
+
+/// Above this fill (thousandths) the sender begins, and it goes on until the fill is below the second.
+const SEND_ABOVE: u64 = 500;
+const SEND_DOWN_TO: u64 = 250;
+/// Above this fill a write goes through where the nodes are quick: to buffer it would only move the work.
+const NEARLY_FULL: u64 = 750;
+/// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// A write that finds no room waits this long at most without anything being sent: below the kernel's warning about hung tasks.
+const ROOM_LIMIT: Duration = Duration::from_secs(60);
+/// The same when a storage node says that it is full: more time mends nothing.
+const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
+/// A flush that an application waits for ends after this time at the latest.
+const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+/// An extent that another worker has a place for is published within this time, unless that worker is off the CPU.
+const PUBLISHED_SOON: Duration = Duration::from_micros(30);
+/// Waits look around this often.
+const LOOK: Duration = Duration::from_millis(20);
+/// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
+const FOLLOW: Duration = Duration::from_millis(50);
+const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
+/// It stays close for this long after it was asked to.
+const CLOSE_FOR: Duration = Duration::from_secs(2);
+/// Extents taken in while the book is locked.
+const FOLLOW_AT_ONCE: u64 = 256;
+/// Linux's ENOSPC.
+const ENOSPC: i32 = 28;
+
+/// Who has the gate, and the fence between cores.
+pub trait Gate: Send + Sync {
+    /// The generation in force, if this core has the gate, open or closed.
+    fn generation(&self) -> Option<u64>;
+
+    /// Announces that buffered data is sent from now on; false when this core no longer has the gate.
+    #[must_use]
+    fn begin_sending(&self) -> bool;
+
+    /// No longer.
+    fn end_sending(&self);
+
+    /// Whether no other core still writes to the storage nodes. This core has announced itself.
+    fn may_write(&self) -> bool;
+
+    /// The buffer was taken over, with this many bytes in it.
+    fn taken_over(&self, bytes: u64);
+}
+
+/// Who waits for an operation: a request under the gate. See `Hold` of everdisk-transport.
+pub trait Caller {
+    /// Whether writes have to go through before they are acknowledged.
+    fn synchronous(&self) -> bool;
+    /// Nothing is changed or answered until [`Caller::back`].
+    fn away(&self);
+    /// As `away`, and a storage node is written to.
+    fn writing(&self);
+    /// Whether the operation may go on.
+    #[must_use]
+    fn back(&self) -> bool;
+}
+
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// It failed.
+    #[error(transparent)]
+    Failed(#[from] IoError),
+    /// The gate was closed while it waited: another core does it.
+    #[error("the gate was closed meanwhile")]
+    Abandoned,
+}
+
+/// Locks; what a panic of another thread left is as good as it was.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An open volume with its write buffer. All operations may be called from many threads at once.
+pub struct WriteBack {
+    engine: Arc<Engine>,
+    gate: Box<dyn Gate>,
+    buffer: Option<Buffer>,
+    /// The generation that was taken over last, and the one for which no other core writes any more.
+    taken: AtomicU64,
+    fenced: AtomicU64,
+    taking: Mutex<()>,
+    sender: Mutex<SenderState>,
+    work: Condvar,
+    sender_sleeps: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct SenderState {
+    stop: bool,
+    close_until: Option<Instant>,
+}
+
+impl WriteBack {
+    /// The volume of `engine` with the buffer in a segment, if there is one in it.
+    pub fn new(engine: Arc<Engine>, segment: &Arc<SharedSegment>, gate: Box<dyn Gate>) -> Self {
+        let buffer = SegmentArea::of(segment).map(|area| Buffer::new(area, engine.size()));
+        Self {
+            engine,
+            gate,
+            buffer,
+            taken: AtomicU64::new(u64::MAX),
+            fenced: AtomicU64::new(u64::MAX),
+            taking: Mutex::new(()),
+            sender: Mutex::default(),
+            work: Condvar::new(),
+            sender_sleeps: AtomicBool::new(false),
+        }
+    }
+
+    /// The storage nodes.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Every node as the core sees it.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        self.engine.nodes()
+    }
+
+    /// Bytes that are buffered, as far as this core knows.
+    pub fn buffered_bytes(&self) -> u64 {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.read_book().bytes())
+    }
+
+    /// This core has the gate under a new generation: whatever its predecessor buffered is its own from now on.
+    pub fn take_over(&self, generation: u64) {
+        if self.taken.load(Acquire) == generation {
+            return;
+        }
+        let _taking = lock(&self.taking);
+        if self.taken.load(Acquire) == generation {
+            return;
+        }
+        if let Some(buffer) = &self.buffer {
+            let mut book = buffer.write_book();
+            let followed = book.adopt(&buffer.area);
+            let bytes = book.bytes();
+            drop(book);
+            self.gate.taken_over(bytes);
+            if followed.damaged > 0 {
+                tracing::error!(
+                    damaged = followed.damaged,
+                    "extents of the write buffer are damaged: their data is lost"
+                );
+            }
+            tracing::debug!(generation, bytes, extents = followed.extents, "took the write buffer over");
+        }
+        self.taken.store(generation, Release);
+    }
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn read(&self, caller: &dyn Caller, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
+        caller.away();
+        let read = self.read_now(offset, buf);
+        back(caller)?;
+        Ok(read?)
+    }
+
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        let Some(buffer) = &self.buffer else { return self.engine.read(offset, buf) };
+        self.engine.inside(offset, buf.len() as u64)?;
+        let gaps = {
+            let book = buffer.read_book();
+            let lost = |_| IoError::DataLost { ranges: book.lost().ranges().len() };
+            book.read(&buffer.area, offset, buf).map_err(lost)?
+        };
+        match gaps {
+            Gaps::All => self.engine.read(offset, buf),
+            Gaps::Some(gaps) => gaps.into_iter().try_for_each(|gap| {
+                let place = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
+                let part = buf.get_mut(place(gap.start)..place(gap.end)).unwrap_or_default();
+                self.engine.read(gap.start, part)
+            }),
+        }
+    }
+
+    /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn write(&self, caller: &dyn Caller, offset: u64, data: &[u8]) -> Result<(), Stopped> {
+        let range = offset..offset.saturating_add(data.len() as u64);
+        self.engine.inside(offset, data.len() as u64)?;
+        let Some(buffer) = &self.buffer else {
+            return self.through(caller, &range, |engine| engine.write(offset, data));
+        };
+        let mut patience = None;
+        loop {
+            let (place, overlaps) = {
+                let mut book = buffer.write_book();
+                // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
+                let synchronous = caller.synchronous();
+                let through = synchronous || (book.fill() > NEARLY_FULL && buffer.nodes_are_quick());
+                let overlaps = through && book.index().overlaps(range.clone());
+                if through && (synchronous || !overlaps) {
+                    (None, overlaps)
+                } else {
+                    (Some(book.reserve(&buffer.area, data.len() as u64)), false)
+                }
+            };
+            match place {
+                Some(Ok(place)) => {
+                    self.append(buffer, place, offset, data);
+                    return Ok(());
+                }
+                None if !overlaps => return self.through(caller, &range, |engine| engine.write(offset, data)),
+                Some(Err(_)) | None => self.wait(buffer, caller, &mut patience)?,
+            }
+        }
+    }
+
+    fn append(&self, buffer: &Buffer, place: Place, offset: u64, data: &[u8]) {
+        let extent = Extent {
+            offset,
+            len: data.len() as u64,
+            position: place.position,
+            generation: self.taken.load(Relaxed),
+            crc: crc32c::crc32c(data),
+        };
+        log::publish(&buffer.area, place.seq, &extent, data);
+        let fill = {
+            let mut book = buffer.write_book();
+            book.published(&buffer.area, place.seq, &extent);
+            book.fill()
+        };
+        if fill > SEND_ABOVE && self.sender_sleeps.load(Relaxed) {
+            self.rouse_sender();
+        }
+    }
+
+    /// Makes everything acknowledged before durable on every node.
+    ///
+    /// # Errors
+    /// [`Stopped`]; what is buffered stays so.
+    pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
+        caller.away();
+        let flushed = self.flush_within(FLUSH_LIMIT).and_then(|done| {
+            if done { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }) }
+        });
+        back(caller)?;
+        Ok(flushed?)
+    }
+
+    /// As [`WriteBack::flush`], for the control module: false when it takes longer than `limit`.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn flush_within(&self, limit: Duration) -> Result<bool, IoError> {
+        if let Some(buffer) = &self.buffer {
+            let target = buffer.read_book().head();
+            if !self.send_up_to(buffer, target, limit)? {
+                return Ok(false);
+            }
+        }
+        self.engine.flush()?;
+        match &self.buffer {
+            Some(buffer) if !buffer.read_book().lost().is_empty() => {
+                Err(IoError::DataLost { ranges: buffer.read_book().lost().ranges().len() })
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Sends until everything up to `target` is on the nodes; false when that takes too long.
+    fn send_up_to(&self, buffer: &Buffer, target: u64, limit: Duration) -> Result<bool, IoError> {
+        let deadline = Instant::now() + limit;
+        let failures = buffer.progress().failures;
+        while buffer.read_book().tail() < target {
+            let seen = buffer.seen();
+            match buffer.turn(&self.engine, &*self.gate) {
+                Turn::Sent => {}
+                Turn::Nothing => thread::sleep(PUBLISHED_SOON),
+                Turn::Failed(error) => return Err(unsent(error.errno(), error.to_string())),
+                Turn::NoGate => return Err(IoError::NoGate),
+                Turn::Busy => {
+                    let progress = buffer.progress();
+                    if let (true, Some((errno, reason))) = (progress.failures > failures, &progress.error) {
+                        return Err(unsent(*errno, reason.clone()));
+                    }
+                    drop(progress);
+                    buffer.wait_progress(seen, LOOK);
+                }
+            }
+            if Instant::now() >= deadline {
+                return Ok(buffer.read_book().tail() >= target);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes the range read as zero and gives its space back.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn discard(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.settled(caller, offset, len, |engine| engine.discard(offset, len))
+    }
+
+    /// Makes the range read as zero and keeps its space where the nodes can.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn write_zeroes(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.settled(caller, offset, len, |engine| engine.write_zeroes(offset, len))
+    }
+
+    /// Reserves space for the range. No byte changes.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn allocate(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.through(caller, &(0..0), |engine| engine.allocate(offset, len))
+    }
+
+    /// Offset of the next data or hole at or after `offset`, as [`Engine::seek`] has it; what is buffered is data.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn seek(&self, caller: &dyn Caller, offset: u64, what: Sought) -> Result<Option<u64>, Stopped> {
+        caller.away();
+        let found = self.seek_now(offset, what);
+        back(caller)?;
+        Ok(found?)
+    }
+
+    fn seek_now(&self, offset: u64, what: Sought) -> Result<Option<u64>, IoError> {
+        let Some(buffer) = &self.buffer else { return self.engine.seek(offset, what) };
+        // The buffer first: what is sent meanwhile is then found on the nodes.
+        if what == Sought::Data {
+            let buffered = buffer.read_book().index().next_at(offset);
+            let stored = self.engine.seek(offset, what)?;
+            return Ok(buffered.into_iter().chain(stored).min());
+        }
+        let mut at = offset;
+        loop {
+            let gap = buffer.read_book().index().next_gap(at);
+            let Some(hole) = self.engine.seek(gap, what)? else {
+                return Ok((offset < self.engine.size()).then_some(self.engine.size()));
+            };
+            if buffer.read_book().index().next_gap(hole) == hole || hole >= self.engine.size() {
+                return Ok(Some(hole));
+            }
+            at = hole;
+        }
+    }
+
+    /// Does an operation on the nodes when nothing buffered overlaps its range any more.
+    fn settled(
+        &self,
+        caller: &dyn Caller,
+        offset: u64,
+        len: u64,
+        operation: impl FnOnce(&Engine) -> Result<(), IoError>,
+    ) -> Result<(), Stopped> {
+        self.engine.inside(offset, len)?;
+        let range = offset..offset.saturating_add(len);
+        if let Some(buffer) = &self.buffer {
+            let mut patience = None;
+            while buffer.read_book().index().overlaps(range.clone()) {
+                self.wait(buffer, caller, &mut patience)?;
+            }
+        }
+        self.through(caller, &range, operation)
+    }
+
+    /// Does an operation that writes to the nodes, behind the fence.
+    fn through(
+        &self,
+        caller: &dyn Caller,
+        range: &Range<u64>,
+        operation: impl FnOnce(&Engine) -> Result<(), IoError>,
+    ) -> Result<(), Stopped> {
+        caller.writing();
+        let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
+        back(caller)?;
+        match done {
+            // The gate came back meanwhile: the operation is kept and done then.
+            Ok(None) => return Err(Stopped::Abandoned),
+            done => done?,
+        };
+        if let Some(buffer) = &self.buffer
+            && !buffer.read_book().lost().is_empty()
+        {
+            buffer.write_book().written_through(&buffer.area, range);
+        }
+        Ok(())
+    }
+
+    /// Waits until no other core writes to the nodes any more; false when this core has lost the gate. This core's worker has
+    /// announced itself.
+    fn fence(&self) -> Result<bool, IoError> {
+        let taken = self.taken.load(Acquire);
+        if self.fenced.load(Acquire) == taken {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + ROOM_LIMIT;
+        loop {
+            if self.gate.generation() != Some(taken) {
+                return Ok(false);
+            }
+            if self.gate.may_write() {
+                self.fenced.store(taken, Release);
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Err(IoError::Late { what: "the last write of the core before", limit_s: ROOM_LIMIT.as_secs() });
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Sends a batch, or waits for one: for room, or for a range that is buffered.
+    fn wait(&self, buffer: &Buffer, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
+        caller.away();
+        let patience = patience.get_or_insert_with(|| Patience::new(buffer));
+        let seen = buffer.seen();
+        let backing_off = buffer.progress().is_backing_off();
+        match if backing_off { Turn::Busy } else { buffer.turn(&self.engine, &*self.gate) } {
+            Turn::Sent => {}
+            Turn::Nothing => thread::sleep(PUBLISHED_SOON),
+            Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
+        }
+        let verdict = patience.lasts(buffer);
+        back(caller)?;
+        Ok(verdict?)
+    }
+
+    /// Asks a core that does not have the gate to stay close behind; returns when it is, with the bytes it knows of.
+    pub fn follow(&self) -> u64 {
+        lock(&self.sender).close_until = Some(Instant::now() + CLOSE_FOR);
+        self.rouse_sender();
+        if let Some(buffer) = &self.buffer {
+            self.follow_now(buffer);
+        }
+        self.buffered_bytes()
+    }
+
+    /// Takes in what the core that has the gate has buffered since.
+    fn follow_now(&self, buffer: &Buffer) {
+        while buffer.write_book().follow(&buffer.area, FOLLOW_AT_ONCE).extents >= FOLLOW_AT_ONCE {}
+    }
+
+    fn rouse_sender(&self) {
+        let _sender = lock(&self.sender);
+        self.work.notify_all();
+    }
+
+    /// Ends [`WriteBack::run_sender`].
+    pub fn stop_sender(&self) {
+        lock(&self.sender).stop = true;
+        self.work.notify_all();
+    }
+
+    /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
+    pub fn run_sender(&self) {
+        let mut aging = Aging { seq: 0, since: Instant::now() };
+        let mut sending = false;
+        let mut next = LOOK;
+        while self.sender_sleep(next) {
+            self.engine.watch();
+            let Some(buffer) = &self.buffer else {
+                next = FOLLOW;
+                continue;
+            };
+            if self.gate.generation() != Some(self.taken.load(Acquire)) {
+                sending = false;
+                self.follow_now(buffer);
+                let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
+                next = if close { FOLLOW_CLOSELY } else { FOLLOW };
+                continue;
+            }
+            let (fill, tail, head) = {
+                let book = buffer.read_book();
+                (book.fill(), book.tail(), book.head())
+            };
+            sending = fill > SEND_ABOVE || (sending && fill > SEND_DOWN_TO);
+            let due = sending || aging.is_over(tail, head);
+            next = FOLLOW;
+            if due && !buffer.progress().is_backing_off() {
+                match buffer.turn(&self.engine, &*self.gate) {
+                    Turn::Sent => next = Duration::ZERO,
+                    Turn::Failed(error) => {
+                        tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again")
+                    }
+                    Turn::Nothing | Turn::Busy | Turn::NoGate => next = LOOK,
+                }
+            }
+        }
+    }
+
+    /// False: the thread is to end.
+    fn sender_sleep(&self, time: Duration) -> bool {
+        let sender = lock(&self.sender);
+        if sender.stop || time.is_zero() {
+            return !sender.stop;
+        }
+        self.sender_sleeps.store(true, Relaxed);
+        let (sender, _) = self.work.wait_timeout(sender, time).unwrap_or_else(PoisonError::into_inner);
+        self.sender_sleeps.store(false, Relaxed);
+        !sender.stop
+    }
+}
+
+/// After having been away.
+fn back(caller: &dyn Caller) -> Result<(), Stopped> {
+    if caller.back() { Ok(()) } else { Err(Stopped::Abandoned) }
+}
+
+fn unsent(errno: i32, reason: String) -> IoError {
+    IoError::Unsent { errno, reason }
+}
+
+/// When the buffer was last known to hold nothing older than `seq`.
+struct Aging {
+    seq: u64,
+    since: Instant,
+}
+
+impl Aging {
+    /// Whether what was there at the last mark is still there after [`AGE_MAX`].
+    fn is_over(&mut self, tail: u64, head: u64) -> bool {
+        if tail >= self.seq {
+            *self = Self { seq: head, since: Instant::now() };
+            return false;
+        }
+        self.since.elapsed() >= AGE_MAX
+    }
+}
+
+/// How long a write waits without anything being sent.
+struct Patience {
+    batches: u64,
+    since: Instant,
+}
+
+impl Patience {
+    fn new(buffer: &Buffer) -> Self {
+        Self { batches: buffer.progress().batches, since: Instant::now() }
+    }
+
+    fn lasts(&mut self, buffer: &Buffer) -> Result<(), IoError> {
+        let progress = buffer.progress();
+        if progress.batches != self.batches {
+            *self = Self { batches: progress.batches, since: Instant::now() };
+            return Ok(());
+        }
+        let waited = self.since.elapsed();
+        match &progress.error {
+            Some((ENOSPC, reason)) if waited >= FULL_NODE_LIMIT => Err(unsent(ENOSPC, reason.clone())),
+            Some((errno, reason)) if waited >= ROOM_LIMIT => Err(unsent(*errno, reason.clone())),
+            None if waited >= ROOM_LIMIT => {
+                Err(IoError::Late { what: "sending buffered data", limit_s: ROOM_LIMIT.as_secs() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for WriteBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteBack").field("buffer", &self.buffer).finish_non_exhaustive()
+    }
+}
