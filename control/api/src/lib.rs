@@ -11,5 +11,8 @@ pub mod quantity;
 pub mod request;
 pub mod status;
 
-/// The object that `upgrade` prints and `status` shows as `last_upgrade`.
-pub use everdisk_upgrade::report::{Report as LastUpgrade, StepTime};
+/// The hand-over policies; the object that `upgrade` prints and `status` shows as `last_upgrade`.
+pub use everdisk_upgrade::{
+    policy::Handover,
+    report::{Report as LastUpgrade, StepTime},
+};

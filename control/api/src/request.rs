@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
+use everdisk_upgrade::policy::Handover;
 use serde::{Deserialize, Serialize};
 
 /// Longest request line in bytes, its newline included: 64 storage nodes with paths of 1 KiB fit.
@@ -22,6 +23,8 @@ pub enum Request {
         size: u64,
         /// Stripe unit in bytes.
         stripe: u64,
+        /// Bytes of its write buffer; 0: it is always synchronous.
+        buffer: u64,
         /// Its storage nodes in the order of the layout.
         nodes: Vec<NodeUrl>,
     },
@@ -86,6 +89,10 @@ pub enum Request {
         name: VolumeName,
         /// Absolute path of the new program.
         core: PathBuf,
+        /// What becomes of buffered data.
+        handover: Handover,
+        /// So long it may take to reach the storage nodes, by [`Handover::Flush`].
+        flush_limit_ms: u64,
         /// Drain and probe together may take this long.
         pause_budget_ms: u64,
         /// How long the old core stays parked.
@@ -122,6 +129,10 @@ mod tests {
         let text = r#"{"op":"detach","name":"v","force":true}"#;
         let request: Request = serde_json::from_str(text).unwrap();
         assert_eq!(request, Request::Detach { name: "v".parse().unwrap(), force: true });
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        let text = r#"{"op":"upgrade","name":"v","core":"/c","handover":"carry","flush_limit_ms":30000,"pause_budget_ms":100,"soak_ms":0,"plan":false}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert!(matches!(request, Request::Upgrade { handover: Handover::Carry, .. }));
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         for bad in [r#"{"op":"format"}"#, r#"{"op":"detach","name":"../x","force":true}"#, "[]", "{}"] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");

@@ -1,7 +1,7 @@
 //! What `status` and the volume commands show.
 
 use everdisk_proto::{frame::NodeStatus, volume::VolumeSpec};
-use everdisk_upgrade::report::Report;
+use everdisk_upgrade::{policy::Handover, report::Report};
 use serde::{Deserialize, Serialize};
 
 /// State of a volume.
@@ -45,7 +45,7 @@ pub struct VolumeStatus {
     pub state: State,
     /// Bytes.
     pub size: u64,
-    /// When a write is acknowledged: `synchronous`.
+    /// When a write is acknowledged: in `write-back` once it is buffered, in `synchronous` once the storage nodes have it.
     pub mode: String,
     /// Generation in force; 0 when detached.
     pub generation: u64,
@@ -59,6 +59,10 @@ pub struct VolumeStatus {
     pub frontends: Vec<Frontend>,
     /// Acknowledged bytes that are not on the storage nodes yet.
     pub buffered_bytes: u64,
+    /// Bytes that the write buffer holds at most; 0 when the volume has none.
+    pub buffer_bytes: u64,
+    /// Ranges of the volume whose buffered data was found damaged: they cannot be read until they are written anew.
+    pub damaged_ranges: u32,
     /// Requests being executed.
     pub in_flight: u32,
     /// Requests the kernel has and nobody has answered.
@@ -104,7 +108,7 @@ pub struct Node {
     pub url: String,
     /// Its identity.
     pub uuid: uuid::Uuid,
-    /// `in-step`, `failed`, or `unknown` while no core can be asked.
+    /// `in-step`, `failed`, `stalled` while an operation on it does not end, or `unknown` while no core can be asked.
     pub state: String,
     /// Bytes it lacks.
     pub missed_bytes: u64,
@@ -155,7 +159,7 @@ pub struct UpgradePlan {
     /// Version of the new one.
     pub to: String,
     /// Hand-over policy.
-    pub handover: String,
+    pub handover: Handover,
     /// What was checked.
     pub checks: Vec<String>,
     /// What would be done.

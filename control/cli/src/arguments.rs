@@ -121,8 +121,8 @@ pub(crate) struct Create {
     /// Copies of the data; only 1 in this version
     #[arg(long, default_value_t = 1)]
     pub(crate) replicas: u32,
-    /// Write buffer; only 0 in this version
-    #[arg(long, value_parser = quantity::size, default_value = "0")]
+    /// Write buffer, from 2M to 1G; 0: every write goes through to the storage nodes before it is acknowledged
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64M")]
     pub(crate) buffer: u64,
 }
 
@@ -161,9 +161,13 @@ pub(crate) struct Upgrade {
     /// An upgrade package; not in this version
     #[arg(long, value_name = "FILE")]
     pub(crate) package: Option<PathBuf>,
-    /// What becomes of buffered data; only flush in this version
+    /// What becomes of buffered data: flush sends it to the storage nodes first, carry hands it over as it is; overlap is
+    /// not in this version
     #[arg(long, default_value = "flush", value_parser = ["flush", "carry", "overlap"])]
     pub(crate) handover: String,
+    /// By flush: when the storage nodes take longer, what is left is carried over, or the upgrade is aborted
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "30s")]
+    pub(crate) flush_limit: Duration,
     /// The gate returns to the old core when drain and probe take longer, at most 5s
     #[arg(long, value_name = "TIME", value_parser = quantity::pause_budget, default_value = "100ms")]
     pub(crate) pause_budget: Duration,
@@ -188,12 +192,26 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use everdisk_proto::limits;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_limits() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Volume(VolumeCommand::Create(create)) = parse("everdisk volume create v --size 1G --node dir:/a")
+        else {
+            panic!("not a volume create");
+        };
+        assert_eq!((create.buffer, create.stripe), (limits::BUFFER_DEFAULT, limits::STRIPE_DEFAULT));
+        let Command::Upgrade(upgrade) = parse("everdisk upgrade v --core /c") else { panic!("not an upgrade") };
+        assert_eq!((upgrade.flush_limit, upgrade.handover.as_str()), (limits::FLUSH_LIMIT_DEFAULT, "flush"));
+        assert_eq!(upgrade.pause_budget, limits::PAUSE_BUDGET_DEFAULT);
     }
 
     #[test]
@@ -204,12 +222,15 @@ mod tests {
             "everdisk --run-dir /r --state-dir /s --json status",
             "everdisk status v --json",
             "everdisk volume create v --size 10G --node dir:/a --node dir:/b --stripe 4M --buffer 0 --replicas 1",
+            "everdisk volume create v --size 10G --node dir:/a --buffer 64M",
             "everdisk volume resize v 20G",
             "everdisk volume delete v --yes",
             "everdisk attach v --file /srv/v --allow-other --mode 0640 --owner 10:20",
             "everdisk detach v --force",
             "everdisk suspend v --lease 30s",
             "everdisk upgrade v --core /c --handover flush --pause-budget 100ms --soak 10s --plan",
+            "everdisk upgrade v --core /c --handover carry",
+            "everdisk upgrade v --core /c --flush-limit 5s",
             "everdisk upgrade --all --core /c",
             "everdisk rollback v",
             "everdisk doctor",
@@ -230,6 +251,7 @@ mod tests {
             "everdisk upgrade --core /c",
             "everdisk upgrade v --all --core /c",
             "everdisk upgrade v --core /c --handover jump",
+            "everdisk upgrade v --core /c --flush-limit 5",
             "everdisk upgrade v --core /c --pause-budget 0",
             "everdisk upgrade v --core /c --pause-budget 6s",
             "everdisk suspend v --lease 5",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use everdisk_api::{
-    LastUpgrade,
+    Handover, LastUpgrade,
     answer::Progress,
     client::{ClientError, ask},
     directories::{Directories, NoDirectory},
@@ -197,12 +197,9 @@ impl Session {
         if create.replicas != 1 {
             return Err(Failure::NotInThisVersion("--replicas other than 1", "leave it out"));
         }
-        if create.buffer != 0 {
-            return Err(Failure::NotInThisVersion("--buffer other than 0", "leave it out"));
-        }
-        let Create { name, size, stripe, nodes, .. } = create;
+        let Create { name, size, stripe, buffer, nodes, .. } = create;
         let words = format!("{name} is made");
-        self.status_after(&Request::VolumeCreate { name, size, stripe, nodes }, &words)
+        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, nodes }, &words)
     }
 
     fn attach(&self, attach: Attach) -> Result<(), Failure> {
@@ -231,16 +228,18 @@ impl Session {
         let Some(core) = &upgrade.core else {
             return Err(Failure::NotInThisVersion("--package", "use --core FILE"));
         };
-        match upgrade.handover.as_str() {
-            "flush" => {}
-            "carry" => return Err(Failure::NotInThisVersion("--handover carry", "use --handover flush")),
-            _ => return Err(Failure::NotInThisVersion("--handover overlap", "use --handover flush")),
-        }
+        let handover = match upgrade.handover.as_str() {
+            "flush" => Handover::Flush,
+            "carry" => Handover::Carry,
+            _ => return Err(Failure::NotInThisVersion("--handover overlap", "use --handover flush or carry")),
+        };
         let core = absolute(core)?;
         for name in self.chosen(upgrade)? {
             let request = Request::Upgrade {
                 name,
                 core: core.clone(),
+                handover,
+                flush_limit_ms: ms(upgrade.flush_limit),
                 pause_budget_ms: ms(upgrade.pause_budget),
                 soak_ms: ms(upgrade.soak),
                 plan: upgrade.plan,

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use everdisk_proto::limits::{LEASE_MAX, REQUEST_BYTES_MAX, WORKERS_MAX};
+use everdisk_proto::limits::{CHANNELS_MAX, LEASE_MAX, REQUEST_BYTES_MAX};
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
@@ -181,13 +181,14 @@ fn fusermount() -> Finding {
     }
 }
 
-/// Request and reply buffers are locked into memory: a core that dies while one is paged in costs an application EIO.
+/// Request and reply buffers are locked into memory: a core that dies while one is paged in costs an application EIO. At
+/// rest there is one of each for every channel.
 fn locked_memory() -> Finding {
-    let needed = (2 * WORKERS_MAX * REQUEST_BYTES_MAX) as u64;
+    let needed = (2 * CHANNELS_MAX * REQUEST_BYTES_MAX) as u64;
     match getrlimit(Resource::Memlock).current {
         Some(limit) if limit < needed => Finding::warn(
             "locked memory",
-            format!("{limit} bytes may be locked, up to {needed} are needed"),
+            format!("{limit} bytes may be locked, {needed} are needed at rest"),
             "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=)",
         ),
         _ => Finding::ok("locked memory", "enough may be locked"),

@@ -1,7 +1,7 @@
 //! Results for people.
 
 use everdisk_api::{
-    LastUpgrade,
+    Handover, LastUpgrade,
     quantity::show_size,
     status::{Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
@@ -14,6 +14,10 @@ fn row(cells: &[&str]) -> Vec<String> {
 
 fn program(program: Option<&Program>) -> String {
     program.map_or_else(|| "-".to_owned(), |p| format!("{} (process {})", p.version, p.pid))
+}
+
+fn buffer(bytes: u64) -> String {
+    if bytes == 0 { "none".to_owned() } else { show_size(bytes) }
 }
 
 /// `volume list`.
@@ -32,6 +36,7 @@ pub(crate) fn description(volume: &VolumeDescription) {
         row(&["uuid", &spec.uuid.to_string()]),
         row(&["size", &show_size(spec.size)]),
         row(&["stripe", &show_size(spec.stripe)]),
+        row(&["buffer", &buffer(spec.buffer)]),
         row(&["core", volume.core_version.as_deref().unwrap_or("-")]),
         row(&["previous core", volume.previous_core_version.as_deref().unwrap_or("-")]),
     ];
@@ -57,6 +62,13 @@ pub(crate) fn statuses(volumes: &[VolumeStatus]) {
     table(&rows);
 }
 
+fn buffered(v: &VolumeStatus) -> String {
+    if v.buffer_bytes == 0 {
+        return "no write buffer".to_owned();
+    }
+    format!("{} / {}", show_size(v.buffered_bytes), show_size(v.buffer_bytes))
+}
+
 /// `status` of one volume.
 pub(crate) fn status(v: &VolumeStatus) {
     let mut rows = vec![
@@ -64,6 +76,7 @@ pub(crate) fn status(v: &VolumeStatus) {
         row(&["state", v.state.name()]),
         row(&["size", &show_size(v.size)]),
         row(&["mode", &v.mode]),
+        row(&["buffered", &buffered(v)]),
         row(&["generation", &v.generation.to_string()]),
         row(&["core", &program(v.core.as_ref())]),
         row(&["standby", &program(v.standby.as_ref())]),
@@ -100,6 +113,7 @@ pub(crate) fn upgrade(report: &LastUpgrade) {
     let mut rows = vec![
         row(&["  outcome", &outcome]),
         row(&["  from, to", &format!("{} → {}", report.from, report.to.as_deref().unwrap_or("-"))]),
+        row(&["  hand-over", &handover(report)]),
         row(&["  suspended", &us(report.suspended_us)]),
         row(&["  attempts", &report.attempts.to_string()]),
         row(&["  requests held", &report.requests_held.to_string()]),
@@ -107,10 +121,27 @@ pub(crate) fn upgrade(report: &LastUpgrade) {
     ];
     let steps: Vec<String> = report.steps.iter().map(|s| format!("{} {}", s.step, us(Some(s.us)))).collect();
     rows.push(row(&["  steps", &steps.join(", ")]));
+    rows.extend(report.notes.iter().map(|note| row(&["  note", note])));
     if let Some(reason) = &report.reason {
         rows.push(row(&["  reason", reason]));
     }
     table(&rows);
+}
+
+/// The policy, and what it did with how much.
+fn handover(report: &LastUpgrade) -> String {
+    let mut words = report.handover.to_string();
+    if report.handover != report.handover_asked {
+        words += &format!(" instead of {}", report.handover_asked);
+    }
+    words += &format!(", {} buffered at the start", show_size(report.buffered_bytes));
+    if let Some(ms) = report.flush_ms {
+        words += &format!(", flushed for {ms} ms");
+    }
+    match report.handover {
+        Handover::Flush => words,
+        Handover::Carry => format!("{words}, {} carried over", show_size(report.carried_bytes)),
+    }
 }
 
 /// `upgrade --plan`.

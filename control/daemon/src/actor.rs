@@ -11,21 +11,23 @@ use std::{
 use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, InterfaceStatus},
     journal::{CoreBuild, Event, JOURNAL_VERSION, Record as JournalRecord},
+    version::CoreIdentity,
 };
+use everdisk_sys::link::LinkError;
 use everdisk_telemetry::event;
 use everdisk_upgrade::{
     act::{Act, Fault, GivenBack},
     health::Observation,
+    policy::Buffer,
     report::Report,
     step::Step,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    detach::flush_within,
     durable,
     error::{Doing, Error, Result},
-    programs,
+    flush, programs,
     progress::Progress,
     record::{Attachment, KnownCore},
     start::{self, ARMED_WITHIN, Unserved},
@@ -34,6 +36,12 @@ use crate::{
 
 /// Blocks a new core reads before it is given the gate.
 const VERIFY_BLOCKS: u32 = 64;
+/// So many are enough where a storage node is slow, and the old core is held against them.
+const FEW_BLOCKS: u32 = 8;
+/// An old core that cannot read those within this time is no better than a new one that cannot.
+const FEW_WITHIN: Duration = Duration::from_secs(2);
+/// A core that is to take the write buffer over has taken in what there is within this time, or does it in the pause.
+const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
 /// The interface comes back, or a core takes the gate after another's death, within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 /// The way back may take longer than the way there: what counts is that there is one.
@@ -117,6 +125,7 @@ impl<'a> Actor<'a> {
                 child.id.pid
             }
         };
+        follow(self.volume, old);
         match self.volume.interface().hand_over(old, WAY_BACK_BUDGET) {
             Ok(HandoverReport { failure: None, .. }) => return Ok(()),
             Ok(HandoverReport { failure: Some(failure), .. }) => {
@@ -145,7 +154,29 @@ impl<'a> Actor<'a> {
 
 /// A report of a hand-over that nobody reported.
 fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> HandoverReport {
-    HandoverReport { failure, generation: status.generation, suspension: status.last_suspension, probe_blocks: 0 }
+    HandoverReport {
+        failure,
+        generation: status.generation,
+        suspension: status.last_suspension,
+        probe_blocks: 0,
+        carried_bytes: 0,
+        adopted_us: None,
+    }
+}
+
+/// The write buffer, and who has it: the core that serves, else one of the program `current`.
+pub fn buffer(status: &InterfaceStatus, current: &CoreIdentity) -> Option<Buffer> {
+    let serving = status.cores.iter().find(|core| Some(core.pid) == status.serving);
+    let holder = serving.map_or(current, |core| &core.identity).clone();
+    status.buffer.map(|buffer| Buffer { version: buffer.version, bytes: buffer.buffered_bytes, holder })
+}
+
+/// A hand-over to this core is near.
+fn follow(volume: &Volume, pid: u32) {
+    match volume.with_core(pid, |core| core.follow(FOLLOW_WITHIN)) {
+        Ok(bytes) => debug!(volume = %volume.name, pid, bytes, "the core follows"),
+        Err(e) => debug!(volume = %volume.name, pid, "the core does not follow: {e}"),
+    }
 }
 
 impl Act for Actor<'_> {
@@ -185,6 +216,12 @@ impl Act for Actor<'_> {
         Ok(build)
     }
 
+    fn buffer(&mut self) -> Result<Option<Buffer>, Fault> {
+        let current = self.volume.current()?;
+        let status = self.wait_for(|status| status.serving.is_some())?;
+        Ok(buffer(&status, &current.identity))
+    }
+
     fn start(&mut self, limit: Duration) -> Result<u32, Fault> {
         let build = self.to.clone().ok_or_else(|| Fault("nothing was verified".to_owned()))?;
         let named = |e: Error| Fault(format!("core {} cannot serve this volume: {e}", build.identity.version));
@@ -194,12 +231,39 @@ impl Act for Actor<'_> {
     }
 
     fn read_stores(&mut self, pid: u32, limit: Duration) -> Result<u32, Fault> {
-        let read = self.volume.with_core(pid, |core| core.verify(VERIFY_BLOCKS, limit));
+        let began = Instant::now();
+        let read = |blocks, limit| self.volume.with_core(pid, |core| core.verify(blocks, limit));
+        let few = read(FEW_BLOCKS, limit);
+        let read = few.and_then(|few| match read(VERIFY_BLOCKS, limit.saturating_sub(began.elapsed())) {
+            Err(Error::Peer { source: LinkError::Deadline(_), .. }) => Ok(few),
+            read => read,
+        });
         read.map_err(|e| Fault(format!("the new core cannot read the volume: {e}")))
     }
 
+    fn ailing(&mut self) -> Option<String> {
+        let serving = self.volume.interface().status().ok()?.serving?;
+        let nodes = self.volume.with_core(serving, |core| core.nodes()).unwrap_or_default();
+        if let Some(node) = nodes.iter().find(|node| node.state != "in-step") {
+            let error = node.error.as_deref().map_or(String::new(), |error| format!(" ({error})"));
+            return Some(format!("storage node {} is {}{error}", node.url, node.state));
+        }
+        let read = self.volume.with_core(serving, |core| core.verify(FEW_BLOCKS, FEW_WITHIN));
+        read.err().map(|e| format!("the core that serves cannot read it either: {e}"))
+    }
+
+    fn synchronous(&mut self) -> Result<(), Fault> {
+        Ok(self.volume.interface().synchronous(true)?)
+    }
+
     fn flush(&mut self, limit: Duration) -> Result<(), Fault> {
-        Ok(flush_within(self.volume, limit)?)
+        let unwanted = || self.volume.rollback_wanted.load(Ordering::Relaxed);
+        flush::send(self.volume, flush::Patience::Whole(limit), self.progress, &unwanted)
+            .map_err(|e| Fault(format!("what was acknowledged could not be sent to the storage nodes: {e}")))
+    }
+
+    fn follow(&mut self, pid: u32) {
+        follow(self.volume, pid);
     }
 
     fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, Fault> {
@@ -270,6 +334,18 @@ impl Act for Actor<'_> {
         };
         self.give_back(serving, &current)?;
         Ok(GivenBack { had_switched: true })
+    }
+
+    fn write_back(&mut self) {
+        let through = |status: &InterfaceStatus| status.buffer.is_some_and(|buffer| buffer.synchronous);
+        let done = match self.wait_for(|_| true) {
+            Ok(status) if through(&status) => self.volume.interface().synchronous(false),
+            other => other.map(|_| ()),
+        };
+        if let Err(e) = done {
+            // The supervisor does it when this upgrade has ended.
+            warn!(volume = %self.volume.name, "writes may still go through to the storage nodes: {e}");
+        }
     }
 
     fn dismiss(&mut self) {

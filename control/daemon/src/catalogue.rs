@@ -34,6 +34,17 @@ const NEW: &str = ".new-";
 /// Name of a directory that was a volume.
 const OLD: &str = ".old-";
 
+/// What is chosen once, when a volume is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Bytes; the only one that can be changed.
+    pub size: u64,
+    /// Stripe unit in bytes.
+    pub stripe: u64,
+    /// Bytes of the write buffer; 0: none.
+    pub buffer: u64,
+}
+
 /// The volumes.
 #[derive(Debug)]
 pub struct Catalogue {
@@ -105,14 +116,14 @@ impl Catalogue {
     pub fn create(
         &self,
         name: VolumeName,
-        size: u64,
-        stripe: u64,
+        shape: Shape,
         nodes: Vec<NodeUrl>,
         progress: &Progress,
     ) -> Result<Arc<Volume>> {
+        let Shape { size, stripe, buffer } = shape;
         let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
-        let spec =
-            VolumeSpec { spec_version: SPEC_VERSION, name: name.clone(), uuid: Uuid::new_v4(), size, stripe, nodes };
+        let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
+        let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
         let paths = VolumePaths::new(&self.directories, &name);
         paths.check_sockets().map_err(Error::BadRequest)?;

@@ -4,14 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use everdisk_api::{quantity::check_pause_budget, request::Request};
 use everdisk_proto::{frame::GateState, limits::LEASE_MAX, version::PRODUCT};
+use everdisk_upgrade::step::Limits;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     attach::attach,
-    catalogue::Catalogue,
-    detach::{detach, flush, flush_within},
+    catalogue::{Catalogue, Shape},
+    detach::detach,
     error::{Error, Result},
+    flush::{Patience, flush},
     progress::Progress,
     status,
     upgrade::{self, Wish},
@@ -25,8 +27,9 @@ use crate::{
 pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -> Result<Value> {
     match request {
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
-        Request::VolumeCreate { name, size, stripe, nodes } => {
-            shown(&status::describe(&*catalogue.create(name, size, stripe, nodes, progress)?))
+        Request::VolumeCreate { name, size, stripe, buffer, nodes } => {
+            let shape = Shape { size, stripe, buffer };
+            shown(&status::describe(&*catalogue.create(name, shape, nodes, progress)?))
         }
         Request::VolumeList => shown(&catalogue.all().iter().map(|volume| status::line(volume)).collect::<Vec<_>>()),
         Request::VolumeShow { name } => shown(&status::describe(&*catalogue.get(&name)?)),
@@ -54,7 +57,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             let _operation = volume.begin("flush")?;
             volume.attached()?;
             progress.step("flush");
-            flush(&volume)?;
+            flush(&volume, Patience::OPERATOR, progress)?;
             Ok(json!({ "name": name, "flushed": true, "buffered_bytes": 0 }))
         }
         Request::Suspend { name, lease_ms } => {
@@ -67,14 +70,15 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             resume(&volume)?;
             shown(&status::status(&volume))
         }
-        Request::Upgrade { name, core, pause_budget_ms, soak_ms, plan } => {
+        Request::Upgrade { name, core, handover, flush_limit_ms, pause_budget_ms, soak_ms, plan } => {
             check_pause_budget(Duration::from_millis(pause_budget_ms)).map_err(Error::BadRequest)?;
             let volume = catalogue.get(&name)?;
-            let wish = Wish {
-                core: &core,
+            let limits = Limits {
                 pause_budget: Duration::from_millis(pause_budget_ms),
                 soak: Duration::from_millis(soak_ms),
+                flush: Duration::from_millis(flush_limit_ms),
             };
+            let wish = Wish { core: &core, handover, limits };
             if plan {
                 return shown(&upgrade::plan(&volume, wish)?);
             }
@@ -99,11 +103,11 @@ fn suspend(volume: &Arc<Volume>, lease: Duration, progress: &Progress) -> Result
         return Err(Error::State(format!("volume {0} is suspended already: `everdisk resume {0}`", volume.name)));
     }
     progress.step("flush");
-    flush(volume)?;
+    flush(volume, Patience::OPERATOR, progress)?;
     progress.step("suspend");
     volume.interface().suspend(lease)?;
     // What came between the flush and the suspension. It must end well before the lease does.
-    if let Err(e) = flush_within(volume, lease / 2) {
+    if let Err(e) = flush(volume, Patience::Whole(lease / 2), progress) {
         volume.interface().resume()?;
         return Err(e);
     }

@@ -13,6 +13,7 @@ use tracing::info;
 use crate::{
     attach::clear_away,
     error::{Doing, Error, Result},
+    flush::{Patience, Synchronous, flush},
     peers::{DETACH_DEADLINE, NotDetached},
     process::ProcessId,
     progress::Progress,
@@ -21,10 +22,8 @@ use crate::{
     volume::{Operation, Volume, lock},
 };
 
-/// The flush before a detach.
-const FLUSH_WITHIN: Duration = Duration::from_secs(30);
-/// The same when it does not matter how it ends.
-const FORCED_FLUSH_WITHIN: Duration = Duration::from_secs(3);
+/// The flush before a detach when it does not matter how it ends.
+const FORCED_FLUSH: Patience = Patience::Whole(Duration::from_secs(3));
 /// The core that served flushes once more after the unmount, which may have written mapped pages back, and ends.
 const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
 /// An unmount under way is looked at this often.
@@ -53,16 +52,17 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
         return give_up(volume);
     }
     progress.step("flush");
-    match flush_within(volume, if force { FORCED_FLUSH_WITHIN } else { FLUSH_WITHIN }) {
-        Err(e) if !force => {
+    let through = match empty(volume, if force { FORCED_FLUSH } else { Patience::OPERATOR }, progress) {
+        Ok(through) => through,
+        Err(_) if force => Synchronous::nothing(),
+        Err(e) => {
             return Err(Error::Failed(format!(
-                "{e}; volume {0} stays attached: mend the storage node, or give up what is not flushed with \
+                "{e}; volume {0} stays attached: detach it again then, or give up what is not flushed with \
                  `everdisk detach {0} --force`",
                 volume.name
             )));
         }
-        _ => {}
-    }
+    };
     progress.step("unmount");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let serving = volume.interface().status().ok().and_then(|status| status.serving);
@@ -81,14 +81,25 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
             stay(volume)?;
             return Err(e);
         }
-        Err(NotDetached::Other(_)) => return give_up(volume),
+        Err(NotDetached::Other(_)) => {
+            through.keep();
+            return give_up(volume);
+        }
     };
+    through.keep();
     progress.step("wait for the processes");
     match finish(volume, &attachment, serving) {
         Err(e) if !force => Err(e),
         Err(e) if volume.attachment().is_some() => Err(e),
         _ => Ok(()),
     }
+}
+
+/// Sends what is buffered to the storage nodes; writes go through to them from then on, while the result lives.
+fn empty<'a>(volume: &'a Volume, limit: Patience, progress: &Progress) -> Result<Synchronous<'a>> {
+    let through = Synchronous::begin(volume)?;
+    flush(volume, limit, progress)?;
+    Ok(through)
 }
 
 fn give_up(volume: &Volume) -> Result<()> {
@@ -166,28 +177,6 @@ fn last_flush(volume: &Volume, core: ProcessId) -> Result<(), String> {
 
 fn stay(volume: &Volume) -> Result<()> {
     volume.update_attachment(|attachment| attachment.phase = Phase::Attached)
-}
-
-/// Has the serving core make everything durable.
-///
-/// # Errors
-/// No core serves, or a storage node did not take it.
-pub fn flush(volume: &Volume) -> Result<()> {
-    flush_within(volume, FLUSH_WITHIN)
-}
-
-/// As [`flush`], within `limit`.
-///
-/// # Errors
-/// As [`flush`].
-pub fn flush_within(volume: &Volume, limit: Duration) -> Result<()> {
-    let status = volume.interface().status()?;
-    let serving = status.serving.ok_or_else(|| {
-        Error::State(format!("no core serves volume {0} now: see `everdisk status {0}`", volume.name))
-    })?;
-    volume
-        .with_core(serving, |core| core.flush(limit))
-        .map_err(|e| Error::Failed(format!("volume {} could not be flushed: {e}", volume.name)))
 }
 
 #[cfg(test)]

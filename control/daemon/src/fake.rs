@@ -1,4 +1,4 @@
-//! A scripted interface for the tests of this crate.
+//! A scripted interface and scripted cores for the tests of this crate.
 
 use std::{
     os::fd::AsFd,
@@ -9,11 +9,11 @@ use std::{
 
 use everdisk_proto::{
     frame::{
-        Answer, CoreStatus, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus,
-        Request, Suspension, ToInterface,
+        Answer, BufferStatus, CoreAnswer, CoreRequest, CoreStatus, FileAttach, FromInterface, GateState,
+        HandoverFailure, HandoverReport, InterfaceStatus, Request, Suspension, ToInterface,
     },
     ids::{Generation, Slot},
-    version::CoreIdentity,
+    version::{BUFFER, CoreIdentity},
 };
 use everdisk_sys::{
     link::{Link, wait_readable},
@@ -25,6 +25,57 @@ use crate::{
     record::{Attachment, Phase},
     volume::{Volume, lock},
 };
+
+/// A write buffer with something in it.
+pub(crate) fn buffer(buffered_bytes: u64) -> BufferStatus {
+    BufferStatus { version: BUFFER, capacity: 64 << 20, buffered_bytes, damaged_ranges: 0, synchronous: false }
+}
+
+/// Listens like a core of a volume and answers from a script, until it is dropped.
+pub(crate) struct Core(Arc<Mutex<CoreScript>>);
+
+struct CoreScript {
+    asked: Vec<CoreRequest>,
+    ended: bool,
+}
+
+impl Core {
+    /// The core with this process id. Where there is no answer, the connection is closed.
+    pub(crate) fn start(
+        volume: &Volume,
+        pid: u32,
+        mut answer: impl FnMut(&CoreRequest) -> Option<CoreAnswer> + Send + 'static,
+    ) -> Self {
+        let script = Arc::new(Mutex::new(CoreScript { asked: Vec::new(), ended: false }));
+        let listener = packet::listen(&volume.paths.core_socket(pid)).unwrap();
+        let shared = Arc::clone(&script);
+        thread::spawn(move || {
+            while !lock(&shared).ended {
+                if !wait_readable(listener.as_fd(), Duration::from_millis(20)).unwrap() {
+                    continue;
+                }
+                let link: Link<CoreAnswer, CoreRequest> = Link::new(packet::accept(listener.as_fd()).unwrap());
+                while let Ok((frame, _)) = link.recv() {
+                    lock(&shared).asked.push(frame.body.clone());
+                    let Some(answer) = answer(&frame.body) else { break };
+                    let _ = link.send(frame.id, answer, &[]);
+                }
+            }
+        });
+        Self(script)
+    }
+
+    /// What it was asked.
+    pub(crate) fn asked(&self) -> Vec<CoreRequest> {
+        lock(&self.0).asked.clone()
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        lock(&self.0).ended = true;
+    }
+}
 
 /// Listens like the interface of a volume and answers from a script.
 pub(crate) struct Interface(Arc<Mutex<Script>>);
@@ -83,6 +134,7 @@ impl Interface {
             lease_ms: None,
             crashes_survived: 0,
             last_suspension: Suspension::default(),
+            buffer: None,
         };
         let script = Script {
             status,
@@ -112,6 +164,19 @@ impl Interface {
 
     pub(crate) fn set(&self, change: impl FnOnce(&mut InterfaceStatus)) {
         change(&mut lock(&self.0).status);
+    }
+
+    pub(crate) fn status(&self) -> InterfaceStatus {
+        lock(&self.0).status.clone()
+    }
+
+    /// When writes were to go through, and when no longer.
+    pub(crate) fn modes(&self) -> Vec<bool> {
+        let mode = |request: &Request| match request {
+            Request::Synchronous { on } => Some(*on),
+            _ => None,
+        };
+        self.asked().iter().filter_map(mode).collect()
     }
 
     pub(crate) fn refuse_hand_over(&self) {
@@ -163,6 +228,10 @@ impl Script {
             return Some(Answer::Status(Box::new(self.status.clone())));
         }
         self.asked.push(request.clone());
+        if let (Request::Synchronous { on }, Some(buffer)) = (request, &mut self.status.buffer) {
+            buffer.synchronous = *on;
+            return Some(Answer::Done);
+        }
         let Request::Handover { to, .. } = *request else {
             // Nobody leaves on request here: whoever is dismissed has to be ended.
             return Some(Answer::Failed { reason: "scripted".to_owned(), busy: self.in_use });
@@ -181,6 +250,13 @@ impl Script {
             return None;
         }
         let suspension = self.status.last_suspension;
-        Some(Answer::Handover(HandoverReport { failure, generation: Generation(2), suspension, probe_blocks: 0 }))
+        Some(Answer::Handover(HandoverReport {
+            failure,
+            generation: Generation(2),
+            suspension,
+            probe_blocks: 0,
+            carried_bytes: self.status.buffer.map_or(0, |buffer| buffer.buffered_bytes),
+            adopted_us: None,
+        }))
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  server ─► commands ─► catalogue            create, resize, delete
-//!                      ─► attach, detach      an operation has the volume; one at a time
+//!                      ─► attach, detach, flush   an operation has the volume; one at a time
 //!                      ─► upgrade ─► actor    the acts of the pure machine in everdisk-upgrade
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
@@ -21,6 +21,7 @@ pub mod commands;
 pub mod detach;
 pub mod durable;
 pub mod error;
+pub mod flush;
 pub mod paths;
 pub mod peers;
 pub mod process;

@@ -97,6 +97,8 @@ impl Interface<'_> {
                 generation: before.generation,
                 suspension: everdisk_proto::frame::Suspension::default(),
                 probe_blocks: 0,
+                carried_bytes: 0,
+                adopted_us: None,
             }),
             _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
         }
@@ -117,6 +119,14 @@ impl Interface<'_> {
     /// Why not.
     pub fn resume(self) -> Result<()> {
         self.command(Request::Resume, PEER_DEADLINE)
+    }
+
+    /// Has writes go through to the storage nodes before they are acknowledged, or be buffered again.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn synchronous(self, on: bool) -> Result<()> {
+        self.command(Request::Synchronous { on }, PEER_DEADLINE)
     }
 
     /// Asks a core that does not have the gate to leave.
@@ -160,13 +170,22 @@ impl Core<'_> {
         ask_core(self.0, request, limit).map_err(|source| Error::Peer { who: "core", source })
     }
 
-    /// Makes everything acknowledged durable.
+    /// Begins to make everything acknowledged durable.
     ///
     /// # Errors
-    /// Why not.
-    pub fn flush(self, limit: Duration) -> Result<()> {
-        match self.ask(CoreRequest::Flush, limit)? {
-            CoreAnswer::Flushed => Ok(()),
+    /// It cannot be reached.
+    pub fn flush(self) -> Result<Flush> {
+        let link = Link::connect(self.0).map_err(|source| Error::Peer { who: "core", source })?;
+        Ok(Flush { link, id: 0 })
+    }
+
+    /// Has a core that does not have the gate take the write buffer in; how many bytes of it it knows now.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn follow(self, limit: Duration) -> Result<u64> {
+        match self.ask(CoreRequest::Follow, limit)? {
+            CoreAnswer::Following { buffered_bytes } => Ok(buffered_bytes),
             CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
             _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
         }
@@ -192,6 +211,54 @@ impl Core<'_> {
         match self.ask(CoreRequest::Status, CORE_STATUS_DEADLINE)? {
             CoreAnswer::Status { nodes } => Ok(nodes),
             _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+        }
+    }
+}
+
+/// A flush at a core. All of it on one connection: a core answers only so many at a time, and a storage node that hangs
+/// would hold up each.
+#[derive(Debug)]
+pub struct Flush {
+    link: Link<CoreRequest, CoreAnswer>,
+    id: u64,
+}
+
+/// How far a flush is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is durable.
+    All,
+    /// So many bytes are still buffered.
+    Left(u64),
+}
+
+impl Flush {
+    /// Asks the core to do as much as `limit` allows.
+    ///
+    /// # Errors
+    /// It has gone.
+    pub fn ask(&mut self, limit: Duration) -> Result<()> {
+        self.id += 1;
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let asked = self.link.send(self.id, CoreRequest::Flush { limit_ms }, &[]);
+        asked.map_err(|source| Error::Peer { who: "core", source })
+    }
+
+    /// Its answer, when there is one within `limit`.
+    ///
+    /// # Errors
+    /// A storage node did not take it, or the core has gone.
+    pub fn answer(&mut self, limit: Duration) -> Result<Option<Flushed>> {
+        match self.link.recv_within(limit) {
+            Err(LinkError::Deadline(_)) => Ok(None),
+            Err(source) => Err(Error::Peer { who: "core", source }),
+            Ok((frame, _)) if frame.id != self.id => Ok(None),
+            Ok((frame, _)) => match frame.body {
+                CoreAnswer::Flushed => Ok(Some(Flushed::All)),
+                CoreAnswer::Flushing { buffered_bytes } => Ok(Some(Flushed::Left(buffered_bytes))),
+                CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
+                _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            },
         }
     }
 }

@@ -51,6 +51,11 @@ impl Progress {
         shared.tell();
     }
 
+    /// Says the step in other words, from the next beat of the heart on.
+    pub fn amend(&self, step: String) {
+        lock(&self.shared).step = step;
+    }
+
     /// Ends the answer.
     pub fn finish(&self, end: &answer::Line) {
         let mut shared = lock(&self.shared);
@@ -109,6 +114,8 @@ mod tests {
         let mut lines = BufReader::new(theirs).lines();
         assert!(lines.next().unwrap().unwrap().contains("soak"));
         assert!(lines.next().unwrap().unwrap().contains("soak"), "the heartbeat");
+        progress.amend("soak, 3 left".to_owned());
+        assert!(lines.next().unwrap().unwrap().contains("soak, 3 left"), "the heartbeat");
         drop(heart);
         progress.finish(&answer::Line::Ok(serde_json::Value::Null));
         assert_eq!(lines.next().unwrap().unwrap(), "{\"ok\":null}");

@@ -25,13 +25,15 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         name: volume.name.to_string(),
         state,
         size: spec.size,
-        mode: "synchronous".to_owned(),
+        mode: mode(spec.buffer == 0),
         generation: 0,
         core: None,
         standby: None,
         interface: None,
         frontends: Vec::new(),
         buffered_bytes: 0,
+        buffer_bytes: spec.buffer,
+        damaged_ranges: 0,
         in_flight: 0,
         waiting: None,
         nodes: nodes.map_or_else(|| unknown(&spec), |nodes| nodes.into_iter().map(Node::from).collect()),
@@ -52,7 +54,22 @@ pub fn status(volume: &Volume) -> VolumeStatus {
     status
 }
 
+fn mode(synchronous: bool) -> String {
+    if synchronous { "synchronous" } else { "write-back" }.to_owned()
+}
+
 fn enter(status: &mut VolumeStatus, seen: InterfaceStatus) {
+    status.mode = mode(seen.buffer.is_none_or(|buffer| buffer.synchronous));
+    status.buffer_bytes = seen.buffer.map_or(0, |buffer| buffer.capacity);
+    status.buffered_bytes = seen.buffer.map_or(0, |buffer| buffer.buffered_bytes);
+    status.damaged_ranges = seen.buffer.map_or(0, |buffer| buffer.damaged_ranges);
+    if status.damaged_ranges > 0 {
+        let damage = format!(
+            "buffered data of {} ranges was found damaged: reads there fail until they are written anew",
+            status.damaged_ranges
+        );
+        status.reason = Some(status.reason.take().map_or(damage.clone(), |reason| format!("{reason}; {damage}")));
+    }
     let program = |pid: u32| {
         let core = seen.cores.iter().find(|core| core.pid == pid)?;
         Some(Program { pid, version: core.identity.version.clone() })

@@ -7,6 +7,7 @@
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
 //!                       not armed for too long               end it, if another one serves
+//!  writes buffered      they go through, no operation runs   have them buffered again
 //! ```
 //!
 //! A dead serving core is not its business: the interface gives the gate to an armed core by itself (D3). While an
@@ -21,7 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use everdisk_proto::{frame::InterfaceStatus, limits::CORES_MAX};
+use everdisk_proto::{
+    frame::{GateState, InterfaceStatus},
+    limits::CORES_MAX,
+};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
@@ -145,6 +149,7 @@ impl<'a> Supervisor<'a> {
             if let Err(e) = self.keep_standby(attachment, &status) {
                 warn!(volume = %self.volume.name, "cannot keep a standby: {e}");
             }
+            self.buffer_again(&status);
         }
         true
     }
@@ -221,6 +226,18 @@ impl<'a> Supervisor<'a> {
             self.standby = Some(Started::new(started?, now));
         }
         Ok(())
+    }
+
+    /// Writes still go through to the storage nodes, and nobody is left who wanted it: whoever did has died.
+    fn buffer_again(&self, status: &InterfaceStatus) {
+        let through = status.buffer.is_some_and(|buffer| buffer.synchronous);
+        if !through || status.gate != GateState::Serving || self.volume.running().is_some() {
+            return;
+        }
+        match self.volume.interface().synchronous(false) {
+            Ok(()) => info!(volume = %self.volume.name, "writes are buffered again, which an operation had not done"),
+            Err(e) => warn!(volume = %self.volume.name, "writes go through to the storage nodes: {e}"),
+        }
     }
 
     fn forget_the_dead(&self, mut attachment: Attachment) -> Result<Attachment> {

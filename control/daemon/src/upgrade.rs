@@ -7,24 +7,26 @@ use std::{
 };
 
 use everdisk_api::{
-    LastUpgrade,
+    Handover, LastUpgrade,
     status::{PlannedStep, UpgradePlan},
 };
 use everdisk_proto::{
     frame::GateState,
     journal::{self, CoreBuild, Outcome},
+    limits::{FLUSH_LIMIT_DEFAULT, PAUSE_BUDGET_DEFAULT},
+    version::CoreIdentity,
 };
 use everdisk_telemetry::event;
 use everdisk_upgrade::{
     act::Act,
     run::{Plan, resume, run},
-    step::{Limit, RULES},
+    step::{Limits, RULES, Step},
     take_up::{Unfinished, next_number, unfinished},
 };
 use tracing::{info, warn};
 
 use crate::{
-    actor::Actor,
+    actor::{self, Actor},
     durable,
     error::{Doing, Error, Result},
     programs,
@@ -41,10 +43,10 @@ const VERSION_WITHIN: Duration = Duration::from_secs(5);
 pub struct Wish<'a> {
     /// The new program.
     pub core: &'a Path,
-    /// Drain and probe together.
-    pub pause_budget: Duration,
-    /// How long the old core stays parked.
-    pub soak: Duration,
+    /// What becomes of buffered data.
+    pub handover: Handover,
+    /// How long it may take.
+    pub limits: Limits,
 }
 
 /// Upgrades a volume's core.
@@ -95,7 +97,7 @@ fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progres
     let records = read_journal(volume)?;
     let number = next_number(&records);
     let report = LastUpgrade::new(volume.name.to_string(), number, from.identity.version.clone());
-    let plan = Plan { from, from_pid, pause_budget: wish.pause_budget, soak: wish.soak };
+    let plan = Plan { from, from_pid, handover: wish.handover, limits: wish.limits };
     let mut actor = Actor::new(volume, number, wish.core, progress);
     let report = run(&mut actor, &plan, report);
     remember(volume, &report)?;
@@ -138,32 +140,57 @@ pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let (from, pid) = ready(volume)?;
     let number = next_number(&read_journal(volume)?);
     let identity = programs::identify(wish.core, wish.core, VERSION_WITHIN)?;
+    let (policy, buffer) = check_buffer(volume, &from, &identity, wish.handover)?;
     let checks = vec![
         format!("volume {} serves (process {pid}, version {})", volume.name, from.identity.version),
         format!("{} is {identity}", wish.core.display()),
         format!("its ABI range {} holds the interface's ABI {}", identity.abi, everdisk_proto::version::ABI),
+        buffer,
+        policy,
         format!("the journal is sound; this would be upgrade {number}"),
     ];
-    let steps = RULES.iter().map(|rule| {
-        let limit = match rule.limit {
-            Limit::Fixed(limit) => limit,
-            Limit::PauseBudget => wish.pause_budget,
-            Limit::Soak => wish.soak,
-        };
-        PlannedStep {
-            step: rule.step.name().to_owned(),
-            deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            reversible: rule.reversible(),
-            undo: rule.undo.text().to_owned(),
-        }
+    let left_out = (wish.handover == Handover::Carry).then_some(Step::Flush);
+    let steps = RULES.iter().filter(|rule| Some(rule.step) != left_out).map(|rule| PlannedStep {
+        step: rule.step.name().to_owned(),
+        deadline_ms: u64::try_from(rule.limit.of(&wish.limits).as_millis()).unwrap_or(u64::MAX),
+        reversible: rule.reversible(),
+        undo: rule.undo.text().to_owned(),
     });
     Ok(UpgradePlan {
         volume: volume.name.to_string(),
         from: from.identity.version,
         to: identity.version,
-        handover: "flush".to_owned(),
+        handover: wish.handover,
         checks,
         steps: steps.collect(),
+    })
+}
+
+/// What the policy would do, and the lines of the plan that say it.
+///
+/// # Errors
+/// The new core would have to take the write buffer over and cannot.
+fn check_buffer(volume: &Volume, from: &CoreBuild, to: &CoreIdentity, handover: Handover) -> Result<(String, String)> {
+    let Some(buffer) = actor::buffer(&volume.interface().status()?, &from.identity) else {
+        let policy = match handover {
+            Handover::Flush => "hand-over by flush: what was acknowledged is made durable first",
+            Handover::Carry => "hand-over by carry: without a flush",
+        };
+        return Ok((policy.to_owned(), "the volume has no write buffer".to_owned()));
+    };
+    let found = match buffer.obstacle(to) {
+        None => format!("the write buffer has version {}, and both cores adopt it", buffer.version),
+        Some(why) if handover == Handover::Carry => {
+            return Err(Error::Failed(format!("{why}, so it cannot be carried over: use --handover flush")));
+        }
+        Some(why) => format!("{why}: it has to be empty, and a flush that fails stops the upgrade"),
+    };
+    let bytes = buffer.bytes;
+    Ok(match handover {
+        Handover::Flush => {
+            (format!("hand-over by flush: {bytes} buffered bytes are sent to the storage nodes first"), found)
+        }
+        Handover::Carry => (format!("hand-over by carry: {bytes} buffered bytes go over as they are"), found),
     })
 }
 
@@ -191,15 +218,28 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
     })?;
     let wish = Wish {
         core: &previous.program,
-        pause_budget: everdisk_proto::limits::PAUSE_BUDGET_DEFAULT,
-        // The core that is gone back to is known; there is no better one to go back to from it.
-        soak: Duration::ZERO,
+        handover: way_back(volume, &previous.identity)?,
+        limits: Limits {
+            pause_budget: PAUSE_BUDGET_DEFAULT,
+            // The core that is gone back to is known; there is no better one to go back to from it.
+            soak: Duration::ZERO,
+            flush: FLUSH_LIMIT_DEFAULT,
+        },
     };
     let report = perform(volume, &operation, wish, progress)?;
     match report.outcome {
         Some(Outcome::Committed) => Ok(report),
         _ => Err(failed(report)),
     }
+}
+
+/// The quickest way on which nothing is lost: what is buffered stays where it is, unless the core that is gone back to does
+/// not know the write buffer.
+fn way_back(volume: &Volume, to: &CoreIdentity) -> Result<Handover> {
+    let (from, _) = ready(volume)?;
+    let buffer = actor::buffer(&volume.interface().status()?, &from.identity);
+    let known = buffer.is_none_or(|buffer| buffer.obstacle(to).is_none());
+    Ok(if known { Handover::Carry } else { Handover::Flush })
 }
 
 /// Takes up an upgrade that an earlier control module left, in a thread of its own.
@@ -259,7 +299,7 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{status::status, volume::tests::volume};
+    use crate::{fake, status::status, volume::tests::volume};
 
     #[test]
     fn a_damaged_journal_costs_no_program_and_is_said() {
@@ -275,5 +315,53 @@ mod tests {
         take_up(&volume);
         assert!(!program.exists());
         assert_eq!(status(&volume).reason, None);
+    }
+
+    fn identity(buffer: &str) -> CoreIdentity {
+        CoreIdentity::parse(&format!("everdisk-core 1.0 (abi 2..2, buffer {buffer})")).unwrap()
+    }
+
+    #[test]
+    fn a_plan_says_the_policy_and_whether_the_new_core_adopts_the_write_buffer() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let interface = fake::Interface::start(&volume);
+        interface.set(|status| status.serving = Some(7));
+        let from = CoreBuild { program: "/old".into(), identity: identity("0..1") };
+        volume.update(|record| record.current = Some(from)).unwrap();
+        let planned = |buffer: &str, handover| {
+            let core = dir.path().join(buffer);
+            std::fs::write(&core, format!("#!/bin/sh\necho '{}'\n", identity(buffer))).unwrap();
+            std::fs::set_permissions(&core, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let limits = Limits { flush: Duration::from_secs(7), ..Limits::default() };
+            plan(&volume, Wish { core: &core, handover, limits })
+        };
+        let has = |plan: &UpgradePlan, word: &str| plan.checks.iter().any(|check| check.contains(word));
+        let without = planned("0..0", Handover::Carry).unwrap();
+        assert!(has(&without, "no write buffer") && without.handover == Handover::Carry);
+        interface.set(|status| status.buffer = Some(fake::buffer(4096)));
+        let flush = planned("0..1", Handover::Flush).unwrap();
+        assert!(has(&flush, "version 1, and both cores adopt it") && has(&flush, "4096 buffered bytes are sent"));
+        let step = flush.steps.iter().find(|step| step.step == "flush").unwrap();
+        assert_eq!((step.deadline_ms, step.undo.as_str()), (7000, "writes are buffered again"));
+        let carry = planned("0..1", Handover::Carry).unwrap();
+        assert!(has(&carry, "4096 buffered bytes go over") && carry.steps.iter().all(|step| step.step != "flush"));
+        assert!(has(&planned("0..0", Handover::Flush).unwrap(), "adopts 0..0: it has to be empty"));
+        let refused = planned("0..0", Handover::Carry).unwrap_err().to_string();
+        assert!(refused.contains("use --handover flush"), "{refused}");
+    }
+
+    #[test]
+    fn the_way_back_is_by_carry_where_the_core_before_adopts_the_write_buffer() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let interface = fake::Interface::start(&volume);
+        interface.set(|status| status.serving = Some(7));
+        let from = CoreBuild { program: "/new".into(), identity: identity("0..1") };
+        volume.update(|record| record.current = Some(from)).unwrap();
+        assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Carry);
+        interface.set(|status| status.buffer = Some(fake::buffer(4096)));
+        assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Flush);
+        assert_eq!(way_back(&volume, &identity("1..1")).unwrap(), Handover::Carry);
     }
 }

@@ -8,7 +8,7 @@ use everdisk_proto::{
     journal::{CoreBuild, Event},
 };
 
-use crate::{health::Observation, report::Report, step::Step};
+use crate::{health::Observation, policy::Buffer, report::Report, step::Step};
 
 /// Why an act failed: what is wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +55,11 @@ pub trait Act {
     /// # Errors
     /// It is no core, or none that can serve here.
     fn verify(&mut self, limit: Duration) -> Result<CoreBuild, Fault>;
+    /// The volume's write buffer; none when it has none.
+    ///
+    /// # Errors
+    /// Nobody tells.
+    fn buffer(&mut self) -> Result<Option<Buffer>, Fault>;
     /// Starts the new core and waits until it is armed. The first half of [`Step::Standby`].
     ///
     /// # Errors
@@ -65,11 +70,22 @@ pub trait Act {
     /// # Errors
     /// It does not answer, or cannot read.
     fn read_stores(&mut self, pid: u32, limit: Duration) -> Result<u32, Fault>;
-    /// [`Step::Flush`].
+    /// What is wrong with the storage nodes in the eyes of the core that serves. None: it reads well, or nobody tells.
+    fn ailing(&mut self) -> Option<String>;
+    /// Has writes go through to the storage nodes before they are acknowledged (M3). The first half of [`Step::Flush`].
     ///
     /// # Errors
-    /// A storage node did not take it.
+    /// The interface did not do it, or nobody knows whether it did.
+    fn synchronous(&mut self) -> Result<(), Fault>;
+    /// Has the core that serves make everything acknowledged durable on the storage nodes (M8), while I/O goes on. The
+    /// second half of [`Step::Flush`].
+    ///
+    /// # Errors
+    /// A storage node did not take it, or not in time.
     fn flush(&mut self, limit: Duration) -> Result<(), Fault>;
+    /// Has the new core take in what is buffered, so that there is little left to do for it when it is given the gate.
+    /// One that does not is no obstacle.
+    fn follow(&mut self, pid: u32);
     /// [`Step::Suspend`] to [`Step::Resume`]. If the new core has the gate already (its predecessor died), that is
     /// success.
     ///
@@ -96,6 +112,8 @@ pub trait Act {
     /// # Errors
     /// No old core can take the gate, and the new one serves.
     fn hand_back(&mut self) -> Result<GivenBack, Fault>;
+    /// Undo of the flush: writes are buffered again, where the volume has a write buffer.
+    fn write_back(&mut self);
     /// Undo of the standby: the new core has gone when this returns.
     fn dismiss(&mut self);
     /// Undo of staging.

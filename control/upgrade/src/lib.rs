@@ -3,6 +3,7 @@
 //! ```text
 //!  step.rs      the steps as data: deadline, reversible or not, what undoes it
 //!  state.rs     the state × event table
+//!  policy.rs    what becomes of buffered data
 //!  run.rs       one function that runs a step, one that unwinds
 //!  health.rs    the verdict of the soak
 //!  take_up.rs   what to do with an upgrade that the journal left without an end
@@ -10,11 +11,12 @@
 //! ```
 //!
 //! Post-condition of every upgrade, whatever failed: **the gate is open on a core that serves**, one core program is
-//! recorded as current, and nothing of the other is left over.
+//! recorded as current, nothing of the other is left over, and writes are buffered as before.
 #![forbid(unsafe_code)]
 
 pub mod act;
 pub mod health;
+pub mod policy;
 pub mod report;
 pub mod run;
 pub mod state;

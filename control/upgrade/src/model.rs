@@ -14,9 +14,10 @@ use proptest::prelude::*;
 use crate::{
     act::{Act, Fault, GivenBack},
     health::Observation,
+    policy::{Buffer, Handover},
     report::Report,
     run::{Plan, resume, run},
-    step::Step,
+    step::{Limits, Step},
     take_up::unfinished,
 };
 
@@ -26,10 +27,12 @@ enum Version {
     New,
 }
 
-fn build(version: Version) -> CoreBuild {
-    let name = if version == Version::Old { "1.0.0" } else { "2.0.0" };
-    let line = format!("everdisk-core {name} (abi 1..1, buffer 0..0)");
-    CoreBuild { program: name.into(), identity: CoreIdentity::parse(&line).unwrap() }
+fn identity(name: &str, buffer: &str) -> CoreIdentity {
+    CoreIdentity::parse(&format!("everdisk-core {name} (abi 1..1, buffer {buffer})")).unwrap()
+}
+
+fn old_build() -> CoreBuild {
+    CoreBuild { program: "1.0.0".into(), identity: identity("1.0.0", "0..1") }
 }
 
 /// What lasts when the control module ends.
@@ -46,6 +49,16 @@ struct World {
     undrained: u32,
     /// No old core can take the gate back.
     no_way_back: bool,
+    /// The volume has a write buffer, of version 1.
+    buffer: bool,
+    /// The new core knows it.
+    adopts: bool,
+    /// There is something in it.
+    dirty: bool,
+    /// Writes go through to the storage nodes.
+    synchronous: bool,
+    /// The old core cannot read them either.
+    ailing: bool,
 }
 
 impl World {
@@ -61,6 +74,21 @@ impl World {
             kept: None,
             undrained: 0,
             no_way_back: false,
+            buffer: true,
+            adopts: true,
+            dirty: true,
+            synchronous: false,
+            ailing: false,
+        }
+    }
+
+    fn build(&self, version: Version) -> CoreBuild {
+        match (version, self.adopts) {
+            (Version::Old, _) => old_build(),
+            (Version::New, adopts) => {
+                let buffer = if adopts { "0..1" } else { "0..0" };
+                CoreBuild { program: "2.0.0".into(), identity: identity("2.0.0", buffer) }
+            }
         }
     }
 
@@ -75,8 +103,9 @@ impl World {
     fn die(&mut self, pid: u32) {
         self.cores.remove(&pid);
         if self.serving == pid {
-            self.serving = match self.cores.keys().next() {
-                Some(next) => *next,
+            let fits = |version: Version| version == Version::Old || self.adopts || !self.dirty;
+            self.serving = match self.cores.iter().find(|(_, version)| fits(**version)) {
+                Some((next, _)) => *next,
                 None => self.start(self.current),
             };
         }
@@ -90,6 +119,7 @@ impl World {
         assert_eq!(self.current, expected, "{self:?}");
         assert_eq!(self.staged, new, "{self:?}");
         assert!(self.cores.values().all(|v| *v == expected), "left over: {self:?}");
+        assert!(!self.synchronous, "writes are not buffered again: {self:?}");
     }
 }
 
@@ -168,7 +198,13 @@ impl Act for Actor<'_> {
         })
     }
     fn verify(&mut self, _: Duration) -> Result<CoreBuild, Fault> {
-        self.act(|_| Ok(build(Version::New)))
+        self.act(|a| Ok(a.world.build(Version::New)))
+    }
+    fn buffer(&mut self) -> Result<Option<Buffer>, Fault> {
+        self.act(|a| {
+            let buffer = Buffer { version: 1, bytes: 4096, holder: old_build().identity };
+            Ok(a.world.buffer.then_some(buffer))
+        })
     }
     fn start(&mut self, _: Duration) -> Result<u32, Fault> {
         self.act(|a| {
@@ -180,23 +216,45 @@ impl Act for Actor<'_> {
     fn read_stores(&mut self, _: u32, _: Duration) -> Result<u32, Fault> {
         self.act(|_| Ok(64))
     }
-    fn flush(&mut self, _: Duration) -> Result<(), Fault> {
-        self.act(|_| Ok(()))
+    fn ailing(&mut self) -> Option<String> {
+        self.world.ailing.then(|| "node a is stalled".to_owned())
     }
+    fn synchronous(&mut self) -> Result<(), Fault> {
+        self.act(|a| {
+            assert!(a.world.buffer, "a volume without a write buffer is always synchronous");
+            a.world.synchronous = true;
+            Ok(())
+        })
+    }
+    fn flush(&mut self, _: Duration) -> Result<(), Fault> {
+        self.act(|a| {
+            assert!(a.world.synchronous || !a.world.buffer, "M3");
+            a.world.dirty = false;
+            Ok(())
+        })
+    }
+    fn follow(&mut self, _: u32) {}
     fn hand_over(&mut self, to: u32, _: Duration) -> Result<HandoverReport, Fault> {
         self.act(|a| {
+            // Whoever could not take the buffer over is never given the gate while there is something in it.
+            assert!(a.world.adopts || !a.world.dirty, "{:?}", a.world);
+            assert!(!a.world.dirty || !a.world.synchronous, "writes wait while they are carried over: {:?}", a.world);
             let undrained = a.world.undrained > 0;
             a.world.undrained = a.world.undrained.saturating_sub(1);
             let failure = (undrained || !a.world.cores.contains_key(&to))
                 .then(|| HandoverFailure { switched: false, reason: "no such core, or not drained".to_owned() });
-            if failure.is_none() {
+            // One that has the gate already is not given it again.
+            if failure.is_none() && a.world.serving != to {
                 a.world.serving = to;
+                a.world.synchronous = false;
             }
             Ok(HandoverReport {
                 failure,
                 generation: Generation(2),
                 suspension: Suspension::default(),
                 probe_blocks: 1,
+                carried_bytes: if a.world.dirty { 4096 } else { 0 },
+                adopted_us: Some(1),
             })
         })
     }
@@ -231,6 +289,14 @@ impl Act for Actor<'_> {
         }
         Ok(GivenBack { had_switched })
     }
+    fn write_back(&mut self) {
+        if !self.ended {
+            self.world.synchronous = false;
+            // A core that does not know the write buffer puts nothing into it.
+            let knows = self.world.adopts || self.world.cores.get(&self.world.serving) == Some(&Version::Old);
+            self.world.dirty = self.world.buffer && knows;
+        }
+    }
     fn dismiss(&mut self) {
         if !self.ended {
             self.world.cores.retain(|_, v| *v == Version::Old);
@@ -243,20 +309,24 @@ impl Act for Actor<'_> {
     }
 }
 
-fn plan() -> Plan {
-    Plan {
-        from: build(Version::Old),
-        from_pid: 10,
+fn plan(handover: Handover) -> Plan {
+    let limits = Limits {
         pause_budget: Duration::from_millis(100),
         soak: Duration::from_secs(1),
-    }
+        flush: Duration::from_secs(30),
+    };
+    Plan { from: old_build(), from_pid: 10, handover, limits }
+}
+
+fn upgrade_by(handover: Handover, world: &mut World, misfortunes: Vec<Misfortune>) -> (Report, bool) {
+    let mut actor = Actor::new(world, misfortunes);
+    let report = run(&mut actor, &plan(handover), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    let ended = actor.ended;
+    (report, ended)
 }
 
 fn upgrade(world: &mut World, misfortunes: Vec<Misfortune>) -> (Report, bool) {
-    let mut actor = Actor::new(world, misfortunes);
-    let report = run(&mut actor, &plan(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
-    let ended = actor.ended;
-    (report, ended)
+    upgrade_by(Handover::Flush, world, misfortunes)
 }
 
 #[test]
@@ -270,12 +340,95 @@ fn an_upgrade_that_meets_no_misfortune_is_committed_and_journalled_in_order() {
         world.journal.iter().map(|r| format!("{:?}", r.event).split([' ', '{']).next().unwrap().to_owned()).collect();
     assert_eq!(names, ["Begin", "Staged", "Standby", "Handover", "Switched", "End"]);
     assert_eq!(report.verified_blocks, 64);
+    assert_eq!((report.handover, report.buffered_bytes, report.carried_bytes), (Handover::Flush, 4096, 0));
+    assert!(report.flush_ms.is_some() && report.notes.is_empty());
+}
+
+/// Number of the act that flushes.
+const FLUSH: usize = 10;
+
+#[test]
+fn a_flush_that_fails_becomes_a_carry_where_the_new_core_knows_the_buffer_and_else_stops_the_upgrade() {
+    for misfortune in [Misfortune::Fails(FLUSH - 1), Misfortune::FailsDone(FLUSH - 1), Misfortune::Fails(FLUSH)] {
+        let mut world = World::new();
+        let (report, _) = upgrade(&mut world, vec![misfortune]);
+        world.check(Outcome::Committed);
+        assert_eq!((report.outcome, report.reason, report.failed_step), (Some(Outcome::Committed), None, None));
+        assert_eq!((report.handover, report.handover_asked), (Handover::Carry, Handover::Flush));
+        assert_eq!(report.carried_bytes, 4096);
+        assert!(report.notes[0].contains("is carried over"), "{:?}", report.notes);
+
+        let mut world = World { adopts: false, ..World::new() };
+        let (report, _) = upgrade(&mut world, vec![misfortune]);
+        world.check(Outcome::Aborted);
+        assert_eq!((report.outcome, report.failed_step), (Some(Outcome::Aborted), Some(Step::Flush)));
+        assert_eq!((report.handover, report.attempts), (Handover::Flush, 0));
+        assert!(report.reason.unwrap().contains("cannot be carried over"));
+
+        let mut world = World { buffer: false, dirty: false, ..World::new() };
+        let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(FLUSH - 1)]);
+        world.check(Outcome::Committed);
+        assert_eq!((report.handover, report.notes.len()), (Handover::Carry, 1));
+    }
+}
+
+#[test]
+fn by_carry_nothing_is_flushed_and_a_core_that_does_not_know_the_buffer_is_refused_before_it_is_started() {
+    let mut world = World::new();
+    let (report, _) = upgrade_by(Handover::Carry, &mut world, Vec::new());
+    world.check(Outcome::Committed);
+    assert_eq!((report.handover, report.flush_ms, report.carried_bytes), (Handover::Carry, None, 4096));
+    assert!(report.steps.iter().all(|s| s.step != Step::Flush));
+
+    let mut world = World { adopts: false, ..World::new() };
+    let (report, _) = upgrade_by(Handover::Carry, &mut world, Vec::new());
+    world.check(Outcome::Aborted);
+    assert_eq!((report.failed_step, world.next_pid), (Some(Step::Verify), 12));
+    let reason = report.reason.unwrap();
+    assert!(reason.contains("version 1 and everdisk-core 2.0.0 adopts 0..0"), "{reason}");
+    assert!(reason.contains("use --handover flush"), "{reason}");
+
+    // Without a write buffer there is nothing that a core would have to know.
+    let mut world = World { adopts: false, buffer: false, dirty: false, ..World::new() };
+    let (report, _) = upgrade_by(Handover::Carry, &mut world, Vec::new());
+    world.check(Outcome::Committed);
+    assert_eq!((report.flush_ms, report.buffered_bytes), (None, 0));
+}
+
+#[test]
+fn a_core_that_does_not_know_the_buffer_is_given_the_gate_when_it_is_empty() {
+    let mut world = World { adopts: false, ..World::new() };
+    let (report, _) = upgrade(&mut world, Vec::new());
+    world.check(Outcome::Committed);
+    assert_eq!((report.handover, report.carried_bytes), (Handover::Flush, 0));
+}
+
+#[test]
+fn a_new_core_that_reads_no_worse_than_the_old_one_goes_on() {
+    const READ_STORES: usize = 8;
+    for (ailing, outcome) in [(true, Outcome::Committed), (false, Outcome::Aborted)] {
+        let mut world = World { ailing, ..World::new() };
+        let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(READ_STORES)]);
+        world.check(outcome);
+        assert_eq!((report.verified_blocks, report.notes.len()), (0, usize::from(ailing)));
+        assert_eq!(report.failed_step, (!ailing).then_some(Step::Standby));
+    }
+}
+
+/// The old core dies while writes go through, and the new one is given the gate by its death, not by a hand-over.
+#[test]
+fn writes_are_buffered_again_also_when_the_new_core_has_the_gate_by_the_death_of_the_old_ones() {
+    let mut world = World::new();
+    world.cores.remove(&11);
+    let (report, _) = upgrade(&mut world, vec![Misfortune::ServingDies(FLUSH)]);
+    assert_eq!(report.outcome, Some(Outcome::Committed));
+    world.check(Outcome::Committed);
 }
 
 #[test]
 fn a_rollback_asked_for_in_the_soak_is_one() {
     let mut world = World::new();
-    let (report, _) = upgrade(&mut world, vec![Misfortune::Rollback(14)]);
+    let (report, _) = upgrade(&mut world, vec![Misfortune::Rollback(16)]);
     assert_eq!(report.outcome, Some(Outcome::RolledBack));
     assert_eq!(report.failed_step, Some(Step::Soak));
     world.check(Outcome::RolledBack);
@@ -283,7 +436,7 @@ fn a_rollback_asked_for_in_the_soak_is_one() {
 
 #[test]
 fn a_rollback_asked_for_before_the_hand_over_stops_the_upgrade_there() {
-    for act in 1..=9 {
+    for act in 1..=11 {
         let mut world = World::new();
         let (report, _) = upgrade(&mut world, vec![Misfortune::Rollback(act)]);
         assert_eq!((report.outcome, report.attempts), (Some(Outcome::Aborted), 0));
@@ -308,7 +461,7 @@ fn a_core_that_does_not_drain_is_tried_again_and_not_for_ever() {
 fn commit_act() -> usize {
     let mut world = World::new();
     let mut actor = Actor::new(&mut world, Vec::new());
-    run(&mut actor, &plan(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    run(&mut actor, &plan(Handover::Flush), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
     actor.acts - 1
 }
 
@@ -329,7 +482,7 @@ fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
     assert!(report.reason.unwrap().contains("no old core"));
     let left = unfinished(&world.journal).unwrap();
     let mut actor = Actor::new(&mut world, Vec::new());
-    let report = resume(&mut actor, &left, &build(Version::Old), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
     assert_eq!(report.outcome, Some(Outcome::Committed));
     world.check(Outcome::Committed);
 }
@@ -338,12 +491,12 @@ fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
 #[test]
 fn a_core_that_nobody_knows_and_nobody_can_replace_ends_the_upgrade_all_the_same() {
     let mut world = World::new();
-    upgrade(&mut world, vec![Misfortune::ControlEnds(6)]);
+    upgrade(&mut world, vec![Misfortune::ControlEnds(7)]);
     world.cores.retain(|_, version| *version == Version::New);
     (world.serving, world.no_way_back) = (12, true);
     let left = unfinished(&world.journal).unwrap();
     let mut actor = Actor::new(&mut world, Vec::new());
-    let report = resume(&mut actor, &left, &build(Version::Old), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
     assert_eq!(report.outcome, Some(Outcome::Aborted));
     assert!(report.reason.unwrap().contains("the new core goes on"));
     assert_eq!(unfinished(&world.journal), None);
@@ -353,17 +506,23 @@ fn a_core_that_nobody_knows_and_nobody_can_replace_ends_the_upgrade_all_the_same
 #[test]
 fn each_failing_act_names_its_step() {
     let mut lines = String::new();
-    for n in 1..=12 {
-        let mut world = World::new();
-        let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(n)]);
-        let step = report.failed_step.map_or("-", Step::name);
-        lines += &format!("act {n:<3} {step:<8} {:?}\n", report.outcome.unwrap());
+    for n in 1..=14 {
+        let mut line = format!("act {n:<3}");
+        for (handover, adopts) in [(Handover::Flush, true), (Handover::Flush, false), (Handover::Carry, true)] {
+            let mut world = World { adopts, ..World::new() };
+            let (report, _) = upgrade_by(handover, &mut world, vec![Misfortune::Fails(n)]);
+            let (step, outcome) = (report.failed_step.map_or("-", Step::name), report.outcome.unwrap());
+            world.check(outcome);
+            line += &format!(" {} {step:<8} {:<11}", report.handover, format!("{outcome:?}"));
+        }
+        lines += line.trim_end();
+        lines += "\n";
     }
     insta::assert_snapshot!(lines);
 }
 
 fn misfortune() -> impl Strategy<Value = Misfortune> {
-    (1usize..26, 0..5u8).prop_map(|(n, kind)| match kind {
+    (1usize..30, 0..5u8).prop_map(|(n, kind)| match kind {
         0 => Misfortune::Fails(n),
         1 => Misfortune::FailsDone(n),
         2 => Misfortune::ServingDies(n),
@@ -375,19 +534,21 @@ fn misfortune() -> impl Strategy<Value = Misfortune> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4000, ..ProptestConfig::default() })]
 
-    /// The post-condition: exactly one version is left, it serves, it is the recorded one; after a crash of the
+    /// The post-condition: exactly one version is left, it serves, it is the recorded one, writes are buffered; after a crash of the
     /// control module this holds once it has taken the upgrade up, however often it crashes in doing so.
     #[test]
     fn whatever_goes_wrong_one_core_serves_and_nothing_is_left_over(
         first in proptest::collection::vec(misfortune(), 0..4),
         second in proptest::collection::vec(misfortune(), 0..3),
+        (carry, buffer, adopts, ailing) in any::<(bool, bool, bool, bool)>(),
     ) {
-        let mut world = World::new();
-        let (mut report, mut ended) = upgrade(&mut world, first);
+        let handover = if carry { Handover::Carry } else { Handover::Flush };
+        let mut world = World { buffer, dirty: buffer, adopts, ailing, ..World::new() };
+        let (mut report, mut ended) = upgrade_by(handover, &mut world, first);
         for misfortunes in [second, Vec::new()] {
             let Some(left) = unfinished(&world.journal) else { break };
             let kept = world.kept.clone().unwrap_or_else(|| Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
-            let current = build(world.current);
+            let current = world.build(world.current);
             let mut actor = Actor::new(&mut world, misfortunes);
             report = resume(&mut actor, &left, &current, kept);
             ended = actor.ended;

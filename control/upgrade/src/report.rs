@@ -3,7 +3,7 @@
 use everdisk_proto::{frame::HandoverReport, journal::Outcome};
 use serde::{Deserialize, Serialize};
 
-use crate::step::Step;
+use crate::{policy::Handover, step::Step};
 
 /// One upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +18,12 @@ pub struct Report {
     pub from: String,
     /// Version of the new core, once it is known.
     pub to: Option<String>,
-    /// Hand-over policy.
-    pub handover: String,
+    /// The hand-over policy that was carried out, or would have been next.
+    #[serde(default)]
+    pub handover: Handover,
+    /// The one that was asked for.
+    #[serde(default)]
+    pub handover_asked: Handover,
     /// Gate closed → first held request executed (or the gate open, when none was held), µs.
     pub suspended_us: Option<u64>,
     /// Gate closed → the last request of the old core answered, µs.
@@ -28,8 +32,18 @@ pub struct Report {
     pub opened_us: Option<u64>,
     /// CLOCK_MONOTONIC at which the gate was closed, ns.
     pub closed_monotonic_ns: Option<u64>,
-    /// How long the flush before the suspension took, ms.
+    /// Bytes that were buffered when the upgrade began.
+    #[serde(default)]
+    pub buffered_bytes: u64,
+    /// How long the flush before the suspension took, ms, also when it did not succeed; none when there was none.
+    #[serde(default)]
     pub flush_ms: Option<u64>,
+    /// Bytes that were in the write buffer when the new core took it over.
+    #[serde(default)]
+    pub carried_bytes: u64,
+    /// Gate closed → the new core has taken the write buffer over, µs.
+    #[serde(default)]
+    pub adopted_us: Option<u64>,
     /// Requests that were held.
     pub requests_held: u64,
     /// Blocks the new core read before it was given the gate.
@@ -43,6 +57,9 @@ pub struct Report {
     pub generation: Option<u64>,
     /// The steps that were begun, in order, with the time each took.
     pub steps: Vec<StepTime>,
+    /// What did not go as one would wish, and yet stopped nothing.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The step that failed.
     pub failed_step: Option<Step>,
     /// Why it was not committed, or what was left undone although it was.
@@ -76,18 +93,23 @@ impl Report {
             outcome: None,
             from,
             to: None,
-            handover: "flush".to_owned(),
+            handover: Handover::Flush,
+            handover_asked: Handover::Flush,
+            buffered_bytes: 0,
             suspended_us: None,
             drained_us: None,
             opened_us: None,
             closed_monotonic_ns: None,
             flush_ms: None,
+            carried_bytes: 0,
+            adopted_us: None,
             requests_held: 0,
             verified_blocks: 0,
             probe_blocks: 0,
             attempts: 0,
             generation: None,
             steps: Vec::new(),
+            notes: Vec::new(),
             failed_step: None,
             reason: None,
         }
@@ -103,6 +125,8 @@ impl Report {
         self.closed_monotonic_ns = (times.closed_ns > 0).then_some(times.closed_ns);
         self.requests_held = times.held;
         self.probe_blocks = report.probe_blocks;
+        self.carried_bytes = report.carried_bytes;
+        self.adopted_us = report.adopted_us;
         self.generation = Some(report.generation.0);
         let drained = times.drained_us.unwrap_or(0);
         let opened = times.opened_us.unwrap_or(drained);
@@ -115,5 +139,25 @@ impl Report {
         if report.failure.is_none() {
             self.steps.push(StepTime::new(Step::Resume, first.saturating_sub(opened)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report as the build before the write buffer kept it.
+    const BEFORE: &str = r#"{"volume":"v","upgrade":1,"outcome":"committed","from":"1","to":"2","handover":"flush",
+        "suspended_us":210,"drained_us":9,"opened_us":200,"closed_monotonic_ns":7,"flush_ms":35,"requests_held":12,
+        "verified_blocks":64,"probe_blocks":2,"generation":7,"steps":[{"step":"stage","ms":1,"us":1000}],
+        "failed_step":null,"reason":null}"#;
+
+    #[test]
+    fn a_report_of_the_build_before_still_reads() {
+        let report: Report = serde_json::from_str(BEFORE).unwrap();
+        assert_eq!((report.handover, report.handover_asked), (Handover::Flush, Handover::Flush));
+        assert_eq!((report.flush_ms, report.buffered_bytes, report.adopted_us), (Some(35), 0, None));
+        let again = serde_json::to_value(&report).unwrap();
+        assert_eq!((&again["handover"], &again["carried_bytes"]), (&"flush".into(), &0.into()));
     }
 }

@@ -10,9 +10,10 @@ use everdisk_proto::{
 use crate::{
     act::{Act, Fault},
     health::{INTERVAL, Watch},
+    policy::{Buffer, Handover},
     report::{Report, StepTime},
     state::{Event, State},
-    step::{Limit, Step, Undo},
+    step::{Limits, Step, Undo},
     take_up::Unfinished,
 };
 
@@ -25,6 +26,10 @@ const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 /// the switch is on record, a control module that takes over would know less.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// The new core reads its stores within this time, or it is looked whether they are to blame: a storage node that hangs
+/// must not hold the upgrade up.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+
 /// What the operator asked for.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -32,20 +37,21 @@ pub struct Plan {
     pub from: CoreBuild,
     /// Its process id.
     pub from_pid: u32,
-    /// Drain and probe together may take this long.
-    pub pause_budget: Duration,
-    /// How long the old core stays parked.
-    pub soak: Duration,
+    /// What becomes of buffered data.
+    pub handover: Handover,
+    /// How long it may take.
+    pub limits: Limits,
 }
 
 /// Runs an upgrade to its end. Whatever happens, the gate is open on a core that serves afterwards, and the report
 /// says on which and why. `report` is [`Report::new`].
 pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
-    let mut run = Run::new(act, plan.pause_budget, plan.soak, State::Begun, report);
+    let mut run = Run::new(act, plan.limits, State::Begun, report);
+    (run.report.handover, run.report.handover_asked) = (plan.handover, plan.handover);
     let begin = Journalled::Begin {
         from: plan.from.clone(),
         from_pid: plan.from_pid,
-        soak_ms: u64::try_from(plan.soak.as_millis()).unwrap_or(u64::MAX),
+        soak_ms: u64::try_from(plan.limits.soak.as_millis()).unwrap_or(u64::MAX),
     };
     let ended = match run.act.record(begin) {
         Ok(()) => run.prepare().and_then(|new| run.hand_over(&new).and_then(|watch| run.soak(&new, watch))),
@@ -58,13 +64,15 @@ pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
 /// away where it does not. `current` is the recorded program: once that is the new one, the upgrade is past its point
 /// of no return. `report` is what was kept of it, or a new one.
 pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, report: Report) -> Report {
-    let mut run = Run::new(act, Duration::ZERO, left.soak, left.state, report);
+    let mut run = Run::new(act, Limits { soak: left.soak, ..Limits::default() }, left.state, report);
     if left.to.as_ref() == Some(current) {
         run.report.to = Some(current.identity.version.clone());
         return run.close(State::Committed);
     }
     run.undo.push(Undo::Unstage);
     run.undo.push(Undo::Dismiss);
+    // Whether it was flushing is not in the journal.
+    run.undo.push(Undo::WriteBack);
     let ended = match (&left.to, left.to_pid) {
         (Some(build), Some(pid)) => {
             let new = New { build: build.clone(), pid };
@@ -84,8 +92,7 @@ struct New {
 
 struct Run<'a, A> {
     act: &'a mut A,
-    budget: Duration,
-    soak: Duration,
+    limits: Limits,
     state: State,
     report: Report,
     /// Undos of the steps that were begun.
@@ -96,18 +103,14 @@ struct Run<'a, A> {
 }
 
 impl<'a, A: Act> Run<'a, A> {
-    fn new(act: &'a mut A, budget: Duration, soak: Duration, state: State, report: Report) -> Self {
-        Self { act, budget, soak, state, report, undo: Vec::new(), switched: state == State::Soaking, new: None }
+    fn new(act: &'a mut A, limits: Limits, state: State, report: Report) -> Self {
+        Self { act, limits, state, report, undo: Vec::new(), switched: state == State::Soaking, new: None }
     }
 
     /// Runs one step: announces it, notes its undo, gives it its limit, times it. An error names the step.
     fn step<T>(&mut self, step: Step, work: impl FnOnce(&mut A, Duration) -> Result<T, Fault>) -> Result<T, Fault> {
         let rule = step.rule();
-        let limit = match rule.limit {
-            Limit::Fixed(limit) => limit,
-            Limit::PauseBudget => self.budget,
-            Limit::Soak => self.soak,
-        };
+        let limit = rule.limit.of(&self.limits);
         self.act.begins(step);
         self.undo.push(rule.undo);
         let began = self.act.now_us();
@@ -132,30 +135,88 @@ impl<'a, A: Act> Run<'a, A> {
         self.step(Step::Stage, |act, limit| act.stage(limit))?;
         self.advance(Event::Done)?;
 
-        let build = self.step(Step::Verify, |act, limit| act.verify(limit))?;
-        self.report.to = Some(build.identity.version.clone());
+        let (build, buffer) = self.verify()?;
         self.act.record(Journalled::Staged { to: build.clone() })?;
         self.advance(Event::Done)?;
 
+        let new = self.stand_by(build)?;
+        self.advance(Event::Done)?;
+
+        let way = self.flush(&new.build, buffer.as_ref())?;
+        self.advance(way)?;
+        Ok(new)
+    }
+
+    /// The new core fits, and by `carry` it knows the write buffer.
+    fn verify(&mut self) -> Result<(CoreBuild, Option<Buffer>), Fault> {
+        let mut found = None;
+        let handover = self.report.handover;
+        let buffer = self.step(Step::Verify, |act, limit| {
+            let build = found.insert(act.verify(limit)?);
+            let buffer = act.buffer()?;
+            match buffer.as_ref().and_then(|buffer| buffer.obstacle(&build.identity)) {
+                Some(why) if handover == Handover::Carry => {
+                    Err(Fault(format!("{why}, so it cannot be carried over: use --handover flush")))
+                }
+                _ => Ok(buffer),
+            }
+        });
+        self.report.to = found.as_ref().map(|build| build.identity.version.clone());
+        let buffer = buffer?;
+        self.report.buffered_bytes = buffer.as_ref().map_or(0, |buffer| buffer.bytes);
+        Ok((found.ok_or_else(|| Fault("nothing was verified".to_owned()))?, buffer))
+    }
+
+    /// Starts the new core and has it read its stores. Where it cannot and the old core cannot either, it is no worse.
+    fn stand_by(&mut self, build: CoreBuild) -> Result<New, Fault> {
         let mut started = None;
+        let mut unread = None;
         let verified = self.step(Step::Standby, |act, limit| {
             let began = act.now_us();
             let pid = act.start(limit)?;
             started = Some(pid);
             act.record(Journalled::Standby { to_pid: pid })?;
             let took = Duration::from_micros(act.now_us().saturating_sub(began));
-            Ok((pid, act.read_stores(pid, limit.saturating_sub(took))?))
+            let read = act.read_stores(pid, limit.saturating_sub(took).min(READ_LIMIT));
+            read.or_else(|fault| match act.ailing() {
+                Some(why) => {
+                    unread = Some(format!("{fault}; it goes on all the same, for {why}"));
+                    Ok(0)
+                }
+                None => Err(fault),
+            })
         });
+        self.report.notes.extend(unread);
         // Known from its start on: should every old core die now, it is this one that serves.
-        self.new = started.map(|pid| New { build: build.clone(), pid });
-        let (pid, blocks) = verified?;
-        self.report.verified_blocks = blocks;
-        self.advance(Event::Done)?;
+        self.new = started.map(|pid| New { build, pid });
+        self.report.verified_blocks = verified?;
+        self.new.clone().ok_or_else(|| Fault("no new core was started".to_owned()))
+    }
 
-        self.step(Step::Flush, |act, limit| act.flush(limit))?;
+    /// Sends what is buffered to the storage nodes, as far as the policy wants it and they take it. What they do not take
+    /// goes over as it is where both cores know the write buffer; then writes are buffered again at once.
+    fn flush(&mut self, to: &CoreBuild, buffer: Option<&Buffer>) -> Result<Event, Fault> {
+        if self.report.handover == Handover::Carry {
+            return Ok(Event::Carried);
+        }
+        let flushed = self.step(Step::Flush, |act, limit| {
+            if buffer.is_some() {
+                act.synchronous()?;
+            }
+            act.flush(limit)
+        });
         self.report.flush_ms = self.report.steps.last().map(|s| s.ms);
-        self.advance(Event::Done)?;
-        Ok(New { build, pid })
+        let Err(fault) = flushed else { return Ok(Event::Done) };
+        if let Some(obstacle) = buffer.and_then(|buffer| buffer.obstacle(&to.identity)) {
+            return Err(Fault(format!("{fault}; and {obstacle}, so it cannot be carried over")));
+        }
+        self.act.write_back();
+        self.report.failed_step = None;
+        self.report.handover = Handover::Carry;
+        let instead =
+            if buffer.is_some() { "what is buffered is carried over" } else { "the hand-over does without it" };
+        self.report.notes.push(format!("{fault}; {instead}"));
+        Ok(Event::Carried)
     }
 
     /// Whether the operator stopped the upgrade; else how many requests the new core has ended with EIO.
@@ -173,7 +234,8 @@ impl<'a, A: Act> Run<'a, A> {
         let mut pauses = PAUSES_MS.into_iter();
         loop {
             self.report.attempts += 1;
-            let report = self.act.hand_over(new.pid, self.budget)?;
+            self.act.follow(new.pid);
+            let report = self.act.hand_over(new.pid, self.limits.pause_budget)?;
             self.report.steps.truncate(steps);
             self.report.enter(&report);
             let Some(pause) = report.failure.as_ref().filter(|failure| !failure.switched).and_then(|_| pauses.next())
@@ -207,6 +269,7 @@ impl<'a, A: Act> Run<'a, A> {
         self.advance(Event::NewServes)?;
         self.act.keep(&self.report);
         self.act.record(Journalled::Switched)?;
+        self.buffer_again();
         Ok(Watch::new(new.pid, before))
     }
 
@@ -231,7 +294,15 @@ impl<'a, A: Act> Run<'a, A> {
         self.switched = true;
         self.advance(Event::NewServes)?;
         self.act.record(Journalled::Switched)?;
+        self.buffer_again();
         Ok(watch)
+    }
+
+    /// A hand-over ends the synchronous mode by itself, but the new core may have the gate by the death of the old one.
+    fn buffer_again(&mut self) {
+        if self.undo.contains(&Undo::WriteBack) {
+            self.act.write_back();
+        }
     }
 
     fn soak(&mut self, new: &New, mut watch: Watch) -> Result<(), Fault> {
@@ -283,6 +354,7 @@ impl<'a, A: Act> Run<'a, A> {
     /// No old core can take the gate: the core that serves goes on. Where it cannot be recorded as the current one, the
     /// upgrade stays without an end and is taken up again; where it is not known, nothing can be recorded of it.
     fn go_on(&mut self, why: &Fault) {
+        self.buffer_again();
         self.add_reason(format!("and no old core could take the gate back: {why}; the new core goes on"));
         let known = self.new.is_some();
         if let Err(fault) = self.commit() {
@@ -311,6 +383,7 @@ impl<'a, A: Act> Run<'a, A> {
         self.state = self.state.after(event).unwrap_or(State::Aborted);
         while let Some(undo) = self.undo.pop() {
             match undo {
+                Undo::WriteBack => self.act.write_back(),
                 Undo::Dismiss => self.act.dismiss(),
                 Undo::Unstage => self.act.unstage(),
                 Undo::Nothing | Undo::Reopen | Undo::HandBack | Undo::Impossible => {}

@@ -1,13 +1,14 @@
 //! Where an upgrade stands, and what may happen there.
 //!
 //! ```text
-//!  Begun ─► Staged ─► Verified ─► Armed ─► Flushed ─► HandingOver ─► Soaking ─► Soaked ─► Committed
-//!    │        │          │          │         │            │            │         │  ▲
-//!    └────────┴──────────┴──────────┴─────────┤            │         Failed       │  │ no old core could
-//!                                             ▼            │            ▼         ▼  │ take the gate
-//!                                          Aborted ◄───────┤       HandingBack ──────┘
-//!                                       (never stopped)    │            │
-//!                                                          └─► RolledBack ◄
+//!                                      ┌─► Flushed ──┐
+//!  Begun ─► Staged ─► Verified ─► Armed ─┤             ├─► HandingOver ─► Soaking ─► Soaked ─► Committed
+//!    │        │          │          │    └─► Carrying ─┤        │            │         │  ▲
+//!    └────────┴──────────┴──────────┴─────────┬────────┘        │         Failed       │  │ no old core could
+//!                                             ▼                 │            ▼         ▼  │ take the gate
+//!                                          Aborted ◄────────────┤       HandingBack ──────┘
+//!                                       (never stopped)         │            │
+//!                                                               └─► RolledBack ◄
 //! ```
 //!
 //! The state is the only place where the position is kept; [`State::after`] is the only way to another one.
@@ -23,10 +24,12 @@ pub enum State {
     Staged,
     /// It is a core that fits.
     Verified,
-    /// It runs, is armed and has read its stores.
+    /// It runs, is armed and has read its stores, as far as anybody can.
     Armed,
-    /// Nothing is buffered.
+    /// Nothing is buffered, and nothing will be until the gate has changed hands.
     Flushed,
+    /// What is buffered goes over with the gate: both cores know the version of the write buffer.
+    Carrying,
     /// The command is out: only the segment knows who serves.
     HandingOver,
     /// The new core serves, the old one is parked.
@@ -48,6 +51,8 @@ pub enum State {
 pub enum Event {
     /// The step that was due is done.
     Done,
+    /// It was not to flush, or could not, and what is buffered can be carried over.
+    Carried,
     /// It failed, its deadline passed, the health window closed, or the operator wants the old core back.
     Failed,
     /// The segment says: a new core has the gate.
@@ -60,12 +65,13 @@ pub enum Event {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Begun,
         Self::Staged,
         Self::Verified,
         Self::Armed,
         Self::Flushed,
+        Self::Carrying,
         Self::HandingOver,
         Self::Soaking,
         Self::Soaked,
@@ -77,25 +83,27 @@ impl State {
 
     /// The state that follows, or `None` where the event cannot happen.
     pub const fn after(self, event: Event) -> Option<Self> {
-        use Event::{Done, Failed, NewServes, OldServes, OldServesAgain};
+        use Event::{Carried, Done, Failed, NewServes, OldServes, OldServesAgain};
         Some(match (self, event) {
             (Self::Begun, Done) => Self::Staged,
             (Self::Staged, Done) => Self::Verified,
             (Self::Verified, Done) => Self::Armed,
             (Self::Armed, Done) => Self::Flushed,
-            (Self::Flushed, Done) => Self::HandingOver,
+            (Self::Armed, Carried) => Self::Carrying,
+            (Self::Flushed | Self::Carrying, Done) => Self::HandingOver,
             (Self::Soaking, Done) => Self::Soaked,
             (Self::Soaked, Done) => Self::Committed,
 
             // Before the command nothing has stopped, and nothing needs to be given back.
-            (Self::Begun | Self::Staged | Self::Verified | Self::Armed | Self::Flushed, Failed | OldServes) => {
-                Self::Aborted
-            }
+            (
+                Self::Begun | Self::Staged | Self::Verified | Self::Armed | Self::Flushed | Self::Carrying,
+                Failed | OldServes,
+            ) => Self::Aborted,
             // The old core died and the interface chose the new one, which was armed: it has become the switch.
-            (Self::Armed | Self::Flushed | Self::HandingOver, NewServes) => Self::Soaking,
+            (Self::Armed | Self::Flushed | Self::Carrying | Self::HandingOver, NewServes) => Self::Soaking,
 
             (Self::HandingOver, OldServes) => Self::Aborted,
-            (Self::Armed | Self::Flushed | Self::HandingOver, OldServesAgain) => Self::RolledBack,
+            (Self::Armed | Self::Flushed | Self::Carrying | Self::HandingOver, OldServesAgain) => Self::RolledBack,
             // The new core served well and could not be recorded as the current one: that is no commit.
             (Self::Soaking | Self::Soaked, Failed) => Self::HandingBack,
             (Self::Soaking, NewServes) => Self::Soaking,
@@ -119,7 +127,8 @@ impl State {
 
 impl Event {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::NewServes, Self::OldServes, Self::OldServesAgain];
+    pub const ALL: [Self; 6] =
+        [Self::Done, Self::Carried, Self::Failed, Self::NewServes, Self::OldServes, Self::OldServesAgain];
 }
 
 #[cfg(test)]

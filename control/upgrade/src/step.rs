@@ -5,7 +5,7 @@
 //! stage     30 s       yes          the staged program is removed
 //! verify    5 s        yes          nothing to undo
 //! standby   20 s       yes          the new core is dismissed and its end awaited
-//! flush     30 s       yes          nothing to undo
+//! flush     limit      yes          writes are buffered again
 //! suspend   budget     yes          the interface re-opens the gate on the old core
 //! switch    budget     yes          the gate goes back to an old core; a new core that does not let go is killed
 //! probe     budget     yes          the gate goes back to an old core; a new core that does not let go is killed
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Suspend, switch, probe and resume are one command to the interface (its four round trips would take longer than the
-//! whole suspension); it reports the times of each.
+//! whole suspension); it reports the times of each. The step flush is left out where the policy is `carry`.
 
 use std::{fmt, time::Duration};
 
@@ -31,7 +31,8 @@ pub enum Step {
     Verify,
     /// It is started and arms; it reads blocks spread over the volume.
     Standby,
-    /// Everything acknowledged is made durable on the storage nodes, before the suspension (M2, M8).
+    /// Everything acknowledged is made durable on the storage nodes, before the suspension (M2, M8); writes go through to
+    /// them meanwhile (M3).
     Flush,
     /// The gate closes and drains (M9, M10).
     Suspend,
@@ -56,6 +57,31 @@ pub enum Limit {
     PauseBudget,
     /// The operator's `--soak`.
     Soak,
+    /// The operator's `--flush-limit`.
+    Flush,
+}
+
+/// The limits that the operator sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Drain and probe together.
+    pub pause_budget: Duration,
+    /// How long the old core stays parked.
+    pub soak: Duration,
+    /// How long the buffered data may take to reach the storage nodes.
+    pub flush: Duration,
+}
+
+impl Limit {
+    /// How long that is.
+    pub const fn of(self, limits: &Limits) -> Duration {
+        match self {
+            Self::Fixed(limit) => limit,
+            Self::PauseBudget => limits.pause_budget,
+            Self::Soak => limits.soak,
+            Self::Flush => limits.flush,
+        }
+    }
 }
 
 impl fmt::Display for Limit {
@@ -64,6 +90,7 @@ impl fmt::Display for Limit {
             Self::Fixed(limit) => write!(f, "{} s", limit.as_secs()),
             Self::PauseBudget => f.write_str("budget"),
             Self::Soak => f.write_str("soak"),
+            Self::Flush => f.write_str("limit"),
         }
     }
 }
@@ -77,6 +104,8 @@ pub enum Undo {
     Unstage,
     /// Dismiss the new core.
     Dismiss,
+    /// Have writes buffered again.
+    WriteBack,
     /// The interface does it by itself: a suspension ends on the last good core (D8).
     Reopen,
     /// Give the gate back to an old core.
@@ -92,6 +121,7 @@ impl Undo {
             Self::Nothing => "nothing to undo",
             Self::Unstage => "the staged program is removed",
             Self::Dismiss => "the new core is dismissed and its end awaited",
+            Self::WriteBack => "writes are buffered again",
             Self::Reopen => "the interface re-opens the gate on the old core",
             Self::HandBack => "the gate goes back to an old core; a new core that does not let go is killed",
             Self::Impossible => "-",
@@ -130,7 +160,7 @@ pub const RULES: [Rule; 10] = [
     rule(Step::Stage, secs(30), Undo::Unstage),
     rule(Step::Verify, secs(5), Undo::Nothing),
     rule(Step::Standby, secs(20), Undo::Dismiss),
-    rule(Step::Flush, secs(30), Undo::Nothing),
+    rule(Step::Flush, Limit::Flush, Undo::WriteBack),
     rule(Step::Suspend, Limit::PauseBudget, Undo::Reopen),
     rule(Step::Switch, Limit::PauseBudget, Undo::HandBack),
     rule(Step::Probe, Limit::PauseBudget, Undo::HandBack),

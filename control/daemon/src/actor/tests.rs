@@ -1,4 +1,7 @@
-use everdisk_proto::version::CoreIdentity;
+use everdisk_proto::{
+    frame::{CoreAnswer, CoreRequest, NodeStatus},
+    version::CoreIdentity,
+};
 
 use super::*;
 use crate::{child::Child, fake, volume::tests::volume};
@@ -149,4 +152,117 @@ fn what_cannot_be_recorded_or_does_not_serve_is_not_committed() {
     assert!(program.parent().unwrap().exists(), "the record may name it");
     assert_eq!(world.volume.record().current, Some(build("/old")));
     assert!(world.old.id.alive());
+}
+
+fn verified(request: &CoreRequest) -> Option<CoreAnswer> {
+    match request {
+        CoreRequest::Verify { blocks } => Some(CoreAnswer::Verified { blocks: *blocks }),
+        CoreRequest::Status => Some(CoreAnswer::Status { nodes: vec![node("in-step", None)] }),
+        CoreRequest::Follow => Some(CoreAnswer::Following { buffered_bytes: 0 }),
+        CoreRequest::Flush { .. } => Some(CoreAnswer::Flushed),
+    }
+}
+
+fn node(state: &str, error: Option<&str>) -> NodeStatus {
+    NodeStatus {
+        url: "dir:/a".to_owned(),
+        uuid: uuid::Uuid::nil(),
+        state: state.to_owned(),
+        error: error.map(str::to_owned),
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_new_core_reads_few_blocks_first_and_on_a_slow_node_only_those() {
+    let world = world();
+    let pid = world.new.id.pid;
+    let core = fake::Core::start(&world.volume, pid, verified);
+    assert_eq!(world.act(|a| a.read_stores(pid, LIMIT)), Ok(VERIFY_BLOCKS));
+    assert_eq!(core.asked(), [FEW_BLOCKS, VERIFY_BLOCKS].map(|blocks| CoreRequest::Verify { blocks }));
+    drop(core);
+    let core = fake::Core::start(&world.volume, pid, |request| {
+        if *request != (CoreRequest::Verify { blocks: FEW_BLOCKS }) {
+            thread::sleep(2 * LIMIT);
+        }
+        verified(request)
+    });
+    assert_eq!(world.act(|a| a.read_stores(pid, LIMIT)), Ok(FEW_BLOCKS));
+    drop(core);
+    let _core = fake::Core::start(&world.volume, pid, |_| Some(CoreAnswer::Failed { reason: "disk".to_owned() }));
+    let fault = world.act(|a| a.read_stores(pid, LIMIT)).unwrap_err();
+    assert!(fault.0.contains("the new core cannot read the volume: disk"), "{fault}");
+}
+
+#[test]
+fn the_storage_nodes_are_to_blame_when_the_old_core_says_so_or_cannot_read_either() {
+    let world = world();
+    let pid = world.old.id.pid;
+    for (state, error, reads, told) in [
+        ("in-step", None, true, None),
+        ("stalled", None, true, Some("storage node dir:/a is stalled")),
+        ("failed", Some("EIO"), true, Some("storage node dir:/a is failed (EIO)")),
+        ("in-step", None, false, Some("the core that serves cannot read it either: disk")),
+    ] {
+        let _core = fake::Core::start(&world.volume, pid, move |request| match request {
+            CoreRequest::Status => Some(CoreAnswer::Status { nodes: vec![node(state, error)] }),
+            _ if reads => verified(request),
+            _ => Some(CoreAnswer::Failed { reason: "disk".to_owned() }),
+        });
+        assert_eq!(world.act(|a| a.ailing()).as_deref(), told);
+    }
+    world.interface.set(|status| status.serving = None);
+    assert_eq!(world.act(|a| a.ailing()), None, "nobody tells");
+}
+
+#[test]
+fn the_buffer_is_the_serving_cores_and_writes_are_buffered_again_only_where_they_are_not() {
+    let world = world();
+    assert_eq!(world.act(|a| a.buffer()), Ok(None));
+    world.act(|a| a.write_back());
+    assert!(world.interface.modes().is_empty(), "without a write buffer there is nothing to end");
+    world.interface.set(|status| {
+        status.buffer = Some(fake::buffer(4096));
+        status.cores[0].identity.version = "the old one".to_owned();
+    });
+    let buffer = world.act(|a| a.buffer()).unwrap().unwrap();
+    assert_eq!((buffer.version, buffer.bytes, buffer.holder.version.as_str()), (1, 4096, "the old one"));
+    world.act(|a| a.synchronous()).unwrap();
+    world.act(|a| a.write_back());
+    world.act(|a| a.write_back());
+    assert_eq!(world.interface.modes(), [true, false]);
+}
+
+#[test]
+fn a_flush_tells_of_the_storage_node_and_ends_when_a_rollback_is_asked_for() {
+    let world = world();
+    world.interface.set(|status| status.buffer = Some(fake::buffer(4096)));
+    let core = fake::Core::start(&world.volume, world.old.id.pid, verified);
+    world.act(|a| a.flush(LIMIT)).unwrap();
+    drop(core);
+    let _core = fake::Core::start(&world.volume, world.old.id.pid, |_| {
+        thread::sleep(10 * LIMIT);
+        None
+    });
+    world.volume.rollback_wanted.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    assert!(world.act(|a| a.flush(10 * LIMIT)).unwrap_err().0.contains("it was stopped"));
+    assert!(began.elapsed() < LIMIT);
+}
+
+/// Whoever is to be given the gate takes in what is buffered first; one that does not answer is no obstacle.
+#[test]
+fn the_core_that_gets_the_gate_is_told_to_follow() {
+    let world = world();
+    let (old, new) = (world.old.id.pid, world.new.id.pid);
+    world.act(|a| a.follow(new));
+    let core = fake::Core::start(&world.volume, new, verified);
+    world.act(|a| a.follow(new));
+    assert_eq!(core.asked(), [CoreRequest::Follow]);
+    let core = fake::Core::start(&world.volume, old, verified);
+    world.interface.set(|status| status.serving = Some(new));
+    world.act(|a| a.hand_back()).unwrap();
+    assert_eq!(core.asked(), [CoreRequest::Follow], "on the way back too");
+    assert_eq!(world.interface.hand_overs(), [old]);
 }

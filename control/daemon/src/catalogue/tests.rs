@@ -15,7 +15,41 @@ fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
 
 fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
-    catalogue.create("v".parse().unwrap(), 1 << 30, 1 << 20, vec![node], &Progress::silent())
+    let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20 };
+    catalogue.create("v".parse().unwrap(), shape, vec![node], &Progress::silent())
+}
+
+#[test]
+fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalogue = catalogue(dir.path(), "", "").unwrap();
+    let make = |name: &str, buffer| {
+        let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer };
+        let node = NodeUrl::Dir(format!("/srv/{name}").into());
+        catalogue.create(name.parse().unwrap(), shape, vec![node], &Progress::silent())
+    };
+    assert_eq!(make("a", 4 << 20).unwrap().spec().buffer, 4 << 20);
+    assert_eq!(make("b", 0).unwrap().spec().buffer, 0);
+    assert!(make("c", 4096).unwrap_err().to_string().contains("is no write buffer: give 0 for none"));
+    for volume in catalogue.all() {
+        volume.deleted.store(true, Ordering::Relaxed);
+        volume.kick();
+    }
+}
+
+/// The build before knew no write buffers; its volumes stay what they are, and the core they came with can read them.
+#[test]
+fn a_volume_of_version_1_grows_and_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state/volumes/v");
+    durable::make_dir(&state).unwrap();
+    fs::write(state.join("volume.json"), include_str!("../../../../proto/golden/volume-v1.json")).unwrap();
+    let before = catalogue(dir.path(), "", "").unwrap();
+    let name: VolumeName = "v".parse().unwrap();
+    let grown = before.resize(&name, 2 << 30, &Progress::silent()).unwrap().spec();
+    assert_eq!((grown.spec_version, grown.buffer, grown.size), (1, 0, 2 << 30));
+    assert_eq!(catalogue(dir.path(), "", "").unwrap().get(&name).unwrap().spec(), grown);
+    assert_eq!(log(dir.path()), ["--resize"]);
 }
 
 fn log(root: &Path) -> Vec<String> {

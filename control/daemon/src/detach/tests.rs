@@ -1,7 +1,11 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use everdisk_api::status::State;
-use everdisk_proto::{journal::CoreBuild, version::CoreIdentity};
+use everdisk_proto::{
+    frame::{CoreAnswer, Request},
+    journal::CoreBuild,
+    version::CoreIdentity,
+};
 use everdisk_sys::packet;
 
 use super::*;
@@ -78,6 +82,33 @@ fn a_detach_that_was_left_is_ended_where_nothing_is_mounted_and_undone_where_the
         }
         take_up(&volume, &volume.begin("detach").unwrap()).unwrap();
         assert_eq!(volume.record().attachment.map(|a| a.phase), in_use.then_some(Phase::Attached));
+        process.id.end(Duration::ZERO);
+    }
+}
+
+/// Writes go through from before the flush to the unmount; where that does not come, they are buffered again.
+#[test]
+fn a_detach_that_is_refused_leaves_writes_buffered_as_before() {
+    for (flushed, in_use, words) in [(false, false, "stays attached"), (true, true, "is in use")] {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, fake, process) = attached(dir.path(), "60");
+        fake.set(|status| {
+            status.serving = Some(7);
+            status.buffer = Some(fake::buffer(4096));
+        });
+        let _core = fake::Core::start(&volume, 7, move |_| {
+            Some(if flushed { CoreAnswer::Flushed } else { CoreAnswer::Failed { reason: "full".to_owned() } })
+        });
+        if in_use {
+            fake.is_in_use();
+        }
+        let told = detach(&volume, false, &Progress::silent()).unwrap_err().to_string();
+        assert!(told.contains(words) && told.contains("--force"), "{told}");
+        assert_eq!(fake.modes(), [true, false]);
+        assert!(!fake.status().buffer.unwrap().synchronous);
+        let unmounts = fake.asked().iter().filter(|r| matches!(r, Request::Detach { .. })).count();
+        assert_eq!(unmounts, usize::from(flushed));
+        assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
         process.id.end(Duration::ZERO);
     }
 }

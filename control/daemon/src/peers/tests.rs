@@ -57,6 +57,10 @@ fn wrong_answers_and_refusals_are_errors() {
     let (_dir, path, _server) = scripted::<_, CoreRequest>(Some(CoreAnswer::Verified { blocks: 3 }));
     assert_eq!(Core(&path).verify(3, PEER_DEADLINE).unwrap(), 3);
     let (_dir, path, _server) = scripted::<_, CoreRequest>(Some(CoreAnswer::Failed { reason: "disk".to_owned() }));
-    assert_eq!(Core(&path).flush(PEER_DEADLINE).unwrap_err().to_string(), "disk");
+    let mut flush = Core(&path).flush().unwrap();
+    flush.ask(PEER_DEADLINE).unwrap();
+    assert_eq!(flush.answer(PEER_DEADLINE).unwrap_err().to_string(), "disk");
+    let (_dir, path, _server) = scripted::<_, CoreRequest>(Some(CoreAnswer::Following { buffered_bytes: 7 }));
+    assert_eq!(Core(&path).follow(PEER_DEADLINE).unwrap(), 7);
     assert!(Core(Path::new("/nowhere")).nodes().is_err());
 }

@@ -1,11 +1,12 @@
 use everdisk_proto::{
-    frame::{CoreStatus, FileAttach, Suspension},
+    frame::{BufferStatus, CoreStatus, FileAttach, Suspension},
     ids::{Generation, Slot},
     version::CoreIdentity,
 };
 
 use super::*;
 use crate::{
+    fake,
     process::{ProcessId, boot_id},
     record::KnownCore,
     volume::tests::volume,
@@ -33,6 +34,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         lease_ms: None,
         crashes_survived: 2,
         last_suspension: Suspension::default(),
+        buffer: None,
     }
 }
 
@@ -82,4 +84,35 @@ fn what_the_interface_says_is_entered_and_a_core_that_is_not_armed_is_no_standby
     assert_eq!(status.standby.unwrap().pid, 11);
     assert_eq!((status.generation, status.in_flight, status.crashes_survived), (7, 3, 2));
     assert_eq!(status.cores.len(), 3);
+}
+
+#[test]
+fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descriptions() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let detached = status(&volume);
+    assert_eq!((detached.mode.as_str(), detached.buffer_bytes), ("synchronous", 0), "a volume of version 1");
+    let mut spec = volume.spec();
+    (spec.spec_version, spec.buffer) = (2, 4 << 20);
+    volume.set_spec(spec).unwrap();
+    let detached = status(&volume);
+    assert_eq!((detached.mode.as_str(), detached.buffer_bytes), ("write-back", 4 << 20));
+
+    let buffer = fake::buffer(8192);
+    let entered = |buffer| {
+        let mut status = status(&volume);
+        enter(&mut status, InterfaceStatus { buffer, ..seen(GateState::Serving) });
+        status
+    };
+    let full = entered(Some(buffer));
+    assert_eq!((full.mode.as_str(), full.buffered_bytes, full.buffer_bytes), ("write-back", 8192, 64 << 20));
+    assert_eq!((full.damaged_ranges, full.reason), (0, None));
+    assert_eq!(entered(Some(BufferStatus { synchronous: true, ..buffer })).mode, "synchronous");
+    let without = entered(None);
+    assert_eq!((without.mode.as_str(), without.buffer_bytes), ("synchronous", 0));
+    volume.set_warning(Some("beware".to_owned()));
+    let damaged = entered(Some(BufferStatus { damaged_ranges: 3, ..buffer }));
+    assert_eq!(damaged.damaged_ranges, 3);
+    let reason = damaged.reason.unwrap();
+    assert!(reason.starts_with("beware; buffered data of 3 ranges was found damaged"), "{reason}");
 }

@@ -153,3 +153,20 @@ fn while_nobody_serves_a_core_that_hangs_stays_and_is_not_waited_for() {
     assert!(supervisor.pass());
     assert_eq!(world.cores().len(), 2, "served again, one standby is enough");
 }
+
+/// Whoever had writes go through has died: they are buffered again, but not while somebody wants it.
+#[test]
+fn writes_that_an_operation_left_to_go_through_are_buffered_again() {
+    let world = world();
+    let mut buffer = crate::fake::buffer(0);
+    buffer.synchronous = true;
+    world.interface.set(|status| status.buffer = Some(buffer));
+    let mut supervisor = Supervisor::new(&world.volume);
+    let operation = world.volume.begin("upgrade").unwrap();
+    assert!(supervisor.pass());
+    assert!(world.interface.modes().is_empty());
+    drop(operation);
+    assert!(supervisor.pass());
+    assert!(supervisor.pass());
+    assert_eq!(world.interface.modes(), [false]);
+}
