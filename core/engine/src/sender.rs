@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    cmp::Ordering,
     ops::Range,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
@@ -35,6 +36,10 @@ const BATCH_BYTES: u64 = 8 << 20;
 const RUN_BYTES: u64 = 1 << 20;
 /// A node whose writes take longer than this is given several at once.
 const SLOW: Duration = Duration::from_micros(150);
+/// Memory copies at least this fast (2 GB/s); what a write takes beyond that is the node's.
+const COPY_BYTES_PER_NS: u64 = 2;
+const PACE_MIN_NS: u64 = 1_000;
+const PACE_MAX_NS: u64 = 10_000_000;
 /// So many at once.
 const SENDERS_MAX: usize = 32;
 /// After a failure the sender waits, at first this long, then twice as long each time.
@@ -101,7 +106,7 @@ pub(crate) struct Buffer {
     role: Mutex<()>,
     progress: Mutex<Progress>,
     progressed: Condvar,
-    /// Mean time of a write to the nodes, ns.
+    /// Median time of a write to the nodes, followed in steps, without what copying its bytes takes at [`COPY_BYTES_PER_NS`], ns.
     pace_ns: AtomicU64,
 }
 
@@ -149,12 +154,19 @@ impl Buffer {
         pace > 0 && u128::from(pace) < SLOW.as_nanos()
     }
 
-    /// A write to the nodes took this long.
-    pub(crate) fn note_pace(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let mean = self.pace_ns.load(Relaxed);
-        let next = if mean == 0 { took } else { mean - mean / 8 + took / 8 };
-        self.pace_ns.store(next.max(1), Relaxed);
+    /// A write of `len` bytes to the nodes took this long.
+    pub(crate) fn note_pace(&self, took: Duration, len: u64) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).saturating_sub(len / COPY_BYTES_PER_NS);
+        let took = took.clamp(PACE_MIN_NS, PACE_MAX_NS);
+        let pace = self.pace_ns.load(Relaxed);
+        // Not the mean: a worker that was off the CPU now and then says nothing about the nodes.
+        let next = match took.cmp(&pace) {
+            _ if pace == 0 => took,
+            Ordering::Greater => pace + pace / 8,
+            Ordering::Less => pace - pace / 8,
+            Ordering::Equal => pace,
+        };
+        self.pace_ns.store(next.clamp(PACE_MIN_NS, PACE_MAX_NS), Relaxed);
     }
 
     /// Takes the role, if it is free, and sends one batch.
@@ -283,7 +295,7 @@ impl Buffer {
         }
         let began = Instant::now();
         let written = engine.write(at, data);
-        self.note_pace(began.elapsed());
+        self.note_pace(began.elapsed(), data.len() as u64);
         if let Err(error) = written {
             let mut outcome = lock(outcome);
             outcome.failed.push(at..at + data.len() as u64);

@@ -5,7 +5,7 @@
 //!  write ──► buffered? ─ room ─────────────► append, acknowledge
 //!             │  no room: send, or wait          ▲
 //!             │◄─────────────────────────────────┘
-//!             │ synchronous (or nearly full, and the nodes are quick)
+//!             │ synchronous (or rather full, and the nodes are as quick as the buffer)
 //!             └► waits until nothing buffered overlaps it, writes to the nodes, acknowledges
 //! ```
 //! What goes through must not be overwritten by older buffered data when that is sent again after a death: hence the wait.
@@ -40,11 +40,17 @@ use crate::{
     sender::{Buffer, Turn},
 };
 
-/// Above this fill (thousandths) the sender begins, and it goes on until the fill is below the second.
-const SEND_ABOVE: u64 = 500;
-const SEND_DOWN_TO: u64 = 250;
-/// Above this fill a write goes through where the nodes are quick: to buffer it would only move the work.
-const NEARLY_FULL: u64 = 750;
+/// Low water mark: above this fill (thousandths) the sender begins, and it goes on until the fill is below [`SEND_DOWN_TO`].
+const SEND_ABOVE: u64 = 250;
+const SEND_DOWN_TO: u64 = 125;
+/// The same where the nodes are as quick as the buffer (a directory's page cache): sending early gains nothing then, and what
+/// is overwritten meanwhile need not be sent.
+const SEND_ABOVE_QUICK: u64 = 625;
+/// Above these fills a write to quick nodes goes through, unless it overlaps what is buffered: a burst is taken up, and what
+/// lasts longer is not copied twice. Large writes gain less from the buffer and lose more by the copy.
+const THROUGH_ABOVE: u64 = 500;
+const LARGE_THROUGH_ABOVE: u64 = 250;
+const LARGE: usize = 64 << 10;
 /// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// A write that finds no room waits this long at most without anything being sent: below the kernel's warning about hung tasks.
@@ -238,7 +244,8 @@ impl WriteBack {
                 let mut book = buffer.write_book();
                 // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
                 let synchronous = caller.synchronous();
-                let through = synchronous || (book.fill() > NEARLY_FULL && buffer.nodes_are_quick());
+                let above = if data.len() >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
+                let through = synchronous || (book.fill() > above && buffer.nodes_are_quick());
                 let overlaps = through && book.index().overlaps(range.clone());
                 if through && (synchronous || !overlaps) {
                     (None, overlaps)
@@ -271,7 +278,7 @@ impl WriteBack {
             book.published(&buffer.area, place.seq, &extent);
             book.fill()
         };
-        if fill > SEND_ABOVE && self.sender_sleeps.load(Relaxed) {
+        if fill > send_above(buffer) && self.sender_sleeps.load(Relaxed) {
             self.rouse_sender();
         }
     }
@@ -357,7 +364,7 @@ impl WriteBack {
     /// # Errors
     /// [`Stopped`].
     pub fn allocate(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
-        self.through(caller, &(0..0), |engine| engine.allocate(offset, len))
+        self.through(caller, &(offset..offset), |engine| engine.allocate(offset, len))
     }
 
     /// Offset of the next data or hole at or after `offset`, as [`Engine::seek`] has it; what is buffered is data.
@@ -419,6 +426,7 @@ impl WriteBack {
         operation: impl FnOnce(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
         caller.writing();
+        let began = Instant::now();
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
         back(caller)?;
         match done {
@@ -426,9 +434,9 @@ impl WriteBack {
             Ok(None) => return Err(Stopped::Abandoned),
             done => done?,
         };
-        if let Some(buffer) = &self.buffer
-            && !buffer.read_book().lost().is_empty()
-        {
+        let Some(buffer) = &self.buffer else { return Ok(()) };
+        buffer.note_pace(began.elapsed(), range.end - range.start);
+        if !buffer.read_book().lost().is_empty() {
             buffer.write_book().written_through(&buffer.area, range);
         }
         Ok(())
@@ -521,7 +529,7 @@ impl WriteBack {
                 let book = buffer.read_book();
                 (book.fill(), book.tail(), book.head())
             };
-            sending = fill > SEND_ABOVE || (sending && fill > SEND_DOWN_TO);
+            sending = fill > send_above(buffer) || (sending && fill > SEND_DOWN_TO);
             let due = sending || aging.is_over(tail, head);
             next = FOLLOW;
             if due && !buffer.progress().is_backing_off() {
@@ -547,6 +555,10 @@ impl WriteBack {
         self.sender_sleeps.store(false, Relaxed);
         !sender.stop
     }
+}
+
+fn send_above(buffer: &Buffer) -> u64 {
+    if buffer.nodes_are_quick() { SEND_ABOVE_QUICK } else { SEND_ABOVE }
 }
 
 /// After having been away.
