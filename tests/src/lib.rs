@@ -8,15 +8,19 @@
 //!  wait.rs        waiting for a condition, never for a time
 //!  processes.rs   who runs, who is killed, what is mounted
 //!  programs.rs    where the programs are
+//!  faults.rs     storage nodes that are slow, fail or hang on command
 //!  fio.rs         fio as a load that verifies
 //!  load.rs        a load that knows what was acknowledged
+//!  buffer.rs      the size of the write buffers
 //!  bytes.rs       patterns, aligned buffers
 //!  guards.rs      loop devices and mounts that go with their owner
 //! ```
 #![forbid(unsafe_code)]
 #![expect(clippy::panic, reason = "a harness fails by panicking")]
 
+pub mod buffer;
 pub mod bytes;
+pub mod faults;
 pub mod fio;
 pub mod guards;
 pub mod host;
