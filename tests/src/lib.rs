@@ -11,6 +11,7 @@
 //!  faults.rs     storage nodes that are slow, fail or hang on command
 //!  fio.rs         fio as a load that verifies
 //!  load.rs        a load that knows what was acknowledged
+//!  promises.rs    the promises of a disk with a write cache, and a load that holds a volume to them
 //!  buffer.rs      the size of the write buffers
 //!  bytes.rs       patterns, aligned buffers
 //!  guards.rs      loop devices and mounts that go with their owner
@@ -27,6 +28,7 @@ pub mod host;
 pub mod load;
 pub mod processes;
 pub mod programs;
+pub mod promises;
 pub mod run;
 pub mod status;
 pub mod volume;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod crash_consistency;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
