@@ -16,6 +16,7 @@ mod module_deaths;
 mod qemu;
 mod refusals;
 mod rollback;
+mod slow_stores;
 mod soak;
 mod stopped_core;
 mod stores;
