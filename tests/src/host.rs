@@ -41,6 +41,7 @@ pub struct Host {
     identity: Identity,
     daemon: Option<Child>,
     programs: Option<PathBuf>,
+    is_faulty: bool,
     _directory: tempfile::TempDir,
 }
 
@@ -49,6 +50,18 @@ impl Host {
     pub fn new() -> Self {
         need_root();
         let mut host = Self::idle(Identity::default());
+        host.start_daemon();
+        host
+    }
+
+    /// A host whose volumes run on the faulty core, so that their storage nodes obey a [`Faults`](crate::faults::Faults).
+    pub fn faulty() -> Self {
+        need_root();
+        let mut host = Self::idle(Identity::default());
+        host.take_programs();
+        let core = host.root.join("bin/everdisk-core");
+        fs::copy(programs::core_faulty(), core).expect("put the faulty core in the core's place");
+        host.is_faulty = true;
         host.start_daemon();
         host
     }
@@ -68,7 +81,7 @@ impl Host {
                 std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("give a directory away");
             }
         }
-        Self { root, identity, daemon: None, programs: None, _directory: directory }
+        Self { root, identity, daemon: None, programs: None, is_faulty: false, _directory: directory }
     }
 
     /// The directory that holds everything.
@@ -128,6 +141,16 @@ impl Host {
 
     fn program(&self, name: &str) -> PathBuf {
         self.programs.as_ref().map_or_else(|| programs::program(name), |directory| directory.join(name))
+    }
+
+    /// The core of this release that an upgrade on this host goes to.
+    pub fn core(&self) -> PathBuf {
+        if self.is_faulty { programs::core_faulty() } else { programs::core() }
+    }
+
+    /// The core of another version that an upgrade on this host goes to.
+    pub fn core_next(&self) -> PathBuf {
+        if self.is_faulty { programs::core_faulty_next() } else { programs::core_next() }
     }
 
     fn directories(&self, command: &mut Command) {
@@ -205,13 +228,18 @@ impl Host {
 
     /// Creates a volume on `nodes` new directories.
     pub fn create(&self, name: &str, size: &str, nodes: usize) -> Volume<'_> {
+        self.create_with(name, size, nodes, &[])
+    }
+
+    /// Creates a volume on `nodes` new directories, with these options too: `&["--buffer", "64M"]`.
+    pub fn create_with(&self, name: &str, size: &str, nodes: usize, options: &[&str]) -> Volume<'_> {
         let mut arguments = vec!["volume".to_owned(), "create".to_owned(), name.to_owned()];
         arguments.extend(["--size".to_owned(), size.to_owned(), "--stripe".to_owned(), "64K".to_owned()]);
         for index in 0..nodes {
             let url = format!("dir:{}", self.node(&format!("{name}-{index}")).display());
             arguments.extend(["--node".to_owned(), url]);
         }
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(options.iter().copied()).collect();
         self.everdisk(&arguments).ok();
         Volume::new(self, name)
     }

@@ -8,21 +8,27 @@
 //!  wait.rs        waiting for a condition, never for a time
 //!  processes.rs   who runs, who is killed, what is mounted
 //!  programs.rs    where the programs are
+//!  faults.rs     storage nodes that are slow, fail or hang on command
 //!  fio.rs         fio as a load that verifies
 //!  load.rs        a load that knows what was acknowledged
+//!  promises.rs    the promises of a disk with a write cache, and a load that holds a volume to them
+//!  buffer.rs      the size of the write buffers
 //!  bytes.rs       patterns, aligned buffers
 //!  guards.rs      loop devices and mounts that go with their owner
 //! ```
 #![forbid(unsafe_code)]
 #![expect(clippy::panic, reason = "a harness fails by panicking")]
 
+pub mod buffer;
 pub mod bytes;
+pub mod faults;
 pub mod fio;
 pub mod guards;
 pub mod host;
 pub mod load;
 pub mod processes;
 pub mod programs;
+pub mod promises;
 pub mod run;
 pub mod status;
 pub mod volume;

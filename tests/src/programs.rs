@@ -36,6 +36,16 @@ pub fn core_next() -> PathBuf {
     program("everdisk-core-next")
 }
 
+/// The core of this release, on storage nodes that obey `faults::Faults`.
+pub fn core_faulty() -> PathBuf {
+    program("everdisk-core-faulty")
+}
+
+/// The core of another version, on storage nodes that obey `faults::Faults`.
+pub fn core_faulty_next() -> PathBuf {
+    program("everdisk-core-faulty-next")
+}
+
 /// Version of [`core`].
 pub const VERSION: &str = everdisk_proto::version::PRODUCT;
 /// Version of [`core_next`].

@@ -124,7 +124,7 @@ impl<'a> Volume<'a> {
 
     /// The core of the other version than the one that serves.
     pub fn other_core(&self) -> PathBuf {
-        if self.status().version() == programs::VERSION { programs::core_next() } else { programs::core() }
+        if self.status().version() == programs::VERSION { self.host.core_next() } else { self.host.core() }
     }
 
     /// Upgrades it to the other version; has to be committed.

@@ -300,7 +300,7 @@ fn commands_to_the_interface_that_cannot_be_carried_out_are_refused() {
     refused(Request::Handover { to: standby, budget_ms: u64::MAX });
     load.goes_on(50);
     let mut asked = Link::<CoreRequest, CoreAnswer>::connect(&core).unwrap();
-    assert!(matches!(asked.ask(CoreRequest::Flush, SOON).unwrap(), CoreAnswer::Flushed));
+    assert!(matches!(asked.ask(CoreRequest::Flush { limit_ms: 1000 }, SOON).unwrap(), CoreAnswer::Flushed));
     drop((link, asked));
     works(&volume, &load);
     load.stop();

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod crash_consistency;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
@@ -15,6 +16,7 @@ mod module_deaths;
 mod qemu;
 mod refusals;
 mod rollback;
+mod slow_stores;
 mod soak;
 mod stopped_core;
 mod stores;

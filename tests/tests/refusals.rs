@@ -73,7 +73,6 @@ fn what_cannot_be_done_is_refused_with_the_reason_and_what_to_do() {
     create("9000P", "4M", &[]).refused(1, &[]);
     for unfinished in [
         &["--replicas", "2"][..],
-        &["--buffer", "64M"],
         &["--node", "rbd:pool/image"],
         &["--node", "s3://bucket/prefix"],
         &["--node", "nbd://host/export"],
@@ -82,6 +81,10 @@ fn what_cannot_be_done_is_refused_with_the_reason_and_what_to_do() {
         assert!([1, 2].contains(&output.code()), "{output:?}");
         assert!(output.stderr.contains("not"), "{}", output.stderr);
         assert!(!host.node("n").exists(), "{unfinished:?}");
+    }
+    for buffer in ["4K", "1M", "2G", "2097153"] {
+        create("1G", "4M", &["--buffer", buffer]).refused(1, &["is no write buffer"]);
+        assert!(!host.node("n").exists(), "{buffer}");
     }
     let long = "x".repeat(64);
     let n = node("long");
@@ -138,10 +141,8 @@ fn what_a_volumes_state_does_not_permit_is_refused() {
     for lease in ["101s", "2h", "0s", "0"] {
         volume.ask("suspend", &["--lease", lease]).refused(1, &["lease"]);
     }
-    for handover in ["carry", "overlap"] {
-        let output = volume.try_upgrade(&core_next(), &["--handover", handover]);
-        output.refused(1, &[handover, "not in this version", "flush"]);
-    }
+    let output = volume.try_upgrade(&core_next(), &["--handover", "overlap"]);
+    output.refused(1, &["overlap", "not in this version", "flush"]);
     host.everdisk(&["upgrade", "v", "--package", "/tmp/x"]).refused(1, &["--package", "not in this version"]);
     // Another volume at the same place.
     let other = host.create("w", "16M", 1);

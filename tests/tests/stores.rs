@@ -124,6 +124,45 @@ fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// D5: a full storage node under a volume with a write buffer: the fsync gets ENOSPC, so does a write that finds the buffer full,
+/// nothing that was acknowledged is lost, and it reaches the node when there is space again.
+#[test]
+fn d5_a_full_storage_node_is_told_to_fsync_and_the_buffered_data_is_kept() {
+    let host = Host::new();
+    let small = host.root().join("nodes/small");
+    fs::create_dir(&small).unwrap();
+    let tmpfs = Mount::new(&["-t", "tmpfs", "-o", "size=8M", "none"], &small);
+    let url = format!("dir:{}", small.join("node").display());
+    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "16M", "--node", &url]).ok();
+    let volume = Volume::new(&host, "v");
+    volume.attach(&[]);
+    let file = volume.open();
+    let written = pattern(4, 14 << 20);
+    file.write_all_at(&written, 0).unwrap();
+    let error = file.sync_all().expect_err("8 MiB do not hold 14");
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::NOSPC), "{error}");
+    let error = fill(&file, 20 << 20, 60 << 20).expect_err("node and buffer are full");
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::NOSPC), "{error}");
+    let read_back = || {
+        let mut found = vec![0; written.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == written, "what was acknowledged before");
+    };
+    read_back();
+    volume.upgrade(&core_next());
+    volume.kill_core();
+    read_back();
+    volume.ask("flush", &[]).refused(1, &["No space left", "kept"]);
+    everdisk_tests::run::sh("mount", &["-o", "remount,size=128M", small.to_str().unwrap()]);
+    file.sync_all().unwrap();
+    fill(&file, 20 << 20, 60 << 20).unwrap();
+    read_back();
+    drop(file);
+    volume.detach();
+    host.everdisk(&["volume", "delete", "v", "--yes"]).ok();
+    drop(tmpfs);
+}
+
 /// A full storage node: the application gets ENOSPC, the volume lives on, upgrades meanwhile, and works when there is
 /// space again.
 #[test]
@@ -133,7 +172,7 @@ fn a_full_storage_node_gives_enospc_and_the_volume_lives_on() {
     fs::create_dir(&small).unwrap();
     let tmpfs = Mount::new(&["-t", "tmpfs", "-o", "size=8M", "none"], &small);
     let url = format!("dir:{}", small.join("node").display());
-    host.everdisk(&["volume", "create", "v", "--size", "64M", "--node", &url]).ok();
+    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "0", "--node", &url]).ok();
     let volume = Volume::new(&host, "v");
     volume.attach(&[]);
     let file = volume.open();

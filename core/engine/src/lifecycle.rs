@@ -4,7 +4,7 @@ use everdisk_proto::{
     superblock::Superblock,
     volume::{NodeSpec, VolumeSpec},
 };
-use everdisk_store::{Created, NodeFormat};
+use everdisk_store::{Created, NodeFormat, Store};
 
 use crate::{Engine, OpenError, layout::Layout};
 
@@ -28,10 +28,18 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
     pub fn open(spec: &VolumeSpec) -> Result<Self, OpenError> {
+        Self::open_with(spec, &|store| store)
+    }
+
+    /// [`Self::open`], with every store passed through `wrap`: tests put stores that fail around the real ones.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(spec: &VolumeSpec, wrap: &dyn Fn(Box<dyn Store>) -> Box<dyn Store>) -> Result<Self, OpenError> {
         spec.validate()?;
         let stores = formats(spec, spec.size)
-            .map(|(node, format)| everdisk_store::open(&node.url, &format))
-            .collect::<Result<_, _>>()?;
+            .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format)?)))
+            .collect::<Result<_, OpenError>>()?;
         Ok(Self::new(spec.size, layout(spec), stores))
     }
 

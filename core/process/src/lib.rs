@@ -25,6 +25,7 @@ use std::{
 use clap::Parser;
 use everdisk_engine::Engine;
 use everdisk_proto::{version::CoreIdentity, volume::VolumeSpec};
+use everdisk_store::Store;
 
 /// Why a core ends.
 #[derive(Debug, thiserror::Error)]
@@ -46,15 +47,23 @@ enum Fatal {
     Interface(String),
 }
 
+/// What a core does with a store that it has opened for serving: tests put stores that fail around the real ones.
+pub type Wrap<'a> = &'a dyn Fn(Box<dyn Store>) -> Box<dyn Store>;
+
 /// Runs the program of a core with this identity.
 pub fn run(identity: &CoreIdentity) -> ExitCode {
+    run_with(identity, &|store| store)
+}
+
+/// Runs the program of a core with this identity that serves through what `wrap` makes of its stores.
+pub fn run_with(identity: &CoreIdentity, wrap: Wrap<'_>) -> ExitCode {
     let arguments = args::Arguments::parse();
     if arguments.version {
         println!("{identity}");
         return ExitCode::SUCCESS;
     }
     everdisk_telemetry::init();
-    match dispatch(&arguments, identity) {
+    match dispatch(&arguments, identity, wrap) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("everdisk-core: {error}");
@@ -63,7 +72,7 @@ pub fn run(identity: &CoreIdentity) -> ExitCode {
     }
 }
 
-fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity) -> Result<(), Fatal> {
+fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>) -> Result<(), Fatal> {
     let Some(volume) = &arguments.volume else {
         return Err(Fatal::Volume("--volume".to_owned(), "name the volume's description".to_owned()));
     };
@@ -82,7 +91,7 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity) -> Result<(), 
     };
     everdisk_sys::process::serve_io();
     everdisk_sys::signal::install_evict()?;
-    let engine = Arc::new(Engine::open(&spec)?);
+    let engine = Arc::new(Engine::open_with(&spec, wrap)?);
     let joined = Arc::new(OnceLock::new());
     let control = control::listen(control_dir, Arc::clone(&engine), Arc::clone(&joined))?;
     let result = membership::serve(&spec, identity, &engine, interface, &joined);

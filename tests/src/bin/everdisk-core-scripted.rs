@@ -126,7 +126,8 @@ fn answer_control(dir: &std::path::Path, mute: bool) -> Result<(), Box<dyn Error
                         continue;
                     }
                     let answer = match frame.body {
-                        CoreRequest::Flush => CoreAnswer::Flushed,
+                        CoreRequest::Flush { .. } => CoreAnswer::Flushed,
+                        CoreRequest::Follow => CoreAnswer::Following { buffered_bytes: 0 },
                         CoreRequest::Verify { blocks } => CoreAnswer::Verified { blocks },
                         CoreRequest::Status => CoreAnswer::Status { nodes: Vec::new() },
                     };

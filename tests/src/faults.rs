@@ -1,0 +1,81 @@
+//! Commands to the storage nodes of a volume that runs on the faulty core ([`Host::faulty`](crate::host::Host::faulty)).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use everdisk_proto::volume::NodeUrl;
+use everdisk_testkit::fault_store::{Counts, Faults as Language, Operation, counts, fault_file};
+
+use crate::volume::Volume;
+
+/// The storage nodes of one volume. Dropping it ends every fault, so that what hangs goes on and the volume can be
+/// detached: make it after the host.
+#[derive(Debug)]
+#[must_use]
+pub struct Faults {
+    files: Vec<PathBuf>,
+}
+
+impl Faults {
+    /// All nodes of a volume. There are as many as the host's directories with its name.
+    pub fn new(volume: &Volume<'_>) -> Self {
+        let nodes = (0..).map(|index| volume.node(index)).take_while(|node| node.is_dir());
+        let files: Vec<PathBuf> = nodes.map(|node| fault_file(&NodeUrl::Dir(node))).collect();
+        assert!(!files.is_empty(), "{} has no storage nodes", volume.name);
+        Self { files }
+    }
+
+    /// What every node does from the next operation on, and what hangs at once; see `fault_store::Faults` for the
+    /// language.
+    pub fn set(&self, text: &str) {
+        self.files.iter().for_each(|file| write(file, text));
+    }
+
+    /// [`Self::set`] of one node alone; the others do as before.
+    pub fn set_node(&self, index: usize, text: &str) {
+        write(&self.files[index], text);
+    }
+
+    /// Every node works well again.
+    pub fn clear(&self) {
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    /// What all cores together did so far to all nodes together.
+    pub fn counts(&self) -> Counts {
+        self.each().map(|(_, counts)| counts).fold(Counts::default(), |sum, counts| sum + counts)
+    }
+
+    /// What one core did so far to all nodes together.
+    pub fn counts_of(&self, core: u32) -> Counts {
+        let own = self.each().filter(|(pid, _)| *pid == core);
+        own.map(|(_, counts)| counts).fold(Counts::default(), |sum, counts| sum + counts)
+    }
+
+    /// Writes that arrived on the nodes so far.
+    pub fn writes(&self) -> u64 {
+        self.counts().operations(Operation::Write)
+    }
+
+    fn each(&self) -> impl Iterator<Item = (u32, Counts)> {
+        self.files.iter().flat_map(|file| counts(file))
+    }
+}
+
+/// Replaces the file in one step: no core may read half of it.
+fn write(file: &Path, text: &str) {
+    text.parse::<Language>().unwrap_or_else(|e| panic!("{e}"));
+    let aside = file.with_extension("aside");
+    fs::write(&aside, text).expect("write a fault file");
+    fs::rename(&aside, file).expect("put a fault file in its place");
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

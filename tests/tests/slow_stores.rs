@@ -1,0 +1,166 @@
+//! Storage nodes that are slow or hang, and what a write buffer makes of that. Without one (`EVERDISK_TEST_BUFFER=0`)
+//! writes wait for the storage nodes, and what is about the buffer alone is left out.
+
+use std::{fs::File, os::unix::fs::FileExt, thread, time::Duration};
+
+use everdisk_tests::{
+    buffer,
+    bytes::{Random, pattern},
+    faults::Faults,
+    host::Host,
+    volume::Volume,
+    wait::until_true,
+};
+
+const MIB: usize = 1 << 20;
+const PIECE: usize = 64 << 10;
+/// Nothing arrives on the storage nodes and nothing becomes durable there.
+const HUNG: &str = "write hang\nflush hang";
+/// Something that waits has waited when it has not ended after this time.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+fn host(wanted: &str) -> Host {
+    let host = Host::faulty();
+    host.create_with("v", "256M", 2, &["--buffer", &buffer::size(wanted)]).attach(&[]);
+    host
+}
+
+/// Writes in pieces of 64 KiB.
+fn write(file: &File, data: &[u8], offset: usize) {
+    for (index, piece) in data.chunks(PIECE).enumerate() {
+        file.write_all_at(piece, (offset + index * PIECE) as u64).unwrap();
+    }
+}
+
+fn read(file: &File, len: usize, offset: usize) -> Vec<u8> {
+    let mut found = vec![0; len];
+    file.read_exact_at(&mut found, offset as u64).unwrap();
+    found
+}
+
+/// An upgrade to the other version that carries the buffer over; has to be committed. Returns the pause.
+fn carry(volume: &Volume<'_>) -> u64 {
+    let before = volume.settled().version().to_owned();
+    let output = volume.try_upgrade(&volume.other_core(), &["--soak", "0s", "--handover", "carry"]);
+    let report = everdisk_tests::volume::report(&output);
+    assert_eq!((output.code(), report.outcome()), (0, "committed"), "{report:?}\n{}", output.stderr);
+    assert_ne!(volume.status().version(), before);
+    report.suspended_us().unwrap()
+}
+
+/// beyond 4, beyond 3, D5: the storage nodes hang. Writes are acknowledged as long as the buffer has space, what was
+/// written is read, the core may die or be upgraded meanwhile; what finds the buffer full waits, and nobody sees an error.
+#[test]
+fn beyond4_beyond3_buffered_io_goes_on_while_the_storage_nodes_hang() {
+    let host = host("16M");
+    let volume = Volume::new(&host, "v");
+    let file = volume.open();
+    let old = pattern(1, 4 * MIB);
+    write(&file, &old, 0);
+    file.sync_data().unwrap();
+    volume.settled();
+    let (few, many) = (pattern(2, 4 * MIB), pattern(3, 32 * MIB));
+    thread::scope(|scope| {
+        // Made in here so that a failure ends the faults before it waits for the threads that hang by them.
+        let faults = Faults::new(&volume);
+        faults.set(HUNG);
+        let writer = scope.spawn(|| write(&file, &few, 2 * MIB));
+        if buffer::is_on() {
+            until_true("the buffer takes the writes", || writer.is_finished());
+            assert!(read(&file, 4 * MIB, 2 * MIB) == few);
+            assert!(read(&file, 2 * MIB, 0) == old[..2 * MIB]);
+            volume.kill_core();
+            assert!(read(&file, 4 * MIB, 2 * MIB) == few, "the next core has taken the buffer over");
+            println!("a hand-over with 4 MiB buffered and hung storage nodes: {} µs", carry(&volume));
+            assert!(read(&file, 4 * MIB, 2 * MIB) == few, "and so has the other version");
+        } else {
+            thread::sleep(A_WHILE);
+            assert!(!writer.is_finished(), "a synchronous write was acknowledged before the storage node had it");
+        }
+        let flush = scope.spawn(|| file.sync_data());
+        let more = scope.spawn(|| write(&file, &many, 8 * MIB));
+        thread::sleep(A_WHILE);
+        assert!(!flush.is_finished(), "a flush was acknowledged by storage nodes that hang");
+        assert!(!more.is_finished(), "32 MiB went into a buffer of 16");
+        faults.clear();
+        flush.join().unwrap().unwrap();
+    });
+    file.sync_data().unwrap();
+    assert!(read(&file, 4 * MIB, 2 * MIB) == few && read(&file, 32 * MIB, 8 * MIB) == many);
+    drop(file);
+    volume.settled();
+    volume.detach();
+    volume.attach(&[]);
+    let file = volume.open();
+    assert!(read(&file, 4 * MIB, 2 * MIB) == few && read(&file, 32 * MIB, 8 * MIB) == many);
+    drop(file);
+    volume.detach();
+}
+
+/// D5: small writes next to each other, in any order, go to the storage nodes in few large ones.
+#[test]
+fn d5_neighbouring_writes_are_sent_to_the_storage_nodes_together() {
+    if !buffer::is_on() {
+        return;
+    }
+    let host = host("16M");
+    let volume = Volume::new(&host, "v");
+    let faults = Faults::new(&volume);
+    let file = volume.open();
+    faults.set("write hang");
+    let mut blocks: Vec<usize> = (0..1024).collect();
+    let mut random = Random::new(1);
+    for index in (1..blocks.len()).rev() {
+        blocks.swap(index, usize::try_from(random.below(index as u64 + 1)).unwrap());
+    }
+    let data = pattern(4, 4 * MIB);
+    for block in blocks {
+        file.write_all_at(&data[block * 4096..][..4096], block as u64 * 4096).unwrap();
+    }
+    faults.clear();
+    file.sync_data().unwrap();
+    let counts = faults.counts();
+    println!("1024 writes of 4 KiB: {} writes of {} bytes on average", faults.writes(), counts.mean_write());
+    // The volume's stripe is 64 KiB: no write to a storage node needs to be smaller, but the few that hung meanwhile.
+    assert!(counts.mean_write() >= 48 << 10, "{counts:?}");
+    assert!(read(&file, 4 * MIB, 0) == data);
+    drop(file);
+    volume.detach();
+}
+
+/// beyond 3, beyond 4: what an upgrade by `carry` suspends I/O for depends neither on how much is buffered nor on whether
+/// the storage nodes answer.
+#[test]
+fn beyond3_beyond4_the_pause_depends_neither_on_the_buffered_bytes_nor_on_the_storage_nodes() {
+    const ROUNDS: usize = 7;
+    if !buffer::is_on() {
+        return;
+    }
+    let host = host("128M");
+    let volume = Volume::new(&host, "v");
+    let faults = Faults::new(&volume);
+    let file = volume.open();
+    // MiB that are buffered, and what the storage nodes do.
+    let cases = [(0, ""), (0, HUNG), (8, HUNG), (64, HUNG)];
+    let mut pauses = cases.map(|_| Vec::new());
+    for round in 0..ROUNDS {
+        // In turn, so that the machine's moods meet all of them.
+        for ((mib, text), pauses) in cases.iter().zip(&mut pauses) {
+            faults.set(text);
+            write(&file, &pattern(round as u64, mib * MIB), 0);
+            pauses.push(carry(&volume));
+            faults.clear();
+            file.sync_data().unwrap();
+        }
+    }
+    let medians = cases.iter().zip(&mut pauses).map(|((mib, text), pauses)| {
+        pauses.sort_unstable();
+        println!("{mib} MiB buffered, faults {text:?}: median {} µs of {pauses:?}", pauses[ROUNDS / 2]);
+        pauses[ROUNDS / 2]
+    });
+    let medians: Vec<u64> = medians.collect();
+    let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
+    assert!(*most <= 2 * least, "the medians differ by more than a factor of two: {medians:?}");
+    drop(file);
+    volume.detach();
+}
