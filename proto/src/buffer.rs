@@ -211,6 +211,7 @@ mod tests {
             assert!((word::SLOT + (last + 1) * SLOT_WORDS) as u64 * 8 <= geometry.data_start());
         }
         assert!(word::LOST_RANGES + 4 * LOST_MAX <= word::SLOT);
+        assert_eq!(word::SLOT as u64 * 8, HEADER_BYTES);
     }
 
     proptest! {

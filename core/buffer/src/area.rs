@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use everdisk_proto::buffer::{Geometry, HEADER_BYTES, MAGIC, word};
+use everdisk_proto::buffer::{Geometry, MAGIC, word};
 
 /// Words and data that several processes see. Indices and positions outside of it read as zero and are written nowhere.
 pub trait Area {
@@ -33,5 +33,3 @@ pub fn is_sound(area: &impl Area) -> bool {
         && area.load(word::CAPACITY, Ordering::Relaxed) == geometry.capacity
         && area.load(word::SLOTS, Ordering::Relaxed) == geometry.slots
 }
-
-const _: () = assert!(HEADER_BYTES as usize / 8 == word::SLOT);

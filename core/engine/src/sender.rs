@@ -27,11 +27,12 @@ use everdisk_proto::buffer::Extent;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
+    policy::{self, Sending},
     write_back::{Gate, lock},
 };
 
 /// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
-const BATCH_BYTES: u64 = 8 << 20;
+pub(crate) const BATCH_BYTES: u64 = 8 << 20;
 /// Longest write to a storage node.
 const RUN_BYTES: u64 = 1 << 20;
 /// A node whose writes take longer than this is given several at once.
@@ -108,6 +109,11 @@ pub(crate) struct Buffer {
     progressed: Condvar,
     /// Median time of a write to the nodes, followed in steps, without what copying its bytes takes at [`COPY_BYTES_PER_NS`], ns.
     pace_ns: AtomicU64,
+    /// Since when the nodes have to prove themselves, because the fill is high enough; ns after `start`, 0: they need not.
+    tried_since_ns: AtomicU64,
+    /// Until then they count as proven; ns after `start`, 0: not.
+    proven_until_ns: AtomicU64,
+    start: Instant,
 }
 
 impl Buffer {
@@ -120,6 +126,9 @@ impl Buffer {
             progress: Mutex::default(),
             progressed: Condvar::new(),
             pace_ns: AtomicU64::new(0),
+            tried_since_ns: AtomicU64::new(0),
+            proven_until_ns: AtomicU64::new(0),
+            start: Instant::now(),
         }
     }
 
@@ -148,14 +157,54 @@ impl Buffer {
         drop(self.progressed.wait_timeout_while(progress, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Whether a write of `len` bytes goes through at this fill.
+    pub(crate) fn lets_through(&self, fill: u64, len: usize) -> bool {
+        // The clock is asked last.
+        policy::goes_through(fill, len, self.nodes_are_quick(), true)
+            && self.now_ns() < self.proven_until_ns.load(Relaxed)
+    }
+
+    /// Whether the sender should look, now that the buffer is filled this far. From where nodes are tried on they have to prove
+    /// themselves anew.
+    pub(crate) fn is_to_be_sent(&self, fill: u64) -> bool {
+        let begins = policy::is_tried(fill) && self.tried_since_ns.load(Relaxed) == 0;
+        if begins {
+            self.tried_since_ns.store(self.now_ns().max(1), Relaxed);
+            self.proven_until_ns.store(0, Relaxed);
+        }
+        begins || policy::sending(fill, Sending::Rests, self.nodes_are_quick()) == Sending::Hurries
+    }
+
+    /// What the sender does at this fill.
+    pub(crate) fn sending(&self, fill: u64, before: Sending) -> Sending {
+        if !policy::is_tried(fill) {
+            self.tried_since_ns.store(0, Relaxed);
+        }
+        policy::sending(fill, before, self.nodes_are_quick())
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A write of `len` bytes to the nodes that began then has ended well.
+    pub(crate) fn note_write(&self, began: Instant, len: u64) {
+        self.note_pace(began.elapsed(), len);
+        let since = self.tried_since_ns.load(Relaxed);
+        if since > 0 && began.saturating_duration_since(self.start).as_nanos() >= u128::from(since) {
+            let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).unwrap_or(0);
+            self.proven_until_ns.store(self.now_ns().saturating_add(proven), Relaxed);
+        }
+    }
+
     /// Whether writes to the storage nodes are as quick as to memory.
-    pub(crate) fn nodes_are_quick(&self) -> bool {
+    fn nodes_are_quick(&self) -> bool {
         let pace = self.pace_ns.load(Relaxed);
         pace > 0 && u128::from(pace) < SLOW.as_nanos()
     }
 
     /// A write of `len` bytes to the nodes took this long.
-    pub(crate) fn note_pace(&self, took: Duration, len: u64) {
+    fn note_pace(&self, took: Duration, len: u64) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).saturating_sub(len / COPY_BYTES_PER_NS);
         let took = took.clamp(PACE_MIN_NS, PACE_MAX_NS);
         let pace = self.pace_ns.load(Relaxed);
@@ -169,8 +218,8 @@ impl Buffer {
         self.pace_ns.store(next.clamp(PACE_MIN_NS, PACE_MAX_NS), Relaxed);
     }
 
-    /// Takes the role, if it is free, and sends one batch.
-    pub(crate) fn turn(&self, engine: &Engine, gate: &dyn Gate) -> Turn {
+    /// Takes the role, if it is free, and sends one batch of about `bytes`.
+    pub(crate) fn turn(&self, engine: &Engine, gate: &dyn Gate, bytes: u64) -> Turn {
         let _role = match self.role.try_lock() {
             Ok(role) => role,
             Err(TryLockError::Poisoned(role)) => role.into_inner(),
@@ -179,7 +228,7 @@ impl Buffer {
         if !gate.begin_sending() {
             return Turn::NoGate;
         }
-        let turn = if gate.may_write() { self.send(engine) } else { Turn::Busy };
+        let turn = if gate.may_write() { self.send(engine, bytes) } else { Turn::Busy };
         gate.end_sending();
         match &turn {
             Turn::Sent => self.progress().note(None),
@@ -190,10 +239,10 @@ impl Buffer {
         turn
     }
 
-    fn send(&self, engine: &Engine) -> Turn {
+    fn send(&self, engine: &Engine, bytes: u64) -> Turn {
         let (batch, extents) = {
             let book = self.read_book();
-            let batch = book.batch(BATCH_BYTES, book.head(), RUN_BYTES);
+            let batch = book.batch(bytes, book.head(), RUN_BYTES);
             let extents: Vec<Option<Extent>> =
                 batch.pieces.iter().map(|piece| book.extent(piece.seq).copied()).collect();
             (batch, extents)
@@ -295,7 +344,9 @@ impl Buffer {
         }
         let began = Instant::now();
         let written = engine.write(at, data);
-        self.note_pace(began.elapsed(), data.len() as u64);
+        if written.is_ok() {
+            self.note_write(began, data.len() as u64);
+        }
         if let Err(error) = written {
             let mut outcome = lock(outcome);
             outcome.failed.push(at..at + data.len() as u64);

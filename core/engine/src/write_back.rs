@@ -37,20 +37,10 @@ use everdisk_sys::memory::SharedSegment;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
-    sender::{Buffer, Turn},
+    policy::{self, Sending},
+    sender::{BATCH_BYTES, Buffer, Turn},
 };
 
-/// Low water mark: above this fill (thousandths) the sender begins, and it goes on until the fill is below [`SEND_DOWN_TO`].
-const SEND_ABOVE: u64 = 250;
-const SEND_DOWN_TO: u64 = 125;
-/// The same where the nodes are as quick as the buffer (a directory's page cache): sending early gains nothing then, and what
-/// is overwritten meanwhile need not be sent.
-const SEND_ABOVE_QUICK: u64 = 625;
-/// Above these fills a write to quick nodes goes through, unless it overlaps what is buffered: a burst is taken up, and what
-/// lasts longer is not copied twice. Large writes gain less from the buffer and lose more by the copy.
-const THROUGH_ABOVE: u64 = 500;
-const LARGE_THROUGH_ABOVE: u64 = 250;
-const LARGE: usize = 64 << 10;
 /// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// A write that finds no room waits this long at most without anything being sent: below the kernel's warning about hung tasks.
@@ -244,8 +234,7 @@ impl WriteBack {
                 let mut book = buffer.write_book();
                 // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
                 let synchronous = caller.synchronous();
-                let above = if data.len() >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
-                let through = synchronous || (book.fill() > above && buffer.nodes_are_quick());
+                let through = synchronous || buffer.lets_through(book.fill(), data.len());
                 let overlaps = through && book.index().overlaps(range.clone());
                 if through && (synchronous || !overlaps) {
                     (None, overlaps)
@@ -278,7 +267,7 @@ impl WriteBack {
             book.published(&buffer.area, place.seq, &extent);
             book.fill()
         };
-        if fill > send_above(buffer) && self.sender_sleeps.load(Relaxed) {
+        if buffer.is_to_be_sent(fill) && self.sender_sleeps.load(Relaxed) {
             self.rouse_sender();
         }
     }
@@ -322,7 +311,7 @@ impl WriteBack {
         let failures = buffer.progress().failures;
         while buffer.read_book().tail() < target {
             let seen = buffer.seen();
-            match buffer.turn(&self.engine, &*self.gate) {
+            match buffer.turn(&self.engine, &*self.gate, BATCH_BYTES) {
                 Turn::Sent => {}
                 Turn::Nothing => thread::sleep(PUBLISHED_SOON),
                 Turn::Failed(error) => return Err(unsent(error.errno(), error.to_string())),
@@ -435,7 +424,7 @@ impl WriteBack {
             done => done?,
         };
         let Some(buffer) = &self.buffer else { return Ok(()) };
-        buffer.note_pace(began.elapsed(), range.end - range.start);
+        buffer.note_write(began, range.end - range.start);
         if !buffer.read_book().lost().is_empty() {
             buffer.write_book().written_through(&buffer.area, range);
         }
@@ -471,7 +460,7 @@ impl WriteBack {
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
         let backing_off = buffer.progress().is_backing_off();
-        match if backing_off { Turn::Busy } else { buffer.turn(&self.engine, &*self.gate) } {
+        match if backing_off { Turn::Busy } else { buffer.turn(&self.engine, &*self.gate, BATCH_BYTES) } {
             Turn::Sent => {}
             Turn::Nothing => thread::sleep(PUBLISHED_SOON),
             Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
@@ -510,7 +499,8 @@ impl WriteBack {
     /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
     pub fn run_sender(&self) {
         let mut aging = Aging { seq: 0, since: Instant::now() };
-        let mut sending = false;
+        let mut sending = Sending::Rests;
+        let mut tried = Instant::now();
         let mut next = LOOK;
         while self.sender_sleep(next) {
             self.engine.watch();
@@ -519,7 +509,7 @@ impl WriteBack {
                 continue;
             };
             if self.gate.generation() != Some(self.taken.load(Acquire)) {
-                sending = false;
+                sending = Sending::Rests;
                 self.follow_now(buffer);
                 let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
                 next = if close { FOLLOW_CLOSELY } else { FOLLOW };
@@ -529,11 +519,14 @@ impl WriteBack {
                 let book = buffer.read_book();
                 (book.fill(), book.tail(), book.head())
             };
-            sending = fill > send_above(buffer) || (sending && fill > SEND_DOWN_TO);
-            let due = sending || aging.is_over(tail, head);
-            next = FOLLOW;
-            if due && !buffer.progress().is_backing_off() {
-                match buffer.turn(&self.engine, &*self.gate) {
+            sending = buffer.sending(fill, sending);
+            let hurries = sending == Sending::Hurries || aging.is_over(tail, head);
+            let tries = sending == Sending::Tries && tried.elapsed() >= policy::TRY_EVERY;
+            next = if sending == Sending::Tries { policy::TRY_EVERY } else { FOLLOW };
+            if (hurries || tries) && !buffer.progress().is_backing_off() {
+                tried = Instant::now();
+                match buffer.turn(&self.engine, &*self.gate, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
+                    Turn::Sent if !hurries => {}
                     Turn::Sent => next = Duration::ZERO,
                     Turn::Failed(error) => {
                         tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again")
@@ -555,10 +548,6 @@ impl WriteBack {
         self.sender_sleeps.store(false, Relaxed);
         !sender.stop
     }
-}
-
-fn send_above(buffer: &Buffer) -> u64 {
-    if buffer.nodes_are_quick() { SEND_ABOVE_QUICK } else { SEND_ABOVE }
 }
 
 /// After having been away.

@@ -1,0 +1,91 @@
+//! When buffered data is sent, and which writes need not be buffered. Pure: fills and times are handed in.
+//!
+//! Where the nodes are slower than the buffer, everything is buffered and sending begins early. Where they are as quick (a
+//! directory's page cache), buffering a stream only copies it twice: a burst is taken up, and what lasts longer goes through,
+//! as long as the nodes have lately been seen to take writes. Should they hang, the writes go on into the buffer until it is full.
+//!
+//! ```text
+//!  fill ‰   0        125        250        500          850     1000
+//!  slow              │◄ down to │ sends at full speed ─────────────►│
+//!  quick             │ sends a little, to see whether the nodes take it   │ sends at full speed
+//!                               │ large writes go through  │ all writes go through
+//! ```
+
+use std::time::Duration;
+
+/// Low water mark, in thousandths: above it sending begins; it goes on down to [`SEND_DOWN_TO`].
+const SEND_ABOVE: u64 = 250;
+const SEND_DOWN_TO: u64 = 125;
+/// High water mark where the nodes are quick.
+const SEND_ABOVE_QUICK: u64 = 850;
+/// Above this fill quick nodes are tried now and then.
+const TRY_ABOVE: u64 = 125;
+/// How often, and with how much.
+pub(crate) const TRY_EVERY: Duration = Duration::from_millis(50);
+pub(crate) const TRY_BYTES: u64 = 1 << 20;
+/// A node that took a write this long ago is thought to take another one.
+pub(crate) const PROVEN_FOR: Duration = Duration::from_millis(200);
+/// Above these fills writes go through.
+const THROUGH_ABOVE: u64 = 500;
+const LARGE_THROUGH_ABOVE: u64 = 250;
+/// A large write gains less from the buffer and loses more by the copy.
+const LARGE: usize = 64 << 10;
+
+/// What the sender does of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sending {
+    /// Nothing: more may be overwritten first.
+    Rests,
+    /// A little, now and then.
+    Tries,
+    /// As much as it can.
+    Hurries,
+}
+
+/// What the sender does at this fill.
+pub(crate) const fn sending(fill: u64, before: Sending, quick: bool) -> Sending {
+    let above = if quick { SEND_ABOVE_QUICK } else { SEND_ABOVE };
+    if fill > above || (matches!(before, Sending::Hurries) && fill > SEND_DOWN_TO) {
+        Sending::Hurries
+    } else if quick && is_tried(fill) {
+        Sending::Tries
+    } else {
+        Sending::Rests
+    }
+}
+
+/// Whether the nodes have to show at this fill that they take writes, before any write goes through.
+pub(crate) const fn is_tried(fill: u64) -> bool {
+    fill > TRY_ABOVE
+}
+
+/// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write since the fill came to where
+/// they are tried, and lately.
+pub(crate) const fn goes_through(fill: u64, len: usize, quick: bool, proven: bool) -> bool {
+    let above = if len >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
+    quick && proven && fill > above
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_nodes_are_sent_to_early_and_nothing_goes_through_to_them() {
+        assert_eq!(sending(250, Sending::Rests, false), Sending::Rests);
+        assert_eq!(sending(251, Sending::Rests, false), Sending::Hurries);
+        assert_eq!(sending(126, Sending::Hurries, false), Sending::Hurries);
+        assert_eq!(sending(125, Sending::Hurries, false), Sending::Rests);
+        assert!((0..=1000).all(|fill| !goes_through(fill, 1 << 20, false, true)));
+    }
+
+    #[test]
+    fn quick_nodes_are_tried_before_anything_goes_through_to_them() {
+        let through = |fill, len| goes_through(fill, len, true, true);
+        assert!((0..=1000).filter(|fill| through(*fill, 1 << 20)).all(is_tried));
+        assert!(through(251, LARGE) && !through(251, 4096) && through(501, 4096));
+        assert!((0..=1000).all(|fill| !goes_through(fill, 1 << 20, true, false)), "not to nodes that may hang");
+        assert_eq!(sending(500, Sending::Rests, true), Sending::Tries);
+        assert_eq!(sending(851, Sending::Tries, true), Sending::Hurries);
+    }
+}
