@@ -8,7 +8,7 @@ use everdisk_sys::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait::SOON;
+use crate::wait::{SOON, until_true};
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,10 +77,20 @@ pub fn terminate(pid: u32, limit: Duration) -> bool {
 #[must_use]
 pub struct Frozen(u32);
 
-/// Stops a process.
+/// Stops a process, and waits until every thread of it stands.
 pub fn freeze(pid: u32) -> Frozen {
     signal(pid, Signal::STOP);
-    Frozen(pid)
+    let frozen = Frozen(pid);
+    until_true("a process stands", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut states = threads.filter_map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+            // The name may hold anything, a parenthesis too; the state follows the last one.
+            stat.rsplit_once(')')?.1.trim_start().chars().next()
+        });
+        states.all(|state| "TtZX".contains(state))
+    });
+    frozen
 }
 
 impl Drop for Frozen {

@@ -58,15 +58,20 @@ fn kill_interface(volume: &Volume<'_>) {
 
 /// Every process of the volume dies at once: with the segment goes what is in the buffer.
 fn kill_all(volume: &Volume<'_>) {
-    let status = volume.settled();
-    let mut all = status.cores();
-    all.extend(status.interface());
+    volume.wait("service", |status| status.serves());
     // The control module sees all of them gone, not the interface gone and a core still there, to which it would start
     // an interface that waits its 10 s in vain.
     let frozen = processes::freeze(volume.host.daemon_pid());
+    let all: Vec<u32> = volume.processes().iter().map(|process| process.pid).collect();
     processes::kill_together(&all);
     drop(frozen);
     volume.wait("a clear state", |status| status.state() == "failed");
+}
+
+/// Attaches the volume again. No test here needs its standby, which comes later each time it dies early.
+fn attach_again(volume: &Volume<'_>) {
+    volume.try_attach(&[]).ok();
+    volume.wait("service", |status| status.serves());
 }
 
 /// beyond 2, D5: the serving core dies again and again, half of the times its successor too as soon as it serves, at any
@@ -127,7 +132,7 @@ fn beyond2_d5_no_acknowledged_write_is_lost_when_cores_die_in_destage_and_in_flu
         println!("buffer {size}: {} operations, {} fsyncs", load.stop(), promises.flushes());
         volume.detach();
         // What the detach has sent is all there is.
-        volume.attach(&[]);
+        attach_again(&volume);
         promises.check(&volume.open());
     }
 }
@@ -202,7 +207,8 @@ fn m2_d5_no_acknowledged_write_is_lost_in_upgrades() {
         a_while(&load, &mut random, 300);
         volume.settled();
         let report = volume.turn();
-        assert_eq!(report.outcome(), "committed");
+        // Half a ms for each write: a few MiB are sent in far less than the limit after which they would be carried over.
+        assert_ne!(report.0["handover"].as_str(), Some("carry"), "round {round}: {report:?}");
         if round % 2 == 1 {
             kill_core(&volume);
         }
@@ -229,7 +235,7 @@ fn d5_what_was_flushed_survives_the_death_of_every_process_and_the_order_across_
         kill_all(&volume);
         assert!(load.stop_with_errors() > 0, "nobody is left to serve: applications see errors");
         faults.clear();
-        volume.attach(&[]);
+        attach_again(&volume);
         let loss = promises.check_after_loss(&volume.open());
         all = Loss { blocks: all.blocks + loss.blocks, of: all.of + loss.of };
     }
@@ -292,7 +298,7 @@ fn d5_a_failed_flush_is_told_to_the_caller_and_keeps_the_data() {
     file.sync_data().unwrap();
     drop(file);
     kill_all(&volume);
-    volume.attach(&[]);
+    attach_again(&volume);
     assert_eq!(read(&volume.open(), data.len()), data, "what was flushed at last");
     volume.detach();
 }
@@ -356,14 +362,14 @@ fn beyond2_d5_the_promises_hold_for_long() {
             load.stop_with_errors();
             faults.clear();
             let volume = volume(&host);
-            volume.attach(&[]);
+            attach_again(&volume);
             let loss = promises.check_after_loss(&volume.open());
             all = Loss { blocks: all.blocks + loss.blocks, of: all.of + loss.of };
         }
         let volume = volume(&host);
         volume.settled();
         volume.detach();
-        volume.attach(&[]);
+        attach_again(&volume);
         promises.check(&volume.open());
     }
     println!("actions {counts:?}, {} of {} blocks were older than acknowledged", all.blocks, all.of);

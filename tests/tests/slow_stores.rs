@@ -1,7 +1,12 @@
 //! Storage nodes that are slow or hang, and what a write buffer makes of that. Without one (`EVERDISK_TEST_BUFFER=0`)
 //! writes wait for the storage nodes, and what is about the buffer alone is left out.
 
-use std::{fs::File, os::unix::fs::FileExt, thread, time::Duration};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    thread,
+    time::{Duration, Instant},
+};
 
 use everdisk_tests::{
     buffer,
@@ -9,7 +14,7 @@ use everdisk_tests::{
     faults::Faults,
     host::Host,
     volume::Volume,
-    wait::until_true,
+    wait::{SOON, until_true},
 };
 
 const MIB: usize = 1 << 20;
@@ -30,6 +35,24 @@ fn write(file: &File, data: &[u8], offset: usize) {
     for (index, piece) in data.chunks(PIECE).enumerate() {
         file.write_all_at(piece, (offset + index * PIECE) as u64).unwrap();
     }
+}
+
+/// Writes that the buffer has room for; they have to be acknowledged while the storage nodes hang. Where they are not, the
+/// faults end before the test fails: it would wait for them for ever.
+fn buffered(faults: &Faults, write: impl FnOnce() + Send) {
+    let in_time = thread::scope(|scope| {
+        let writer = scope.spawn(write);
+        let deadline = Instant::now() + SOON;
+        while !writer.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(3));
+        }
+        let in_time = writer.is_finished();
+        if !in_time {
+            faults.clear();
+        }
+        in_time
+    });
+    assert!(in_time, "the buffer has room, and yet a write waits for a storage node that hangs");
 }
 
 fn read(file: &File, len: usize, offset: usize) -> Vec<u8> {
@@ -114,9 +137,11 @@ fn d5_neighbouring_writes_are_sent_to_the_storage_nodes_together() {
         blocks.swap(index, usize::try_from(random.below(index as u64 + 1)).unwrap());
     }
     let data = pattern(4, 4 * MIB);
-    for block in blocks {
-        file.write_all_at(&data[block * 4096..][..4096], block as u64 * 4096).unwrap();
-    }
+    buffered(&faults, || {
+        for block in blocks {
+            file.write_all_at(&data[block * 4096..][..4096], block as u64 * 4096).unwrap();
+        }
+    });
     faults.clear();
     file.sync_data().unwrap();
     let counts = faults.counts();
@@ -147,7 +172,7 @@ fn beyond3_beyond4_the_pause_depends_neither_on_the_buffered_bytes_nor_on_the_st
         // In turn, so that the machine's moods meet all of them.
         for ((mib, text), pauses) in cases.iter().zip(&mut pauses) {
             faults.set(text);
-            write(&file, &pattern(round as u64, mib * MIB), 0);
+            buffered(&faults, || write(&file, &pattern(round as u64, mib * MIB), 0));
             pauses.push(carry(&volume));
             faults.clear();
             file.sync_data().unwrap();
