@@ -71,6 +71,12 @@ pub fn script(path: &Path, text: &str) -> PathBuf {
     path.to_owned()
 }
 
+/// A core, good otherwise, that says that it cannot adopt a write buffer.
+pub fn core_without_buffer(directory: &Path) -> PathBuf {
+    let text = format!("EVERDISK_TEST_NO_BUFFER=1 exec '{}' \"$@\"", core_faulty().display());
+    script(&directory.join("core-without-buffer"), &text)
+}
+
 /// A core that misbehaves as `everdisk-core-scripted` says.
 pub fn scripted_core(directory: &Path, name: &str) -> PathBuf {
     let scripted = program("everdisk-core-scripted");

@@ -55,6 +55,14 @@ impl Status {
     pub fn crashes(&self) -> u64 {
         self.0["crashes_survived"].as_u64().expect("crashes_survived")
     }
+    /// `write-back` or `synchronous`.
+    pub fn mode(&self) -> &str {
+        self.0["mode"].as_str().expect("mode")
+    }
+    /// Acknowledged bytes that are not on the storage nodes.
+    pub fn buffered(&self) -> u64 {
+        self.0["buffered_bytes"].as_u64().expect("buffered_bytes")
+    }
     /// How the last upgrade ended.
     pub fn last_outcome(&self) -> Option<&str> {
         self.0["last_upgrade"]["outcome"].as_str()

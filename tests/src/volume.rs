@@ -122,6 +122,15 @@ impl<'a> Volume<'a> {
         report
     }
 
+    /// Upgrades it by this hand-over policy without a soak; has to be committed, and by this policy.
+    pub fn upgrade_by(&self, handover: &str, core: &Path) -> Report {
+        let output = self.try_upgrade(core, &["--soak", "0s", "--handover", handover]);
+        let report = report(&output);
+        let found = (output.code(), report.outcome(), report.0["handover"].as_str());
+        assert_eq!(found, (0, "committed", Some(handover)), "{report:?}\n{}", output.stderr);
+        report
+    }
+
     /// The core of the other version than the one that serves.
     pub fn other_core(&self) -> PathBuf {
         if self.status().version() == programs::VERSION { self.host.core_next() } else { self.host.core() }

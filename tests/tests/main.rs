@@ -9,6 +9,7 @@ mod crash_consistency;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
+mod handovers;
 mod hostile_peers;
 mod identity;
 mod kills_fio;

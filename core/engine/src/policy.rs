@@ -29,7 +29,7 @@ pub(crate) const PROVEN_FOR: Duration = Duration::from_millis(200);
 const THROUGH_ABOVE: u64 = 500;
 const LARGE_THROUGH_ABOVE: u64 = 250;
 /// A large write gains less from the buffer and loses more by the copy.
-const LARGE: usize = 64 << 10;
+const LARGE: u64 = 64 << 10;
 
 /// What the sender does of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(crate) const fn is_tried(fill: u64) -> bool {
 
 /// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write since the fill came to where
 /// they are tried, and lately.
-pub(crate) const fn goes_through(fill: u64, len: usize, quick: bool, proven: bool) -> bool {
+pub(crate) const fn goes_through(fill: u64, len: u64, quick: bool, proven: bool) -> bool {
     let above = if len >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
     quick && proven && fill > above
 }
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn quick_nodes_are_tried_before_anything_goes_through_to_them() {
-        let through = |fill, len| goes_through(fill, len, true, true);
+        let through = |fill, len: u64| goes_through(fill, len, true, true);
         assert!((0..=1000).filter(|fill| through(*fill, 1 << 20)).all(is_tried));
         assert!(through(251, LARGE) && !through(251, 4096) && through(501, 4096));
         assert!((0..=1000).all(|fill| !goes_through(fill, 1 << 20, true, false)), "not to nodes that may hang");

@@ -52,8 +52,11 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Progress {
     /// Batches that retired something.
     pub(crate) batches: u64,
-    /// Batches of which something failed.
-    pub(crate) failures: u64,
+    /// Batches begun, of whatever outcome.
+    pub(crate) begun: u64,
+    /// Batches of which something failed, and the number of the last of them among those begun.
+    failures: u64,
+    pub(crate) last_failed: u64,
     /// The last failure, since the last success.
     pub(crate) error: Option<(i32, String)>,
     back_off: Duration,
@@ -66,7 +69,7 @@ impl Progress {
         self.not_before.is_some_and(|at| Instant::now() < at)
     }
 
-    fn note(&mut self, failure: Option<&IoError>) {
+    fn note(&mut self, number: u64, failure: Option<&IoError>) {
         match failure {
             None => {
                 self.batches += 1;
@@ -76,6 +79,7 @@ impl Progress {
             }
             Some(error) => {
                 self.failures += 1;
+                self.last_failed = number;
                 self.error = Some((error.errno(), error.to_string()));
                 self.back_off = (self.back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX);
                 self.not_before = Some(Instant::now() + self.back_off);
@@ -158,10 +162,15 @@ impl Buffer {
     }
 
     /// Whether a write of `len` bytes goes through at this fill.
-    pub(crate) fn lets_through(&self, fill: u64, len: usize) -> bool {
+    pub(crate) fn lets_through(&self, fill: u64, len: u64) -> bool {
         // The clock is asked last.
         policy::goes_through(fill, len, self.nodes_are_quick(), true)
             && self.now_ns() < self.proven_until_ns.load(Relaxed)
+    }
+
+    /// A node did not take a write: they have to prove themselves anew.
+    pub(crate) fn distrust(&self) {
+        self.proven_until_ns.store(0, Relaxed);
     }
 
     /// Whether the sender should look, now that the buffer is filled this far. From where nodes are tried on they have to prove
@@ -228,11 +237,16 @@ impl Buffer {
         if !gate.begin_sending() {
             return Turn::NoGate;
         }
+        let number = {
+            let mut progress = self.progress();
+            progress.begun += 1;
+            progress.begun
+        };
         let turn = if gate.may_write() { self.send(engine, bytes) } else { Turn::Busy };
         gate.end_sending();
         match &turn {
-            Turn::Sent => self.progress().note(None),
-            Turn::Failed(error) => self.progress().note(Some(error)),
+            Turn::Sent => self.progress().note(number, None),
+            Turn::Failed(error) => self.progress().note(number, Some(error)),
             Turn::Nothing | Turn::Busy | Turn::NoGate => return turn,
         }
         self.progressed.notify_all();
@@ -400,13 +414,13 @@ mod tests {
     fn failures_back_off_and_a_success_forgets_them() {
         let mut progress = Progress::default();
         let error = IoError::NoGate;
-        progress.note(Some(&error));
+        progress.note(1, Some(&error));
         assert!(progress.is_backing_off() && progress.back_off == BACK_OFF_MIN);
         for _ in 0..20 {
-            progress.note(Some(&error));
+            progress.note(2, Some(&error));
         }
         assert_eq!(progress.back_off, BACK_OFF_MAX);
-        progress.note(None);
+        progress.note(3, None);
         assert!(!progress.is_backing_off() && progress.error.is_none());
     }
 }

@@ -111,6 +111,16 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where a write goes.
+enum Way {
+    /// Into the buffer.
+    Append(Place),
+    /// To the storage nodes, because it must, or because they are quick.
+    Through { required: bool },
+    /// Nowhere yet: there is no room, or it must go through and something buffered overlaps it.
+    Wait,
+}
+
 /// An open volume with its write buffer. All operations may be called from many threads at once.
 pub struct WriteBack {
     engine: Arc<Engine>,
@@ -228,29 +238,39 @@ impl WriteBack {
         let Some(buffer) = &self.buffer else {
             return self.through(caller, &range, |engine| engine.write(offset, data));
         };
-        let mut patience = None;
+        let (mut patience, mut may_pass) = (None, true);
         loop {
-            let (place, overlaps) = {
-                let mut book = buffer.write_book();
-                // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
-                let synchronous = caller.synchronous();
-                let through = synchronous || buffer.lets_through(book.fill(), data.len());
-                let overlaps = through && book.index().overlaps(range.clone());
-                if through && (synchronous || !overlaps) {
-                    (None, overlaps)
-                } else {
-                    (Some(book.reserve(&buffer.area, data.len() as u64)), false)
-                }
-            };
-            match place {
-                Some(Ok(place)) => {
+            match self.way(buffer, caller, &range, may_pass) {
+                Way::Append(place) => {
                     self.append(buffer, place, offset, data);
                     return Ok(());
                 }
-                None if !overlaps => return self.through(caller, &range, |engine| engine.write(offset, data)),
-                Some(Err(_)) | None => self.wait(buffer, caller, &mut patience)?,
+                Way::Through { required } => match self.through(caller, &range, |engine| engine.write(offset, data)) {
+                    Err(Stopped::Failed(error)) if !required => {
+                        tracing::debug!(%error, "a write that could go through is buffered instead");
+                        buffer.distrust();
+                        may_pass = false;
+                    }
+                    done => return done,
+                },
+                Way::Wait => self.wait(buffer, caller, &mut patience)?,
             }
         }
+    }
+
+    /// Where a write goes now. `may_pass`: it may go through although it need not.
+    fn way(&self, buffer: &Buffer, caller: &dyn Caller, range: &Range<u64>, may_pass: bool) -> Way {
+        let len = range.end - range.start;
+        let mut book = buffer.write_book();
+        // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
+        let required = caller.synchronous();
+        if (required || (may_pass && buffer.lets_through(book.fill(), len))) && !book.index().overlaps(range.clone()) {
+            return Way::Through { required };
+        }
+        if required {
+            return Way::Wait;
+        }
+        book.reserve(&buffer.area, len).map_or(Way::Wait, Way::Append)
     }
 
     fn append(&self, buffer: &Buffer, place: Place, offset: u64, data: &[u8]) {
@@ -308,7 +328,8 @@ impl WriteBack {
     /// Sends until everything up to `target` is on the nodes; false when that takes too long.
     fn send_up_to(&self, buffer: &Buffer, target: u64, limit: Duration) -> Result<bool, IoError> {
         let deadline = Instant::now() + limit;
-        let failures = buffer.progress().failures;
+        // A batch that was under way already says nothing about the nodes as they are now.
+        let begun = buffer.progress().begun;
         while buffer.read_book().tail() < target {
             let seen = buffer.seen();
             match buffer.turn(&self.engine, &*self.gate, BATCH_BYTES) {
@@ -318,7 +339,7 @@ impl WriteBack {
                 Turn::NoGate => return Err(IoError::NoGate),
                 Turn::Busy => {
                     let progress = buffer.progress();
-                    if let (true, Some((errno, reason))) = (progress.failures > failures, &progress.error) {
+                    if let (true, Some((errno, reason))) = (progress.last_failed > begun, &progress.error) {
                         return Err(unsent(*errno, reason.clone()));
                     }
                     drop(progress);
@@ -529,7 +550,7 @@ impl WriteBack {
                     Turn::Sent if !hurries => {}
                     Turn::Sent => next = Duration::ZERO,
                     Turn::Failed(error) => {
-                        tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again")
+                        tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again");
                     }
                     Turn::Nothing | Turn::Busy | Turn::NoGate => next = LOOK,
                 }
@@ -610,3 +631,6 @@ impl std::fmt::Debug for WriteBack {
         f.debug_struct("WriteBack").field("buffer", &self.buffer).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

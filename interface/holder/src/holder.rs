@@ -115,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let mut holder = if arguments.restore {
         restore::restore(listener, &spec)?
     } else {
-        let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, e))?;
+        let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec);
         Holder::new(listener, segment, Custody::new())
     };
@@ -147,7 +147,7 @@ fn read_volume(arguments: &Arguments) -> Result<VolumeSpec, Fatal> {
     Ok(spec)
 }
 
-fn no_memory(buffer: u64, e: io::Error) -> io::Error {
+fn no_memory(buffer: u64, e: &io::Error) -> io::Error {
     io::Error::new(
         e.kind(),
         format!(

@@ -83,12 +83,13 @@ pub fn serve(
         let mut first = true;
         if let Some((len, under)) = kept.take() {
             seat.let_go();
-            if under.continues_in(pass) {
-                if !seat.enter(pass) || !execute(seat, pass, channel, operations, buffers, len, &mut first) {
-                    kept = Some((len, under));
-                    seat.park(true);
-                    continue;
-                }
+            let done = |first: &mut bool, buffers: &mut Buffers| {
+                seat.enter(pass) && execute(seat, pass, channel, operations, buffers, len, first)
+            };
+            if under.continues_in(pass) && !done(&mut first, buffers) {
+                kept = Some((len, under));
+                seat.park(true);
+                continue;
             }
         }
         while lead.is_with(seat.index()) && seat.may_read(pass) {
