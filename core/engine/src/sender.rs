@@ -41,6 +41,9 @@ const SLOW: Duration = Duration::from_micros(150);
 const COPY_BYTES_PER_NS: u64 = 2;
 const PACE_MIN_NS: u64 = 1_000;
 const PACE_MAX_NS: u64 = 10_000_000;
+/// After so many writes of one batch that took so long, nodes that were thought to be quick are not.
+const SLOW_FOR_SURE: Duration = Duration::from_millis(1);
+const SLOW_WRITES: u32 = 3;
 /// So many at once.
 const SENDERS_MAX: usize = 32;
 /// After a failure the sender waits, at first this long, then twice as long each time.
@@ -220,6 +223,8 @@ impl Buffer {
         // Not the mean: a worker that was off the CPU now and then says nothing about the nodes.
         let next = match took.cmp(&pace) {
             _ if pace == 0 => took,
+            // Far off: a node that has become slow is found out soon.
+            Ordering::Greater if took > 8 * pace => 2 * pace,
             Ordering::Greater => pace + pace / 8,
             Ordering::Less => pace - pace / 8,
             Ordering::Equal => pace,
@@ -287,26 +292,34 @@ impl Buffer {
     fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Option<Extent>], runs: &[Range<usize>]) -> Outcome {
         let outcome = Mutex::new(Outcome::default());
         let next = AtomicUsize::new(0);
-        let work = || {
+        // Ends early when the nodes turn out to be slow and others could help.
+        let work = |alone: bool| {
             let mut data = Vec::new();
+            let mut slow = 0;
             while let Some(run) = runs.get(next.fetch_add(1, Relaxed)) {
+                let began = Instant::now();
                 let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
                     break;
                 };
                 self.send_run(engine, pieces, extents, &mut data, &outcome);
+                slow += u32::from(began.elapsed() >= SLOW_FOR_SURE);
+                if alone && slow >= SLOW_WRITES {
+                    break;
+                }
             }
         };
-        let slow = u128::from(self.pace_ns.load(Relaxed)) >= SLOW.as_nanos();
-        if slow && runs.len() > 1 {
+        if self.nodes_are_quick() || runs.len() == 1 {
+            work(true);
+        }
+        let left = runs.len().saturating_sub(next.load(Relaxed));
+        if left > 0 {
             thread::scope(|scope| {
-                for _ in 0..runs.len().min(SENDERS_MAX) {
+                for _ in 1..left.min(SENDERS_MAX) {
                     // Where no thread can be started, those that run do the work; at least this one does.
-                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work);
+                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, || work(false));
                 }
-                work();
+                work(false);
             });
-        } else {
-            work();
         }
         outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
