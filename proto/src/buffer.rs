@@ -206,11 +206,11 @@ mod tests {
     fn the_parts_do_not_overlap_and_every_slot_has_a_place() {
         for capacity in [2 << 20, 64 << 20, 1 << 30] {
             let geometry = Geometry::new(capacity);
-            let last = (geometry.slots - 1) as usize;
+            let last = usize::try_from(geometry.slots - 1).unwrap();
             assert_eq!(geometry.slot_word(geometry.slots + last as u64), word::SLOT + last * SLOT_WORDS);
             assert!((word::SLOT + (last + 1) * SLOT_WORDS) as u64 * 8 <= geometry.data_start());
         }
-        assert!(word::LOST_RANGES + 4 * LOST_MAX <= word::SLOT);
+        const { assert!(word::LOST_RANGES + 4 * LOST_MAX <= word::SLOT) };
         assert_eq!(word::SLOT as u64 * 8, HEADER_BYTES);
     }
 

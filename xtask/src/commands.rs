@@ -97,12 +97,14 @@ fn release_build(root: &Path) -> Command {
     build
 }
 
-/// The model check of the gate's atomics, in a target directory of its own: the flag rebuilds every dependency.
+/// The model checks of the gate's and the buffer's atomics, in a target directory of their own: the flag rebuilds every
+/// dependency.
 fn loom(root: &Path) -> Result<Command, TaskError> {
     let target = Workspace::load()?.target_directory.join("loom");
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " --cfg loom";
     let mut test = cargo(root);
-    test.args(["test", "--release", "-p", "everdisk-gate", "--lib", "--target-dir"]).arg(target);
+    test.args(["test", "--release", "-p", "everdisk-gate", "-p", "everdisk-buffer", "--lib", "--target-dir"])
+        .arg(target);
     test.env("RUSTFLAGS", flags.trim());
     Ok(test)
 }

@@ -10,7 +10,7 @@ use crate::source::{Source, Token};
 use crate::workspace::Workspace;
 
 /// The pure crates, by their directories.
-const PURE: [&str; 3] = ["proto", "interface/gate", "control/upgrade"];
+const PURE: [&str; 4] = ["proto", "interface/gate", "core/buffer", "control/upgrade"];
 /// Not even through others.
 const NO_DEPENDENCY: [&str; 6] = ["tokio", "libc", "rustix", "rand", "getrandom", "everdisk-sys"];
 const NO_STD: [&str; 4] = ["fs", "net", "process", "thread"];

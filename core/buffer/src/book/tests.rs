@@ -81,7 +81,7 @@ impl Core {
     fn read_all(&self, area: &MortalArea, node: &ReferenceDisk) -> Result<Vec<u8>, DataLost> {
         let mut all = vec![0; usize::try_from(SIZE).unwrap()];
         let gaps = match self.book.read(area, 0, &mut all)? {
-            Gaps::All => vec![0..SIZE],
+            Gaps::All => return Ok(node.read(0, all.len()).unwrap().to_vec()),
             Gaps::Some(gaps) => gaps,
         };
         for gap in gaps {
