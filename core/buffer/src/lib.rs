@@ -17,5 +17,5 @@ pub mod index;
 pub mod log;
 pub mod lost;
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

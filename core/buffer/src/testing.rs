@@ -9,7 +9,8 @@ use crate::area::Area;
 /// Memory that outlives the core that writes it. After a number of stores the core is dead: what it stores then is not there. A
 /// death in the middle of copying data leaves half of it.
 #[cfg(not(loom))]
-pub(crate) struct MortalArea {
+#[derive(Debug)]
+pub struct MortalArea {
     geometry: Geometry,
     words: std::cell::RefCell<Vec<u64>>,
     data: std::cell::RefCell<Vec<u8>>,
@@ -18,16 +19,18 @@ pub(crate) struct MortalArea {
 
 #[cfg(not(loom))]
 impl MortalArea {
-    pub(crate) fn new(capacity: u64) -> Self {
+    /// An empty buffer of this capacity.
+    pub fn new(capacity: u64) -> Self {
         Self::with(Geometry::new(capacity))
     }
 
-    pub(crate) fn with(geometry: Geometry) -> Self {
-        let words = usize::try_from(geometry.data_start() / 8).unwrap();
+    /// An empty buffer of any geometry.
+    pub fn with(geometry: Geometry) -> Self {
+        let words = usize::try_from(geometry.data_start() / 8).unwrap_or(0);
         let area = Self {
             geometry,
             words: vec![0; words].into(),
-            data: vec![0; usize::try_from(geometry.capacity).unwrap()].into(),
+            data: vec![0; usize::try_from(geometry.capacity).unwrap_or(0)].into(),
             stores_left: None.into(),
         };
         crate::area::format(&area);
@@ -35,20 +38,22 @@ impl MortalArea {
     }
 
     /// The core dies after this many further stores.
-    pub(crate) fn die_after(&self, stores: usize) {
+    pub fn die_after(&self, stores: usize) {
         self.stores_left.set(Some(stores));
     }
 
     /// Another core lives. Whether the one before had died.
-    pub(crate) fn revive(&self) -> bool {
+    pub fn revive(&self) -> bool {
         self.stores_left.take() == Some(0)
     }
 
-    pub(crate) fn words(&self) -> std::cell::RefMut<'_, Vec<u64>> {
+    /// Header and slots.
+    pub fn words(&self) -> std::cell::RefMut<'_, Vec<u64>> {
         self.words.borrow_mut()
     }
 
-    pub(crate) fn data(&self) -> std::cell::RefMut<'_, Vec<u8>> {
+    /// The ring.
+    pub fn data(&self) -> std::cell::RefMut<'_, Vec<u8>> {
         self.data.borrow_mut()
     }
 
@@ -75,11 +80,11 @@ impl Area for MortalArea {
         }
     }
     fn read(&self, at: u64, into: &mut [u8]) {
-        let at = usize::try_from(at).unwrap();
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
         into.copy_from_slice(&self.data.borrow()[at..at + into.len()]);
     }
     fn write(&self, at: u64, from: &[u8]) {
-        let at = usize::try_from(at).unwrap();
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
         let dying = self.stores_left.get() == Some(1);
         if self.lives() {
             let len = if dying { from.len() / 2 } else { from.len() };
