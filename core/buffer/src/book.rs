@@ -422,6 +422,8 @@ impl Book {
                     // Something was acknowledged here, and nobody knows where.
                     self.live.push_back(Live::Void);
                     self.doubt = self.head();
+                    // Covers whatever was found before it; and one for each of many would take too long to settle.
+                    self.found.clear();
                     self.found.push((self.doubt, 0..self.size));
                     followed.extents += 1;
                     followed.damaged += 1;
