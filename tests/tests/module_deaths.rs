@@ -10,7 +10,7 @@ use everdisk_tests::{
     processes,
     programs::{VERSION_NEXT, core, core_next},
     volume::Volume,
-    wait::{SOON, until},
+    wait::{SOON, until, until_true},
 };
 
 /// 9 M6: the interface hands the applications' instructions to the core by lending it the channels they arrive on: it
@@ -246,6 +246,27 @@ fn interface_and_every_core_die_and_attach_brings_the_data_back() {
     assert_eq!(processes::mount_line(&volume.path), None);
     volume.attach(&[]);
     volume.detach();
+}
+
+/// D5: the interface and the control module are dead, and somebody unmounts the file: what was acknowledged and never flushed
+/// is on the storage nodes when the core has gone.
+#[test]
+fn d5_an_unmount_by_a_stranger_while_the_interface_is_dead_loses_nothing() {
+    let mut host = Host::new();
+    let data = pattern(1, 1 << 20);
+    let volume = host.create("v", "64M", 1);
+    volume.attach(&[]);
+    volume.open().write_all_at(&data, 20_012_345).unwrap();
+    let (path, node) = (volume.path.clone(), volume.node(0).join("data"));
+    let status = volume.settled();
+    host.kill_daemon();
+    processes::kill(status.interface().unwrap());
+    rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap();
+    until_true("the core has gone", || !processes::is_alive(status.core().unwrap()));
+    processes::kill(status.standby().unwrap());
+    let mut found = vec![0; data.len()];
+    std::fs::File::open(node).unwrap().read_exact_at(&mut found, 20_012_345).unwrap();
+    assert!(found == data, "what was acknowledged is not on the storage node");
 }
 
 /// 9: every core dies, again and again, so that no standby is there; the interface holds the requests meanwhile.

@@ -19,6 +19,9 @@ use crate::{
     lost::Lost,
 };
 
+/// A higher sequence number than this is damage: a state word has 62 bits for it, and no core lives that long.
+const SEQ_KNOWN_MAX: u64 = u64::MAX >> 8;
+
 /// An extent that is not retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Live {
@@ -326,7 +329,10 @@ impl Book {
         }
         let good = batch.extents.iter().take_while(|(_, range)| !misses(range));
         let Some((tail, _)) = good.last() else { return false };
-        log::retire(area, *tail);
+        // A predecessor may have retired more after this core had taken over: the mark never goes back.
+        if log::tail(area) < *tail {
+            log::retire(area, *tail);
+        }
         self.retire_to(*tail);
         area.store(word::BYTES, self.bytes, Relaxed);
         true
@@ -380,8 +386,11 @@ impl Book {
     /// Takes in what another core has published and retired since; up to `limit` extents, each with its checksum verified.
     pub fn follow(&mut self, area: &impl Area, limit: u64) -> Followed {
         let mut followed = Followed::default();
-        self.retire_to(log::tail(area));
-        let head = log::head(area);
+        let (tail, head) = (log::tail(area), log::head(area));
+        if tail > head {
+            return followed;
+        }
+        self.retire_to(tail);
         while self.head() < head && followed.extents < limit {
             // Damage that is not certain to be some is for whoever has the gate to find out.
             match self.read_next(area) {
@@ -400,7 +409,7 @@ impl Book {
         let (tail, head) = (log::tail(area), log::head(area));
         if tail > head || head - tail > self.geometry.slots || self.head() > head || self.tail > tail {
             // The header itself is damaged, so anything may be missing.
-            self.begin_anew(area, tail.max(head));
+            self.begin_anew(area, tail, head);
             return Followed { extents: 0, damaged: 1 };
         }
         self.retire_to(tail);
@@ -413,6 +422,8 @@ impl Book {
                     // Something was acknowledged here, and nobody knows where.
                     self.live.push_back(Live::Void);
                     self.doubt = self.head();
+                    // Covers whatever was found before it; and one for each of many would take too long to settle.
+                    self.found.clear();
                     self.found.push((self.doubt, 0..self.size));
                     followed.extents += 1;
                     followed.damaged += 1;
@@ -420,10 +431,13 @@ impl Book {
             }
         }
         self.settle_lost(area);
-        // Positions grow with the sequence numbers, so the first extent has the lowest.
-        let first =
-            self.live.iter().find_map(|live| if let Live::Published(e) = live { Some(e.position) } else { None });
-        self.freed = first.unwrap_or(self.end);
+        // Positions grow with the sequence numbers, so the first extent has the lowest and the last the highest. What is known
+        // of retired ones does not count: a core that did not see them has begun lower.
+        let published = |live: &Live| if let Live::Published(extent) = live { Some(*extent) } else { None };
+        if let Some(last) = self.live.iter().rev().find_map(published) {
+            self.end = last.position + last.stored();
+        }
+        self.freed = self.live.iter().find_map(published).map_or(self.end, |first| first.position);
         area.store(word::BYTES, self.bytes, Relaxed);
         followed
     }
@@ -454,6 +468,9 @@ impl Book {
         for range in self.lost.ranges() {
             self.index.remove(range.clone());
         }
+        if self.found.is_empty() {
+            return;
+        }
         for (seq, range) in std::mem::take(&mut self.found) {
             self.lost.add(range.clone());
             for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
@@ -463,8 +480,10 @@ impl Book {
         self.lost.save(area);
     }
 
-    /// Begins anew behind a sequence number, with nothing certain.
-    fn begin_anew(&mut self, area: &impl Area, seq: u64) {
+    /// Begins anew behind every sequence number that may be known, with nothing certain.
+    fn begin_anew(&mut self, area: &impl Area, tail: u64, head: u64) {
+        let known = [tail, head, self.head()].into_iter().filter(|seq| *seq <= SEQ_KNOWN_MAX).max();
+        let seq = known.unwrap_or(0) + self.geometry.slots;
         *self = Self { tail: seq, ..Self::new(self.geometry, self.size) };
         log::reset(area, seq);
         self.lost.add(0..self.size);

@@ -232,14 +232,21 @@ impl Buffer {
         self.pace_ns.store(next.clamp(PACE_MIN_NS, PACE_MAX_NS), Relaxed);
     }
 
-    /// Takes the role, if it is free, and sends one batch of about `bytes`.
-    pub(crate) fn turn(&self, engine: &Engine, gate: &dyn Gate, bytes: u64) -> Turn {
+    /// Takes the role, if it is free, and sends one batch of about `bytes`. `may_write`: whether nobody else writes any more.
+    pub(crate) fn turn(
+        &self,
+        engine: &Engine,
+        gate: &dyn Gate,
+        generation: u64,
+        may_write: impl FnOnce() -> bool,
+        bytes: u64,
+    ) -> Turn {
         let _role = match self.role.try_lock() {
             Ok(role) => role,
             Err(TryLockError::Poisoned(role)) => role.into_inner(),
             Err(TryLockError::WouldBlock) => return Turn::Busy,
         };
-        if !gate.begin_sending() {
+        if !gate.begin_sending(generation) {
             return Turn::NoGate;
         }
         let number = {
@@ -247,7 +254,7 @@ impl Buffer {
             progress.begun += 1;
             progress.begun
         };
-        let turn = if gate.may_write() { self.send(engine, bytes) } else { Turn::Busy };
+        let turn = if may_write() { self.send(engine, bytes) } else { Turn::Busy };
         gate.end_sending();
         match &turn {
             Turn::Sent => self.progress().note(number, None),

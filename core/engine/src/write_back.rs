@@ -20,6 +20,7 @@ use std::{
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
+            fence,
         },
     },
     thread,
@@ -27,7 +28,8 @@ use std::{
 };
 
 use everdisk_buffer::{
-    book::{Gaps, Place},
+    area::Area,
+    book::{Book, Gaps, Place},
     log,
 };
 use everdisk_proto::{buffer::Extent, frame::NodeStatus};
@@ -51,6 +53,8 @@ const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 /// An extent that another worker has a place for is published within this time, unless that worker is off the CPU.
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
+/// A core that is given the gate has taken the buffer over within this time, or something is amiss.
+const TAKEN_SOON: Duration = Duration::from_secs(1);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
 /// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
@@ -68,9 +72,9 @@ pub trait Gate: Send + Sync {
     /// The generation in force, if this core has the gate, open or closed.
     fn generation(&self) -> Option<u64>;
 
-    /// Announces that buffered data is sent from now on; false when this core no longer has the gate.
+    /// Announces that buffered data is sent from now on; false when this core does not have the gate under this generation.
     #[must_use]
-    fn begin_sending(&self) -> bool;
+    fn begin_sending(&self, generation: u64) -> bool;
 
     /// No longer.
     fn end_sending(&self);
@@ -130,9 +134,18 @@ pub struct WriteBack {
     taken: AtomicU64,
     fenced: AtomicU64,
     taking: Mutex<()>,
+    writers: Mutex<Writers>,
     sender: Mutex<SenderState>,
     work: Condvar,
     sender_sleeps: AtomicBool,
+}
+
+/// Who of this core writes through to the nodes, by the copies of a token.
+#[derive(Debug, Default)]
+struct Writers {
+    token: Arc<()>,
+    /// Tokens of earlier generations: such a write was abandoned, and must not land on what is newer.
+    before: Vec<Arc<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +165,7 @@ impl WriteBack {
             taken: AtomicU64::new(u64::MAX),
             fenced: AtomicU64::new(u64::MAX),
             taking: Mutex::new(()),
+            writers: Mutex::default(),
             sender: Mutex::default(),
             work: Condvar::new(),
             sender_sleeps: AtomicBool::new(false),
@@ -182,9 +196,20 @@ impl WriteBack {
         if self.taken.load(Acquire) == generation {
             return;
         }
+        {
+            let mut writers = lock(&self.writers);
+            let before = std::mem::take(&mut writers.token);
+            writers.before.push(before);
+        }
         if let Some(buffer) = &self.buffer {
             let mut book = buffer.write_book();
             let followed = book.adopt(&buffer.area);
+            // A probe may have come too late: then somebody else appends meanwhile, and what was read is worth nothing.
+            fence(Acquire);
+            if self.gate.generation() != Some(generation) {
+                *book = Book::new(buffer.area.geometry(), self.engine.size());
+                return;
+            }
             let bytes = book.bytes();
             drop(book);
             self.gate.taken_over(bytes);
@@ -298,7 +323,7 @@ impl WriteBack {
     /// [`Stopped`]; what is buffered stays so.
     pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
         caller.away();
-        let flushed = self.flush_within(FLUSH_LIMIT).and_then(|done| {
+        let flushed = self.flush_now(FLUSH_LIMIT).and_then(|done| {
             if done { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }) }
         });
         back(caller)?;
@@ -310,6 +335,23 @@ impl WriteBack {
     /// # Errors
     /// [`IoError`].
     pub fn flush_within(&self, limit: Duration) -> Result<bool, IoError> {
+        // A core that was given the gate just now does not know yet what there is to flush.
+        let deadline = Instant::now() + TAKEN_SOON.min(limit);
+        while !self.serves() {
+            if Instant::now() >= deadline {
+                return Err(IoError::NoGate);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.flush_now(limit)
+    }
+
+    /// Whether this core has the gate, open or closed, and has taken over what there was.
+    pub fn serves(&self) -> bool {
+        self.gate.generation() == Some(self.taken.load(Acquire))
+    }
+
+    fn flush_now(&self, limit: Duration) -> Result<bool, IoError> {
         if let Some(buffer) = &self.buffer {
             let target = buffer.read_book().head();
             if !self.send_up_to(buffer, target, limit)? {
@@ -332,7 +374,7 @@ impl WriteBack {
         let begun = buffer.progress().begun;
         while buffer.read_book().tail() < target {
             let seen = buffer.seen();
-            match buffer.turn(&self.engine, &*self.gate, BATCH_BYTES) {
+            match self.turn(buffer, BATCH_BYTES) {
                 Turn::Sent => {}
                 Turn::Nothing => thread::sleep(PUBLISHED_SOON),
                 Turn::Failed(error) => return Err(unsent(error.errno(), error.to_string())),
@@ -435,9 +477,12 @@ impl WriteBack {
         range: &Range<u64>,
         operation: impl FnOnce(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
+        // Taken under the gate, so that it is of this generation.
+        let token = Arc::clone(&lock(&self.writers).token);
         caller.writing();
         let began = Instant::now();
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
+        drop(token);
         back(caller)?;
         match done {
             // The gate came back meanwhile: the operation is kept and done then.
@@ -464,7 +509,7 @@ impl WriteBack {
             if self.gate.generation() != Some(taken) {
                 return Ok(false);
             }
-            if self.gate.may_write() {
+            if self.may_write() {
                 self.fenced.store(taken, Release);
                 return Ok(true);
             }
@@ -475,13 +520,26 @@ impl WriteBack {
         }
     }
 
+    /// Whether nobody writes to the nodes any more but this core under this generation.
+    fn may_write(&self) -> bool {
+        let mut writers = lock(&self.writers);
+        writers.before.retain(|token| Arc::strong_count(token) > 1);
+        writers.before.is_empty() && self.gate.may_write()
+    }
+
+    /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
+    fn turn(&self, buffer: &Buffer, bytes: u64) -> Turn {
+        let taken = self.taken.load(Acquire);
+        buffer.turn(&self.engine, &*self.gate, taken, || self.may_write(), bytes)
+    }
+
     /// Sends a batch, or waits for one: for room, or for a range that is buffered.
     fn wait(&self, buffer: &Buffer, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
         caller.away();
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
         let backing_off = buffer.progress().is_backing_off();
-        match if backing_off { Turn::Busy } else { buffer.turn(&self.engine, &*self.gate, BATCH_BYTES) } {
+        match if backing_off { Turn::Busy } else { self.turn(buffer, BATCH_BYTES) } {
             Turn::Sent => {}
             Turn::Nothing => thread::sleep(PUBLISHED_SOON),
             Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
@@ -529,7 +587,7 @@ impl WriteBack {
                 next = FOLLOW;
                 continue;
             };
-            if self.gate.generation() != Some(self.taken.load(Acquire)) {
+            if !self.serves() {
                 sending = Sending::Rests;
                 self.follow_now(buffer);
                 let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
@@ -546,7 +604,7 @@ impl WriteBack {
             next = if sending == Sending::Tries { policy::TRY_EVERY } else { FOLLOW };
             if (hurries || tries) && !buffer.progress().is_backing_off() {
                 tried = Instant::now();
-                match buffer.turn(&self.engine, &*self.gate, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
+                match self.turn(buffer, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
                     Turn::Sent if !hurries => {}
                     Turn::Sent => next = Duration::ZERO,
                     Turn::Failed(error) => {
@@ -632,5 +690,7 @@ impl std::fmt::Debug for WriteBack {
     }
 }
 
+#[cfg(test)]
+mod succession;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,10 @@ use std::sync::{
 
 use everdisk_engine::{Caller, Gate};
 use everdisk_gate::ticket;
-use everdisk_proto::{gate_word::GateWord, ids::Slot};
+use everdisk_proto::{
+    gate_word::GateWord,
+    ids::{Generation, Slot},
+};
 use everdisk_sys::{clock::monotonic_ns, memory::SharedSegment};
 use everdisk_transport::disk::Hold;
 
@@ -28,9 +31,9 @@ impl Gate for CoreGate {
         self.word().map(|gate| gate.generation.0)
     }
 
-    fn begin_sending(&self) -> bool {
-        let (Some(gate), Some(core)) = (self.word(), self.segment.cores.get(self.slot.index())) else { return false };
-        ticket::begin_sending(&self.segment.gate.word, &core.sender, self.slot, gate.generation)
+    fn begin_sending(&self, generation: u64) -> bool {
+        let Some(core) = self.segment.cores.get(self.slot.index()) else { return false };
+        ticket::begin_sending(&self.segment.gate.word, &core.sender, self.slot, Generation(generation))
     }
 
     fn end_sending(&self) {

@@ -33,7 +33,7 @@ const JOIN_LIMIT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_millis(10);
 /// A core that does not have the gate and finds no interface for this long is an orphan and ends.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(600);
-/// The last flush before a core ends. The control module waits a little longer.
+/// The last flush before a core ends gives up when nothing was sent for this long. The control module waits a little longer.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_secs(25);
 /// Between two looks at the workers.
 const TICK: Duration = Duration::from_millis(200);
@@ -68,26 +68,35 @@ pub(crate) fn serve(
     let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
     loop {
         match attend(&link, &mut lent)? {
-            Next::Quit => {
-                if let Some((_, _, workers)) = lent.file.take() {
-                    workers.stop();
-                }
-                // Unmounting may have written mapped pages back after the flush that went before it.
-                if has_gate(&lent) {
-                    match volume.flush_within(LAST_FLUSH_LIMIT) {
-                        Ok(true) => {}
-                        Ok(false) => return Err(Fatal::LastFlush(format!("it took longer than {LAST_FLUSH_LIMIT:?}"))),
-                        Err(error) => return Err(Fatal::LastFlush(error.to_string())),
-                    }
-                }
-                volume.stop_sender();
-                let _ = sender.join();
-                return Ok(());
-            }
+            Next::Quit => break,
             Next::Reconnect => match reconnect(identity, &lent, socket) {
                 Some(new) => link = new,
-                None => return Ok(()),
+                None => break,
             },
+        }
+    }
+    if let Some((_, _, workers)) = lent.file.take() {
+        workers.stop();
+    }
+    // Unmounting may have written mapped pages back after the flush that went before it; and where somebody else unmounted,
+    // there was none.
+    if volume.serves() {
+        last_flush(&volume)?;
+    }
+    volume.stop_sender();
+    let _ = sender.join();
+    Ok(())
+}
+
+/// What is still buffered is lost when the last core ends: this takes as long as something is sent.
+fn last_flush(volume: &WriteBack) -> Result<(), Fatal> {
+    loop {
+        let before = volume.buffered_bytes();
+        match volume.flush_within(LAST_FLUSH_LIMIT) {
+            Ok(true) => return Ok(()),
+            Ok(false) if volume.buffered_bytes() < before => {}
+            Ok(false) => return Err(Fatal::LastFlush(format!("it took longer than {LAST_FLUSH_LIMIT:?}"))),
+            Err(error) => return Err(Fatal::LastFlush(error.to_string())),
         }
     }
 }
@@ -200,11 +209,6 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
             }
         }
     }
-}
-
-/// Whether this core has the gate, or had it last.
-fn has_gate(lent: &Lent) -> bool {
-    GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot)
 }
 
 fn armed(lent: &Lent) -> ToInterface {

@@ -12,7 +12,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{
@@ -143,6 +143,8 @@ impl Shared {
         let mut seen: Vec<(usize, u64, bool)> = vec![(usize::MAX, 0, false); self.channels.len()];
         let mut started = self.channels.len();
         let mut pause = WATCH;
+        // When there was no memory that may be locked, or no thread, for another worker.
+        let mut refused: Option<Instant> = None;
         while !self.stop.load(Acquire) {
             thread::sleep(pause);
             pause = WATCH_IDLE;
@@ -158,7 +160,7 @@ impl Shared {
                     *seen = now;
                     continue;
                 }
-                if lead.pass_on() || started >= WORKERS_MAX {
+                if lead.pass_on() || started >= WORKERS_MAX || refused.is_some_and(|at| at.elapsed() < START_LIMIT) {
                     continue;
                 }
                 let (ready, parked) = mpsc::channel();
@@ -169,7 +171,10 @@ impl Shared {
                         started += 1;
                     }
                     Ok(()) => started += 1,
-                    Err(error) => tracing::warn!(%error, "no worker stands in for one that waits for a storage node"),
+                    Err(error) => {
+                        tracing::warn!(%error, "no worker stands in for one that waits for a storage node");
+                        refused = Some(Instant::now());
+                    }
                 }
             }
         }

@@ -84,6 +84,8 @@ impl Lead {
 
     /// Wakes those who wait, because what they wait for may have ended.
     pub fn rouse(&self) {
+        // Whoever has looked and does not sleep yet holds the lock.
+        let _idle = self.idle();
         self.changed.notify_all();
     }
 }

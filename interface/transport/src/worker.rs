@@ -165,6 +165,11 @@ impl<'a> Seat<'a> {
         wake::wake(&self.gate.drained, Who::All);
     }
 
+    /// The worker waits for the lead of its channel, not at the gate: a probe is another's.
+    pub fn idle(&self) {
+        ticket::away(&self.ticket.state);
+    }
+
     /// The worker no longer holds anything.
     pub fn let_go(&self) {
         self.ticket.holding.store(0, Relaxed);

@@ -312,3 +312,62 @@ fn damage_found_by_the_sender_is_told_to_the_next_core() {
     next.book.written_through(&area, &(0..100));
     assert!(Lost::load(&area).is_empty());
 }
+
+/// A hand-over while the predecessor's sender is at work: it retires after its successor has taken the buffer over, and the
+/// successor's first batch is a smaller one. Whoever follows has seen the higher mark, and takes the buffer over all the same.
+#[test]
+fn what_a_predecessor_retires_late_does_not_make_the_log_go_back() {
+    let area = MortalArea::new(2 << 20);
+    let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+    let (mut old, mut new, mut standby) = (Core::new(&area, 1), Core::new(&area, 2), Core::new(&area, 0));
+    old.book.adopt(&area);
+    for at in 0..4 {
+        assert!(old.write(&area, at * 200, &content(1, 100)));
+    }
+    let late = old.book.batch(300, old.book.head(), 0);
+    new.book.adopt(&area);
+    assert!(old.book.sent(&area, &late, &[]));
+    standby.book.follow(&area, 100);
+    new.send(&area, &mut node, 100, None);
+    for core in [&mut standby, &mut old] {
+        assert_eq!(core.book.adopt(&area).damaged, 0);
+        assert_eq!((core.book.lost().ranges(), core.book.tail()), (&[][..], 3));
+    }
+}
+
+/// A core that was not there when most of the log was written numbers its places anew; one that was there takes over from it.
+#[test]
+fn a_core_that_remembers_higher_places_finds_the_room_there_is() {
+    let area = MortalArea::with(TINY);
+    let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+    let mut first = Core::new(&area, 1);
+    first.book.adopt(&area);
+    for round in 0..10 {
+        assert!(first.write(&area, round * 300, &content(1, 299)));
+        first.send(&area, &mut node, 1000, None);
+    }
+    let mut second = Core::new(&area, 2);
+    second.book.adopt(&area);
+    assert!(second.write(&area, 0, &content(2, 64)));
+    first.book.adopt(&area);
+    assert!(first.book.fill() < 200, "{}", first.book.fill());
+    assert!(first.write(&area, 100, &content(3, 64)));
+}
+
+/// A mark that nothing can follow is damage like any other.
+#[test]
+fn the_last_number_is_no_end_of_the_world() {
+    for word in [word::HEAD, word::TAIL] {
+        let area = MortalArea::with(TINY);
+        area.words()[word] = u64::MAX;
+        let (mut core, mut standby) = (Core::new(&area, 1), Core::new(&area, 0));
+        standby.book.follow(&area, 100);
+        assert_eq!(core.book.adopt(&area).damaged, 1);
+        assert!(core.write(&area, 0, &content(1, 100)));
+        let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+        core.send(&area, &mut node, 500, None);
+        standby.book.follow(&area, 100);
+        standby.book.adopt(&area);
+        assert!(standby.write(&area, 0, &content(1, 100)));
+    }
+}

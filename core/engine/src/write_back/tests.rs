@@ -47,9 +47,9 @@ impl Gate for TestGate {
         let word = self.words.word.load(SeqCst);
         (word & 1 == self.core as u64).then_some(word >> 1)
     }
-    fn begin_sending(&self) -> bool {
+    fn begin_sending(&self, generation: u64) -> bool {
         self.words.writing[self.core].store(true, SeqCst);
-        let ours = self.generation().is_some();
+        let ours = self.generation() == Some(generation);
         if !ours {
             self.end_sending();
         }
@@ -158,7 +158,7 @@ impl Bench {
     }
 
     fn turn(&self, bytes: u64) -> Turn {
-        self.core.buffer.as_ref().unwrap().turn(&self.core.engine, &*self.core.gate, bytes)
+        self.core.turn(self.core.buffer.as_ref().unwrap(), bytes)
     }
 
     /// What the nodes hold, without any buffer.
@@ -307,7 +307,7 @@ fn d6_a_successor_sends_nothing_while_its_predecessor_still_does() {
         words.writing[0].store(true, SeqCst);
         bench.core.write(&request(false), 0, &content(2, 4096)).unwrap();
         assert!(matches!(bench.turn(1 << 20), Turn::Busy));
-        assert!(matches!(old.buffer.as_ref().unwrap().turn(&old.engine, &*old.gate, 1 << 20), Turn::NoGate));
+        assert!(matches!(old.turn(old.buffer.as_ref().unwrap(), 1 << 20), Turn::NoGate));
         assert!(bench.read_all()[..4096] == content(2, 4096)[..], "reads and writes of what is buffered go on");
         bench.faults("");
         words.writing[0].store(true, SeqCst);

@@ -76,8 +76,11 @@ pub fn serve(
 ) -> Ended {
     let mut kept: Option<(usize, Pass)> = None;
     loop {
-        if kept.is_none() && !lead.wait(seat.index(), || seat.must_stop()) {
-            return Ended::Stopped;
+        if kept.is_none() && !lead.is_with(seat.index()) {
+            seat.idle();
+            if !lead.wait(seat.index(), || seat.must_stop()) {
+                return Ended::Stopped;
+            }
         }
         let Some(pass) = seat.wait(operations.disk) else { return Ended::Stopped };
         let mut first = true;

@@ -1,8 +1,24 @@
 //! The codec without a kernel: a disk in memory, requests as bytes.
 
-use std::sync::Mutex;
+use std::{
+    os::fd::AsFd,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
-use everdisk_proto::segment::FrontArea;
+use everdisk_gate::ticket;
+use everdisk_proto::{
+    gate_word::{GateWord, Mode},
+    ids::{Generation, Slot},
+    segment::FrontArea,
+};
+use everdisk_sys::{
+    memory::SharedSegment,
+    wake::{self, Who},
+};
 use proptest::prelude::*;
 use rustix::io::Errno as Os;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -14,8 +30,13 @@ use super::{
     },
     handshake::{self, BadInit},
     operation::{Operations, REPLY_HEAD},
+    serve::{Buffers, serve},
 };
-use crate::disk::{Disk, Errno, Failure, Hold};
+use crate::{
+    channel::Lead,
+    disk::{Disk, Errno, Failure, Hold},
+    worker::Seat,
+};
 
 struct Memory(Mutex<Vec<u8>>);
 
@@ -206,4 +227,41 @@ proptest! {
         let _ = Operations { disk: &d, front: &front }.execute(&Held { comes_back: true }, &body, &mut reply);
         let _ = handshake::answer(&bytes, 4096);
     }
+}
+
+/// M4: a core whose first worker has lost the lead to another is given the gate: the other one probes.
+#[test]
+fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
+    let (segment, slot) = (SharedSegment::create(0).unwrap(), Slot::FIRST);
+    let (lead, stop) = (Lead::new(1), AtomicBool::new(false));
+    let (channel, _kernel) = std::os::unix::net::UnixStream::pair().unwrap();
+    let disk = Memory(Mutex::new(vec![0; 8192]));
+    let area = &segment.cores[slot.index()];
+    let work = |index| {
+        let mut buffers = Buffers::new().unwrap();
+        let seat = Seat::take(&segment, slot, index, &stop).unwrap();
+        let operations = Operations { disk: &disk, front: &segment.front };
+        serve(&seat, channel.as_fd(), &lead, &operations, &mut buffers)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| work(0));
+        scope.spawn(|| work(1));
+        std::thread::sleep(Duration::from_millis(100));
+        let probe = GateWord { mode: Mode::Probe, slot, generation: Generation(2) };
+        ticket::set(&segment.gate.word, probe);
+        // As `suspension::give` of the holder.
+        let first_waits = !ticket::is_parked(&area.tickets[0].state);
+        area.wake.fetch_add(1, SeqCst);
+        wake::wake(&area.wake, if first_waits { Who::All } else { Who::First });
+        std::thread::sleep(Duration::from_millis(200));
+        let open = segment.gate.word.load(SeqCst) == probe.with(Mode::Open).encode();
+        // The leader reads from the channel then, until it ends.
+        stop.store(true, SeqCst);
+        ticket::set(&segment.gate.word, probe.with(Mode::Closed));
+        area.wake.fetch_add(1, SeqCst);
+        wake::wake(&area.wake, Who::All);
+        let _ = channel.shutdown(std::net::Shutdown::Both);
+        lead.rouse();
+        assert!(open, "nobody has probed");
+    });
 }

@@ -1,0 +1,212 @@
+//! Cores that have the gate one after the other, on one segment and one storage node.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    thread,
+};
+
+use everdisk_proto::volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
+use everdisk_store::{Store, StoreError};
+use uuid::Uuid;
+
+use super::*;
+
+const LEN: usize = 4096;
+/// A write that begins with this byte waits at the node.
+const STUCK: u8 = 0xEE;
+
+/// A storage node at which some writes wait until they are let go.
+struct Node {
+    inner: Box<dyn Store>,
+    stuck: Arc<AtomicBool>,
+}
+
+impl Store for Node {
+    fn url(&self) -> &NodeUrl {
+        self.inner.url()
+    }
+    fn uuid(&self) -> Uuid {
+        self.inner.uuid()
+    }
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn recheck(&self) -> Result<(), StoreError> {
+        self.inner.recheck()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        while data[0] == STUCK && self.stuck.load(SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.inner.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inner.write_zeroes(offset, len)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inner.allocate(offset, len)
+    }
+    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
+        self.inner.next(offset, sought)
+    }
+}
+
+/// The generation under which a core has the gate; 0: it does not.
+#[derive(Clone, Default)]
+struct Place(Arc<AtomicU64>);
+
+impl Gate for Place {
+    fn generation(&self) -> Option<u64> {
+        Some(self.0.load(SeqCst)).filter(|generation| *generation > 0)
+    }
+    fn begin_sending(&self, generation: u64) -> bool {
+        self.generation() == Some(generation)
+    }
+    fn end_sending(&self) {}
+    fn may_write(&self) -> bool {
+        true
+    }
+    fn taken_over(&self, _: u64) {}
+}
+
+#[derive(Default)]
+struct Request {
+    synchronous: bool,
+    writes: AtomicBool,
+    /// The gate was given to another core.
+    over: AtomicBool,
+}
+
+impl Caller for Request {
+    fn synchronous(&self) -> bool {
+        self.synchronous
+    }
+    fn away(&self) {}
+    fn writing(&self) {
+        self.writes.store(true, SeqCst);
+    }
+    fn back(&self) -> bool {
+        !self.over.load(SeqCst)
+    }
+}
+
+struct Setting {
+    _dir: tempfile::TempDir,
+    spec: VolumeSpec,
+    segment: Arc<SharedSegment>,
+    stuck: Arc<AtomicBool>,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeSpec { uuid: Uuid::from_u128(2), url: NodeUrl::Dir(dir.path().join("node")) };
+        let spec = VolumeSpec {
+            spec_version: SPEC_VERSION,
+            name: "v".parse().unwrap(),
+            uuid: Uuid::from_u128(1),
+            size: 1 << 20,
+            stripe: 64 << 10,
+            nodes: vec![node],
+            buffer: 2 << 20,
+        };
+        Engine::create(&spec).unwrap();
+        let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
+        Self { _dir: dir, spec, segment, stuck: Arc::new(AtomicBool::new(true)) }
+    }
+
+    fn core(&self) -> (WriteBack, Place) {
+        let wrap = |inner| -> Box<dyn Store> { Box::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
+        let engine = Arc::new(Engine::open_with(&self.spec, &wrap).unwrap());
+        let place = Place::default();
+        (WriteBack::new(engine, &self.segment, Box::new(place.clone())), place)
+    }
+}
+
+/// Another core has the gate no longer, and this one has it.
+fn give(core: &(WriteBack, Place), generation: u64) {
+    core.1.0.store(generation, SeqCst);
+    core.0.take_over(generation);
+}
+
+fn write(core: &(WriteBack, Place), byte: u8) {
+    core.0.write(&Request::default(), 0, &[byte; LEN]).unwrap();
+}
+
+fn read(core: &(WriteBack, Place)) -> u8 {
+    let mut byte = [0];
+    core.0.read(&Request::default(), 0, &mut byte).unwrap();
+    byte[0]
+}
+
+/// D6: a core whose write hangs at a node loses the gate and is given it again. What it buffers and sends then is newer.
+#[test]
+fn a_write_that_was_abandoned_does_not_land_on_what_the_same_core_sends_later() {
+    let setting = Setting::new();
+    let core = setting.core();
+    give(&core, 1);
+    let old = Request { synchronous: true, ..Request::default() };
+    thread::scope(|scope| {
+        let abandoned = scope.spawn(|| core.0.write(&old, 0, &[STUCK; LEN]));
+        while !old.writes.load(SeqCst) {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(50));
+        old.over.store(true, SeqCst);
+        give(&core, 3);
+        write(&core, 2);
+        let flushed = core.0.flush_within(Duration::from_millis(200));
+        setting.stuck.store(false, SeqCst);
+        assert!(matches!(abandoned.join().unwrap(), Err(Stopped::Abandoned)));
+        assert!(matches!(core.0.flush_within(Duration::from_secs(10)), Ok(true)));
+        assert_eq!(read(&core), 2, "what was acknowledged and flushed is overwritten by an older write");
+        assert!(matches!(flushed, Ok(false)), "{flushed:?}");
+    });
+}
+
+/// D5, D6: a core is given the gate again, and a flush comes before it has taken over what was buffered and sent meanwhile.
+#[test]
+fn nothing_is_sent_before_it_is_known_what_there_is() {
+    let setting = Setting::new();
+    let (first, second) = (setting.core(), setting.core());
+    give(&first, 1);
+    write(&first, 1);
+    first.1.0.store(0, SeqCst);
+    give(&second, 2);
+    write(&second, 2);
+    assert!(matches!(second.0.flush_within(Duration::from_secs(10)), Ok(true)));
+    second.1.0.store(0, SeqCst);
+    first.1.0.store(3, SeqCst);
+    let early = first.0.flush_within(Duration::from_millis(20));
+    assert!(matches!(early, Err(IoError::NoGate)), "{early:?}");
+    first.0.take_over(3);
+    assert!(matches!(first.0.flush_within(Duration::from_secs(10)), Ok(true)));
+    assert_eq!(read(&first), 2);
+}
+
+/// D3: a core comes to its probe when the gate was taken from it, and another appends: it believes nothing of what it saw.
+#[test]
+fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
+    let setting = Setting::new();
+    let late = setting.core();
+    let area = SegmentArea::of(&setting.segment).unwrap();
+    let mut book = Book::new(area.geometry(), setting.spec.size);
+    book.adopt(&area);
+    let place = book.reserve(&area, LEN as u64).unwrap();
+    late.0.take_over(2);
+    let data = [7; LEN];
+    let extent =
+        Extent { offset: 0, len: LEN as u64, position: place.position, generation: 3, crc: crc32c::crc32c(&data) };
+    log::publish(&area, place.seq, &extent, &data);
+    give(&late, 4);
+    assert_eq!(read(&late), 7);
+}
