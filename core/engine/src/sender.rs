@@ -27,6 +27,7 @@ use everdisk_proto::buffer::Extent;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
+    passing::Passing,
     policy::{self, Sending},
     write_back::{Gate, lock},
 };
@@ -110,6 +111,7 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pub(crate) area: SegmentArea,
+    pub(crate) passing: Passing,
     book: std::sync::RwLock<Book>,
     role: Mutex<()>,
     progress: Mutex<Progress>,
@@ -128,6 +130,7 @@ impl Buffer {
         let book = Book::new(area.geometry(), size);
         Self {
             area,
+            passing: Passing::default(),
             book: book.into(),
             role: Mutex::new(()),
             progress: Mutex::default(),

@@ -39,6 +39,7 @@ use everdisk_sys::memory::SharedSegment;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
+    passing::Pass,
     policy::{self, Sending},
     sender::{BATCH_BYTES, Buffer, Turn},
 };
@@ -55,6 +56,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
 /// A core that is given the gate has taken the buffer over within this time, or something is amiss.
 const TAKEN_SOON: Duration = Duration::from_secs(1);
+/// A range in which a write past the buffer is under way is looked at again after this time.
+const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
 /// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
@@ -123,6 +126,8 @@ enum Way {
     Through { required: bool },
     /// Nowhere yet: there is no room, or it must go through and something buffered overlaps it.
     Wait,
+    /// Nowhere yet: a write past the buffer overlaps it.
+    Blocked,
 }
 
 /// An open volume with its write buffer. All operations may be called from many threads at once.
@@ -203,6 +208,7 @@ impl WriteBack {
         }
         if let Some(buffer) = &self.buffer {
             let mut book = buffer.write_book();
+            buffer.passing.forget();
             let followed = book.adopt(&buffer.area);
             // A probe may have come too late: then somebody else appends meanwhile, and what was read is worth nothing.
             fence(Acquire);
@@ -263,9 +269,9 @@ impl WriteBack {
         let Some(buffer) = &self.buffer else {
             return self.through(caller, &range, |engine| engine.write(offset, data));
         };
-        let (mut patience, mut may_pass) = (None, true);
+        let (mut patience, mut may_pass, mut pass) = (None, true, None);
         loop {
-            match self.way(buffer, caller, &range, may_pass) {
+            match self.way(buffer, caller, &range, may_pass, &mut pass) {
                 Way::Append(place) => {
                     self.append(buffer, place, offset, data);
                     return Ok(());
@@ -274,26 +280,44 @@ impl WriteBack {
                     Err(Stopped::Failed(error)) if !required => {
                         tracing::debug!(%error, "a write that could go through is buffered instead");
                         buffer.distrust();
-                        may_pass = false;
+                        (may_pass, pass) = (false, None);
                     }
                     done => return done,
                 },
+                Way::Blocked => blocked(caller)?,
                 Way::Wait => self.wait(buffer, caller, &mut patience)?,
             }
         }
     }
 
-    /// Where a write goes now. `may_pass`: it may go through although it need not.
-    fn way(&self, buffer: &Buffer, caller: &dyn Caller, range: &Range<u64>, may_pass: bool) -> Way {
+    /// Where a write goes now. `may_pass`: it may go through although it need not. `pass`: held while it goes through, and already
+    /// while it waits for that, so that nothing that overlaps it is buffered meanwhile.
+    fn way<'a>(
+        &self,
+        buffer: &'a Buffer,
+        caller: &dyn Caller,
+        range: &Range<u64>,
+        may_pass: bool,
+        pass: &mut Option<Pass<'a>>,
+    ) -> Way {
         let len = range.end - range.start;
         let mut book = buffer.write_book();
         // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
         let required = caller.synchronous();
-        if (required || (may_pass && buffer.lets_through(book.fill(), len))) && !book.index().overlaps(range.clone()) {
-            return Way::Through { required };
+        let buffered = book.index().overlaps(range.clone());
+        if required || (!buffered && may_pass && buffer.lets_through(book.fill(), len)) {
+            if pass.is_none() {
+                *pass = buffer.passing.enter(range);
+            }
+            return match pass {
+                None => Way::Blocked,
+                Some(_) if buffered => Way::Wait,
+                Some(_) => Way::Through { required },
+            };
         }
-        if required {
-            return Way::Wait;
+        *pass = None;
+        if buffer.passing.overlaps(range) {
+            return Way::Blocked;
         }
         book.reserve(&buffer.area, len).map_or(Way::Wait, Way::Append)
     }
@@ -461,10 +485,21 @@ impl WriteBack {
     ) -> Result<(), Stopped> {
         self.engine.inside(offset, len)?;
         let range = offset..offset.saturating_add(len);
+        let mut patience = None;
+        let mut pass = None;
         if let Some(buffer) = &self.buffer {
-            let mut patience = None;
-            while buffer.read_book().index().overlaps(range.clone()) {
-                self.wait(buffer, caller, &mut patience)?;
+            loop {
+                if pass.is_none() {
+                    let _book = buffer.write_book();
+                    pass = buffer.passing.enter(&range);
+                }
+                match &pass {
+                    None => blocked(caller)?,
+                    Some(_) if buffer.read_book().index().overlaps(range.clone()) => {
+                        self.wait(buffer, caller, &mut patience)?;
+                    }
+                    Some(_) => break,
+                }
             }
         }
         self.through(caller, &range, operation)
@@ -632,6 +667,13 @@ impl WriteBack {
 /// After having been away.
 fn back(caller: &dyn Caller) -> Result<(), Stopped> {
     if caller.back() { Ok(()) } else { Err(Stopped::Abandoned) }
+}
+
+/// A write past the buffer is under way in the same range; they end soon, or hang with their node.
+fn blocked(caller: &dyn Caller) -> Result<(), Stopped> {
+    caller.away();
+    thread::sleep(BLOCKED_LOOK);
+    back(caller)
 }
 
 fn unsent(errno: i32, reason: String) -> IoError {

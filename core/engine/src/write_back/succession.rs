@@ -139,7 +139,11 @@ fn give(core: &(WriteBack, Place), generation: u64) {
 }
 
 fn write(core: &(WriteBack, Place), byte: u8) {
-    core.0.write(&Request::default(), 0, &[byte; LEN]).unwrap();
+    write_at(core, 0, byte);
+}
+
+fn write_at(core: &(WriteBack, Place), offset: u64, byte: u8) {
+    core.0.write(&Request::default(), offset, &[byte; LEN]).unwrap();
 }
 
 fn read(core: &(WriteBack, Place)) -> u8 {
@@ -209,4 +213,29 @@ fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     log::publish(&area, place.seq, &extent, &data);
     give(&late, 4);
     assert_eq!(read(&late), 7);
+}
+
+/// D5: a write that is buffered while one past the buffer is under way in the same range waits for it: what is read does not
+/// change any more once both are acknowledged.
+#[test]
+fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
+    let setting = Setting::new();
+    let core = setting.core();
+    give(&core, 1);
+    let passing = Request { synchronous: true, ..Request::default() };
+    thread::scope(|scope| {
+        let first = scope.spawn(|| core.0.write(&passing, 0, &[STUCK; LEN]));
+        while !passing.writes.load(SeqCst) {
+            thread::yield_now();
+        }
+        let second = scope.spawn(|| write(&core, 2));
+        write_at(&core, 65_536, 3);
+        thread::sleep(Duration::from_millis(50));
+        assert!(!second.is_finished(), "it was buffered, and the write under way will land on it");
+        setting.stuck.store(false, SeqCst);
+        first.join().unwrap().unwrap();
+        second.join().unwrap();
+        assert!(matches!(core.0.flush_within(Duration::from_secs(10)), Ok(true)));
+        assert_eq!(read(&core), 2);
+    });
 }
