@@ -25,11 +25,3 @@ pub fn format(area: &impl Area) {
     area.store(word::SLOTS, geometry.slots, Ordering::Relaxed);
     area.store(word::MAGIC, MAGIC, Ordering::Release);
 }
-
-/// Whether the header says what the geometry wants.
-pub fn is_sound(area: &impl Area) -> bool {
-    let geometry = area.geometry();
-    area.load(word::MAGIC, Ordering::Acquire) == MAGIC
-        && area.load(word::CAPACITY, Ordering::Relaxed) == geometry.capacity
-        && area.load(word::SLOTS, Ordering::Relaxed) == geometry.slots
-}

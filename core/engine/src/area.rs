@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use everdisk_buffer::area::Area;
-use everdisk_proto::buffer::Geometry;
+use everdisk_proto::{buffer::Geometry, version::BUFFER};
 use everdisk_sys::memory::SharedSegment;
 
 /// The buffer in a segment.
@@ -14,9 +14,13 @@ pub(crate) struct SegmentArea {
 }
 
 impl SegmentArea {
-    /// The segment's buffer; `None` when it has none.
+    /// The segment's buffer; `None` when it has none, or one of a version that this core does not know. The interface gives such a
+    /// core the gate only when nothing is in it.
     pub(crate) fn of(segment: &Arc<SharedSegment>) -> Option<Self> {
         let geometry = segment.buffer()?;
+        if segment.header.buffer_version.load(Ordering::Relaxed) != BUFFER {
+            return None;
+        }
         Some(Self { segment: Arc::clone(segment), geometry })
     }
 }

@@ -5,7 +5,10 @@ use std::{
     thread,
 };
 
-use everdisk_proto::volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
+use everdisk_proto::{
+    version::BUFFER,
+    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+};
 use everdisk_store::{Store, StoreError};
 use uuid::Uuid;
 
@@ -121,6 +124,7 @@ impl Setting {
         };
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
+        segment.header.buffer_version.store(BUFFER, SeqCst);
         Self { _dir: dir, spec, segment, stuck: Arc::new(AtomicBool::new(true)) }
     }
 

@@ -12,6 +12,7 @@ use everdisk_proto::{
     buffer::{MAGIC, word},
     limits::BLOCK,
     segment::MAGIC as SEGMENT_MAGIC,
+    version::BUFFER,
     volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_testkit::{
@@ -118,6 +119,7 @@ impl Bench {
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(buffer).unwrap());
         segment.header.magic.store(SEGMENT_MAGIC, SeqCst);
+        segment.header.buffer_version.store(BUFFER, SeqCst);
         if let Some(geometry) = segment.buffer() {
             for (index, value) in
                 [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
