@@ -80,7 +80,31 @@ pub fn measure(file: &Path, bytes: u64, job: Job, direct: bool, seconds: u64) ->
     let mut command = base(file, job, direct);
     command.arg(format!("--size={bytes}")).args(["--time_based", "--ramp_time=500ms", "--output-format=json"]);
     command.arg(format!("--runtime={seconds}"));
-    let job = parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?;
+    Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
+}
+
+/// Runs a job for `io_bytes` of I/O or `seconds`, whichever is over first; all of it counts.
+///
+/// # Errors
+/// fio's, an I/O error among them.
+pub fn burst(file: &Path, bytes: u64, job: Job, io_bytes: u64, seconds: u64) -> Result<Measured> {
+    let mut command = base(file, job, true);
+    command.arg(format!("--size={bytes}")).arg(format!("--io_size={io_bytes}")).arg("--output-format=json");
+    command.arg(format!("--runtime={seconds}"));
+    Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
+}
+
+/// Has a random job touch each block of the first `bytes` once.
+///
+/// # Errors
+/// fio's, an I/O error among them.
+pub fn cover(file: &Path, bytes: u64, job: Job) -> Result<Measured> {
+    let mut command = base(file, job, true);
+    command.arg(format!("--size={bytes}")).args(["--norandommap=0", "--output-format=json"]);
+    Ok(measured(&parse(&command::run(&mut command, GRACE * 2)?)?))
+}
+
+fn measured(job: &Value) -> Measured {
     let mut all = Measured::default();
     for side in ["read", "write"] {
         let number = |path: &str| job.pointer(&format!("/{side}/{path}")).and_then(Value::as_f64).unwrap_or(0.0);
@@ -91,7 +115,7 @@ pub fn measure(file: &Path, bytes: u64, job: Job, direct: bool, seconds: u64) ->
                 ["mean", "percentile/50.000000", "percentile/99.000000"].map(|n| number(&format!("clat_ns/{n}")));
         }
     }
-    Ok(all)
+    all
 }
 
 /// The object of the only job.

@@ -12,6 +12,8 @@ use std::{
 };
 
 use everdisk_api::{client, directories::Directories, request::Request};
+use everdisk_proto::volume::NodeUrl;
+use everdisk_testkit::fault_store::{Counts, counts, fault_file};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,11 +35,17 @@ const DAEMON_WITHIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a log that are shown when something went wrong.
 const LOG_LINES: usize = 8;
+/// What a host runs.
+const PROGRAMS: [&str; 4] = ["everdisk", "everdiskd", "everdisk-interface", "everdisk-core"];
+/// The cores whose storage nodes obey fault files, of this version and of another one.
+pub const FAULTY: [&str; 2] = ["everdisk-core-faulty", "everdisk-core-faulty-next"];
 
 /// The host.
 #[derive(Debug)]
 pub struct Host {
+    /// Where the programs of the build are, and copies that are run in their place.
     programs: PathBuf,
+    copies: Option<PathBuf>,
     directories: Directories,
     daemon: Option<Child>,
     /// Where the storage nodes are, and the rest.
@@ -45,6 +53,8 @@ pub struct Host {
     work: Option<TempDir>,
     /// Whether a volume may be attached.
     attached: bool,
+    /// The files that command its storage nodes.
+    fault_files: Vec<PathBuf>,
     /// Ends everything early.
     pub interrupt: Interrupt,
 }
@@ -66,9 +76,38 @@ impl Host {
     /// # Errors
     /// A program is missing, or `everdiskd` does not come up.
     pub fn start(interrupt: &Interrupt, nodes_in: Option<&Path>) -> Result<Self> {
+        let mut host = Self::idle(interrupt, nodes_in)?;
+        host.start_daemon()?;
+        Ok(host)
+    }
+
+    /// As [`Host::start`], and its storage nodes obey [`Host::fault`]. Upgrades of it go to [`FAULTY`] cores.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn faulty(interrupt: &Interrupt, nodes_in: Option<&Path>) -> Result<Self> {
+        let mut host = Self::idle(interrupt, nodes_in)?;
+        let copies = host.path("bin");
+        let copy = |name: &str, to: &str| {
+            let from = host.programs.join(name);
+            fs::copy(&from, copies.join(to)).map_err(Error::io(format!("copy {}", from.display())))
+        };
+        fs::create_dir(&copies).map_err(Error::io("make a directory"))?;
+        for name in PROGRAMS {
+            copy(name, name)?;
+        }
+        // The control module starts volumes with the core beside itself.
+        copy(FAULTY[0], "everdisk-core")?;
+        host.copies = Some(copies);
+        host.start_daemon()?;
+        Ok(host)
+    }
+
+    /// The directories alone.
+    fn idle(interrupt: &Interrupt, nodes_in: Option<&Path>) -> Result<Self> {
         let own = env::current_exe().map_err(Error::io("find the directory of the programs"))?;
         let programs = own.parent().unwrap_or(Path::new("/")).to_owned();
-        for name in ["everdisk", "everdiskd", "everdisk-interface", "everdisk-core", "everdisk-core-next"] {
+        for name in PROGRAMS.into_iter().chain(["everdisk-core-next"]).chain(FAULTY) {
             if !programs.join(name).is_file() {
                 let all = "-p everdisk -p everdiskd -p everdisk-interface -p everdisk-core -p everdisk-tests";
                 return Err(Error::Failed(format!(
@@ -85,17 +124,17 @@ impl Host {
         let work = make(None).map_err(Error::io("make a temporary directory"))?;
         let nodes = nodes_in.map(|dir| make(Some(dir))).transpose().map_err(Error::io("make a temporary directory"))?;
         let directories = Directories { run: work.path().join("run"), state: work.path().join("state") };
-        let mut host = Self {
+        Ok(Self {
             programs,
+            copies: None,
             directories,
             daemon: None,
             nodes,
             work: Some(work),
             attached: false,
+            fault_files: Vec::new(),
             interrupt: interrupt.clone(),
-        };
-        host.start_daemon()?;
-        Ok(host)
+        })
     }
 
     fn start_daemon(&mut self) -> Result<()> {
@@ -132,7 +171,8 @@ impl Host {
 
     /// One of Everdisk's programs.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
+        let copied = self.copies.as_ref().map(|copies| copies.join(name)).filter(|copy| copy.is_file());
+        copied.unwrap_or_else(|| self.programs.join(name))
     }
 
     /// The file the volume is attached to.
@@ -176,12 +216,22 @@ impl Host {
     /// # Errors
     /// As the commands'.
     pub fn attach(&mut self, size: &str, nodes: usize) -> Result<()> {
+        self.attach_with(size, nodes, &[])
+    }
+
+    /// As [`Host::attach`], with more options of `volume create`.
+    ///
+    /// # Errors
+    /// As the commands'.
+    pub fn attach_with(&mut self, size: &str, nodes: usize, options: &[&str]) -> Result<()> {
         let mut create: Vec<String> = ["volume", "create", VOLUME, "--size", size].map(str::to_owned).to_vec();
         for index in 0..nodes {
             let path = self.node(&format!("node-{index}"));
             fs::create_dir(&path).map_err(Error::io("make a storage node"))?;
             create.extend(["--node".to_owned(), format!("dir:{}", path.display())]);
+            self.fault_files.push(fault_file(&NodeUrl::Dir(path)));
         }
+        create.extend(options.iter().map(|option| (*option).to_owned()));
         self.do_everdisk(&create)?;
         self.attached = true;
         let file = self.file();
@@ -194,8 +244,44 @@ impl Host {
     /// # Errors
     /// As [`Host::everdisk`].
     pub fn upgrade(&self, program: &Path) -> Result<Said> {
-        let words = [OsStr::new("upgrade"), OsStr::new(VOLUME), OsStr::new("--core"), program.as_os_str()];
-        self.everdisk(&[&words[..], &[OsStr::new("--soak"), OsStr::new("200ms")]].concat())
+        self.upgrade_with(program, &[])
+    }
+
+    /// As [`Host::upgrade`], with more options.
+    ///
+    /// # Errors
+    /// As [`Host::everdisk`].
+    pub fn upgrade_with(&self, program: &Path, options: &[&str]) -> Result<Said> {
+        let mut words = vec![OsStr::new("upgrade"), OsStr::new(VOLUME), OsStr::new("--core"), program.as_os_str()];
+        words.extend(["--soak", "200ms"].iter().chain(options).map(OsStr::new));
+        self.everdisk(&words)
+    }
+
+    /// What every storage node does from now on, in the language of [`Faults`](everdisk_testkit::fault_store::Faults).
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn fault(&self, text: &str) -> Result<()> {
+        for file in &self.fault_files {
+            // In one step: no core may read half of it.
+            let aside = file.with_extension("aside");
+            let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, file));
+            written.map_err(Error::io("command a storage node"))?;
+        }
+        Ok(())
+    }
+
+    /// Every storage node works well again.
+    pub fn heal(&self) {
+        for file in &self.fault_files {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    /// What all cores together did so far to all storage nodes together; of a [`Host::faulty`].
+    pub fn counts(&self) -> Counts {
+        let each = self.fault_files.iter().flat_map(|file| counts(file));
+        each.fold(Counts::default(), |sum, (_, counts)| sum + counts)
     }
 
     /// The last lines of the logs, for messages.
@@ -229,6 +315,8 @@ impl Host {
             return Vec::new();
         }
         let mut trouble = Vec::new();
+        // Nothing ends as long as it hangs.
+        self.heal();
         if std::mem::take(&mut self.attached) {
             match self.everdisk(&["detach", VOLUME, "--force"]) {
                 Ok(said) if said.done => {}

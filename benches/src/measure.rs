@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{Error, Result, interrupt::Interrupt};
 
+pub mod buffer;
 pub mod kill;
 pub mod memory;
 pub mod pause;
@@ -25,6 +26,9 @@ pub const LOAD_THREADS: u64 = 8;
 /// Bytes it works on.
 pub const LOAD_BYTES: u64 = 256 << 20;
 
+/// Room for the storage nodes of two volumes, and for the segments.
+const ROOM_BYTES: u64 = VOLUME_BYTES * 7 / 2;
+
 /// How thorough to be.
 #[derive(Clone, Debug)]
 pub struct Scope {
@@ -36,21 +40,25 @@ pub struct Scope {
     pub upgrades: usize,
     /// Kills of the kill measurement.
     pub kills: usize,
+    /// Seconds of a load that outlasts the write buffer.
+    pub sustained: u64,
+    /// Repetitions of each case of the write buffer's other measurements.
+    pub repetitions: usize,
     /// Ends everything early.
     pub interrupt: Interrupt,
 }
 
-/// Where the storage nodes of a measurement are: memory, if there is room for two images, so that no disk is measured.
+/// Where the storage nodes of a measurement are: memory, if there is room for several images, so that no disk is measured.
 ///
 /// # Errors
 /// The operating system's.
 pub fn memory_directory() -> Result<PathBuf> {
     let shm = Path::new("/dev/shm");
     let room = rustix::fs::statvfs(shm).map(|s| s.f_bavail * s.f_frsize).unwrap_or(0);
-    if room > VOLUME_BYTES * 5 / 2 {
+    if room > ROOM_BYTES {
         return Ok(shm.to_owned());
     }
-    Err(Error::Failed(format!("/dev/shm has {} MiB of room, {} are needed", room >> 20, (VOLUME_BYTES * 5 / 2) >> 20)))
+    Err(Error::Failed(format!("/dev/shm has {} MiB of room, {} are needed", room >> 20, ROOM_BYTES >> 20)))
 }
 
 /// A suspension as the JSON has it.

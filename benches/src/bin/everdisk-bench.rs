@@ -13,7 +13,7 @@ use everdisk_benches::{
     Error, Result,
     interrupt::Interrupt,
     machine,
-    measure::{Scope, kill, memory, pause, throughput},
+    measure::{Scope, buffer, kill, memory, pause, throughput},
     say,
 };
 use serde_json::{Map, Value, json};
@@ -46,8 +46,37 @@ enum What {
     Kill,
     /// Of the processes of one volume
     Memory,
+    /// The write buffer: the six below
+    Buffer,
+    /// Small writes to storage nodes that take 1 ms each, buffered and synchronous
+    BufferSlowNodes,
+    /// Throughput where the storage nodes are as quick as memory, buffered and synchronous
+    BufferQuickNodes,
+    /// How large the writes are that small ones become
+    BufferCoalescing,
+    /// How long a successor reads a full buffer
+    BufferTakeover,
+    /// The pause of upgrades with more or less buffered, and with storage nodes that hang
+    BufferUpgrade,
+    /// Death of a core with buffered data
+    BufferKill,
     /// All of these
     All,
+}
+
+impl What {
+    const BUFFER: [Self; 6] = [
+        Self::BufferSlowNodes,
+        Self::BufferQuickNodes,
+        Self::BufferCoalescing,
+        Self::BufferTakeover,
+        Self::BufferUpgrade,
+        Self::BufferKill,
+    ];
+
+    fn contains(self, other: Self) -> bool {
+        self == other || self == Self::All || (self == Self::Buffer && Self::BUFFER.contains(&other))
+    }
 }
 
 /// A load average above this is worth a remark.
@@ -55,11 +84,17 @@ const BUSY: f64 = 0.5;
 
 type Measurement = fn(&Scope) -> Result<Value>;
 
-const MEASUREMENTS: [(What, &str, Measurement); 4] = [
+const MEASUREMENTS: [(What, &str, Measurement); 10] = [
     (What::Memory, "memory", memory::run),
     (What::Throughput, "throughput", throughput::run),
     (What::Pause, "pause", pause::run),
     (What::Kill, "kill", kill::run),
+    (What::BufferSlowNodes, "buffer_slow_nodes", buffer::slow_nodes::run),
+    (What::BufferQuickNodes, "buffer_quick_nodes", buffer::quick_nodes::run),
+    (What::BufferCoalescing, "buffer_coalescing", buffer::coalescing::run),
+    (What::BufferTakeover, "buffer_takeover", buffer::takeover::run),
+    (What::BufferUpgrade, "buffer_upgrade", buffer::upgrade::run),
+    (What::BufferKill, "buffer_kill", buffer::kill::run),
 ];
 
 fn main() -> ExitCode {
@@ -86,6 +121,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         seconds: if arguments.quick { 1 } else { 2 },
         upgrades: quick(200, 20),
         kills: quick(100, 10),
+        sustained: if arguments.quick { 3 } else { 10 },
+        repetitions: quick(24, 3),
         interrupt: Interrupt::install()?,
     };
     let machine = machine::describe();
@@ -101,7 +138,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     results.insert("quick".to_owned(), json!(arguments.quick));
     let mut well = true;
     for (what, name, measure) in MEASUREMENTS {
-        if arguments.what != What::All && arguments.what != what {
+        if !arguments.what.contains(what) {
             continue;
         }
         let began = Instant::now();

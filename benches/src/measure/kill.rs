@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use everdisk_proto::frame::Suspension;
+use everdisk_proto::{frame::Suspension, limits::BUFFER_DEFAULT};
 use everdisk_sys::clock::monotonic_ns;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::{
     table::{at_most, row, table},
 };
 
-const TARGET_MEDIAN_NS: f64 = 10e6;
+pub(super) const TARGET_MEDIAN_NS: f64 = 10e6;
 /// The volume is served again within this time.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(20);
 /// Left alone for this long: nobody asks the interface while it has better things to do.
@@ -29,13 +29,19 @@ const FINISH_WITHIN: Duration = Duration::from_secs(120);
 
 /// One kill.
 #[derive(Clone, Copy, Debug)]
-struct Killed {
+pub(super) struct Killed {
     at_ns: u64,
     times: Suspension,
 }
 
 impl Killed {
-    fn closed_ns(&self) -> u64 {
+    /// For the JSON.
+    pub(super) fn json(&self) -> Value {
+        json!({"kill_monotonic_ns": self.at_ns, "times": suspension_json(&self.times), "ns": self.first_request_ns()})
+    }
+
+    /// Kill → death noticed, gate closed, ns.
+    pub(super) fn closed_ns(&self) -> u64 {
         self.times.closed_ns.saturating_sub(self.at_ns)
     }
 
@@ -43,7 +49,8 @@ impl Killed {
         self.closed_ns() + us.unwrap_or(0) * 1000
     }
 
-    fn first_request_ns(&self) -> u64 {
+    /// Kill → first request by another core, ns.
+    pub(super) fn first_request_ns(&self) -> u64 {
         self.after(self.times.first_request_us)
     }
 }
@@ -55,7 +62,12 @@ impl Killed {
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
     host.attach("512M", 1)?;
-    say(format!("\nCrash: kill -9 of the serving core, {} times, under {LOAD_THREADS} verifying threads", scope.kills));
+    say(format!(
+        "\nCrash: kill -9 of the serving core, {} times, under {LOAD_THREADS} verifying threads; write buffer of {} MiB \
+         (the default)",
+        scope.kills,
+        BUFFER_DEFAULT >> 20
+    ));
     let load = Load::start(&host.file(), LOAD_THREADS, LOAD_BYTES)?;
     let mut interface = host.interface();
     let mut kills = Vec::new();
@@ -103,14 +115,14 @@ pub fn run(scope: &Scope) -> Result<Value> {
     if !tally.is_clean() {
         return Err(Error::Failed("the load saw errors".to_owned()));
     }
-    let raw = |k: &Killed| json!({"kill_monotonic_ns": k.at_ns, "times": suspension_json(&k.times), "ns": k.first_request_ns()});
     Ok(json!({
-        "kills": kills.iter().map(raw).collect::<Vec<_>>(), "kill_to_first_request_ns": total.summary(),
+        "kills": kills.iter().map(Killed::json).collect::<Vec<_>>(), "kill_to_first_request_ns": total.summary(),
         "ios": tally.ios(), "errors": tally.errors, "mismatches": tally.mismatches,
     }))
 }
 
-fn kill(host: &Host, interface: &mut Interface) -> Result<Killed> {
+/// Kills the core that serves, once another one is armed.
+pub(super) fn kill(host: &Host, interface: &mut Interface) -> Result<Killed> {
     let before = interface.standby(&host.interrupt)?;
     host.interrupt.sleep(SETTLE / 2)?;
     let at_ns = monotonic_ns();

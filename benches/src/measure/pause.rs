@@ -6,7 +6,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use everdisk_proto::frame::Suspension;
+use everdisk_proto::{frame::Suspension, limits::BUFFER_DEFAULT};
 use everdisk_sys::clock::monotonic_ns;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -47,7 +47,12 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
     host.attach(VOLUME_SIZE, 1)?;
     fio::prefill(&host.file(), VOLUME_BYTES, true)?;
-    say(format!("\nPause: {} upgrades back and forth under fio randrw 4k QD16, O_DIRECT", scope.upgrades));
+    say(format!(
+        "\nPause: {} upgrades back and forth under fio randrw 4k QD16, O_DIRECT; write buffer of {} MiB, hand-over by \
+         flush (the defaults)",
+        scope.upgrades,
+        BUFFER_DEFAULT >> 20
+    ));
     let mut reports = Vec::new();
     let mut all = Windows::default();
     let mut left_out = Vec::new();
@@ -67,11 +72,13 @@ pub fn run(scope: &Scope) -> Result<Value> {
     }
     let inside = inside(&reports);
     let outside = outside(&all);
-    Ok(json!({"upgrades": reports, "inside_us": inside, "outside": outside, "windows": all.json(),
-              "window_ms": windows::WINDOW_NS / 1_000_000, "rounds_left_out": left_out}))
+    Ok(
+        json!({"upgrades": reports, "inside_us": inside, "outside": outside, "windows": all.json(), "buffer_bytes": BUFFER_DEFAULT,
+              "window_ms": windows::WINDOW_NS / 1_000_000, "rounds_left_out": left_out}),
+    )
 }
 
-fn number(report: &Value, key: &str) -> u64 {
+pub(super) fn number(report: &Value, key: &str) -> u64 {
     report.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 

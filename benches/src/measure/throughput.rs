@@ -1,5 +1,6 @@
 //! Throughput beside the peer: the same fio jobs on both, in alternating rounds of one run.
 
+use everdisk_proto::limits::BUFFER_DEFAULT;
 use serde_json::{Value, json};
 
 use super::{Scope, VOLUME_BYTES, VOLUME_SIZE, memory_directory};
@@ -41,9 +42,10 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let peer = Peer::start(&scope.interrupt, &host.node("peer.raw"), &peers, VOLUME_BYTES)?;
     let direct = peer.takes_direct();
     say(format!(
-        "\nThroughput: {} rounds of {} s, fio libaio, one job, {}",
+        "\nThroughput: {} rounds of {} s, fio libaio, one job, write buffer of {} MiB (the default), {}",
         scope.rounds,
         scope.seconds,
+        BUFFER_DEFAULT >> 20,
         if direct { "O_DIRECT on both" } else { "buffered on both (the peer refuses O_DIRECT)" }
     ));
     fio::prefill(&ours, VOLUME_BYTES, direct)?;
@@ -68,14 +70,14 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let (rows, rounds) = summary(&results);
     say(format!("\n{}", table(&rows, &[0, 5])));
     drop(peer);
-    Ok(json!({"direct": direct, "seconds": scope.seconds, "jobs": rounds}))
+    Ok(json!({"direct": direct, "seconds": scope.seconds, "buffer_bytes": BUFFER_DEFAULT, "jobs": rounds}))
 }
 
-fn amount(job: Job, measured: Measured) -> f64 {
+pub(super) fn amount(job: Job, measured: Measured) -> f64 {
     if job.block == "4k" { measured.iops } else { measured.bytes }
 }
 
-fn in_words(job: Job, amount: f64) -> String {
+pub(super) fn in_words(job: Job, amount: f64) -> String {
     if job.block == "4k" {
         format!("{:.1}k IOPS", amount / 1e3)
     } else {
@@ -83,7 +85,7 @@ fn in_words(job: Job, amount: f64) -> String {
     }
 }
 
-fn shown(job: Job, measured: Measured) -> String {
+pub(super) fn shown(job: Job, measured: Measured) -> String {
     in_words(job, amount(job, measured))
 }
 

@@ -55,15 +55,20 @@ impl Index {
 
     /// The pieces that overlap a range, whole, in order.
     pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = &Piece> {
-        let before = self.pieces.range(..range.start).next_back().map(|(_, piece)| piece);
-        let before = before.filter(|piece| piece.end > range.start && range.start < range.end);
-        let inside = if range.start < range.end { range } else { 0..0 };
-        before.into_iter().chain(self.pieces.range(inside).map(|(_, piece)| piece))
+        // Mostly there are none, and that is found out with half the searching.
+        let hit = self.overlaps(range.clone()).then(|| {
+            let before = self.pieces.range(..range.start).next_back().map(|(_, piece)| piece);
+            let before = before.filter(|piece| piece.end > range.start);
+            before.into_iter().chain(self.pieces.range(range).map(|(_, piece)| piece))
+        });
+        hit.into_iter().flatten()
     }
 
     /// Whether anything of a range is buffered.
     pub fn overlaps(&self, range: Range<u64>) -> bool {
-        self.overlapping(range).next().is_some()
+        // Of the pieces that begin before its end the last one reaches furthest.
+        let last = self.pieces.range(..range.end).next_back();
+        range.start < range.end && last.is_some_and(|(_, piece)| piece.end > range.start)
     }
 
     /// The piece that ends where `start` is.

@@ -47,6 +47,9 @@ const SLOW_FOR_SURE: Duration = Duration::from_millis(1);
 const SLOW_WRITES: u32 = 3;
 /// So many at once.
 const SENDERS_MAX: usize = 32;
+/// Of so many batches to slow nodes, one begins with a write that has the nodes to itself and shows whether they still are slow:
+/// of writes beside each other one cannot tell, they wait for each other where a node takes one at a time.
+const LONE_EVERY: u64 = 8;
 /// After a failure the sender waits, at first this long, then twice as long each time.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
@@ -122,6 +125,8 @@ pub(crate) struct Buffer {
     tried_since_ns: AtomicU64,
     /// Until then they count as proven; ns after `start`, 0: not.
     proven_until_ns: AtomicU64,
+    /// Writes that go through right now.
+    through: AtomicU64,
     start: Instant,
 }
 
@@ -138,6 +143,7 @@ impl Buffer {
             pace_ns: AtomicU64::new(0),
             tried_since_ns: AtomicU64::new(0),
             proven_until_ns: AtomicU64::new(0),
+            through: AtomicU64::new(0),
             start: Instant::now(),
         }
     }
@@ -202,9 +208,22 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A write of `len` bytes to the nodes that began then has ended well.
-    pub(crate) fn note_write(&self, began: Instant, len: u64) {
-        self.note_pace(began.elapsed(), len);
+    /// A write goes through; returns how many do, it among them.
+    pub(crate) fn begin_through(&self) -> u64 {
+        self.through.fetch_add(1, Relaxed) + 1
+    }
+
+    /// It has ended.
+    pub(crate) fn end_through(&self) {
+        self.through.fetch_sub(1, Relaxed);
+    }
+
+    /// A write of `len` bytes to the nodes that began then has ended well; it was one of `beside` at once. `None`: of many.
+    pub(crate) fn note_write(&self, began: Instant, len: u64, beside: Option<u64>) {
+        if let Some(beside) = beside {
+            // A few workers' writes wait for each other rather than all for the node.
+            self.note_pace(began.elapsed() / u32::try_from(beside).unwrap_or(1).max(1), len);
+        }
         let since = self.tried_since_ns.load(Relaxed);
         if since > 0 && began.saturating_duration_since(self.start).as_nanos() >= u128::from(since) {
             let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).unwrap_or(0);
@@ -302,33 +321,38 @@ impl Buffer {
     fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Option<Extent>], runs: &[Range<usize>]) -> Outcome {
         let outcome = Mutex::new(Outcome::default());
         let next = AtomicUsize::new(0);
-        // Ends early when the nodes turn out to be slow and others could help.
-        let work = |alone: bool| {
-            let mut data = Vec::new();
-            let mut slow = 0;
-            while let Some(run) = runs.get(next.fetch_add(1, Relaxed)) {
-                let began = Instant::now();
-                let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
-                    break;
-                };
-                self.send_run(engine, pieces, extents, &mut data, &outcome);
-                slow += u32::from(began.elapsed() >= SLOW_FOR_SURE);
-                if alone && slow >= SLOW_WRITES {
-                    break;
-                }
-            }
+        let send_next = |data: &mut Vec<u8>, alone: bool| {
+            let Some(run) = runs.get(next.fetch_add(1, Relaxed)) else { return false };
+            let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
+                return false;
+            };
+            self.send_run(engine, pieces, extents, data, &outcome, alone);
+            true
         };
+        let mut data = Vec::new();
         if self.nodes_are_quick() || runs.len() == 1 {
-            work(true);
+            // Until the nodes turn out to be slow: then others help.
+            let mut slow = 0;
+            let mut began = Instant::now();
+            while slow < SLOW_WRITES && send_next(&mut data, true) {
+                slow += u32::from(began.elapsed() >= SLOW_FOR_SURE);
+                began = Instant::now();
+            }
+        } else if self.progress().batches.is_multiple_of(LONE_EVERY) {
+            send_next(&mut data, true);
         }
         let left = runs.len().saturating_sub(next.load(Relaxed));
         if left > 0 {
+            let work = || {
+                let mut data = Vec::new();
+                while send_next(&mut data, false) {}
+            };
             thread::scope(|scope| {
                 for _ in 1..left.min(SENDERS_MAX) {
                     // Where no thread can be started, those that run do the work; at least this one does.
-                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, || work(false));
+                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work);
                 }
-                work(false);
+                work();
             });
         }
         outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -342,6 +366,7 @@ impl Buffer {
         extents: &[Option<Extent>],
         data: &mut Vec<u8>,
         outcome: &Mutex<Outcome>,
+        alone: bool,
     ) {
         data.clear();
         let mut begun = pieces.first().map_or(0, |piece| piece.start);
@@ -350,11 +375,11 @@ impl Buffer {
                 continue;
             }
             lock(outcome).damaged.push(piece.seq);
-            self.write(engine, begun, data, outcome);
+            self.write(engine, begun, data, outcome, alone);
             data.clear();
             begun = piece.end;
         }
-        self.write(engine, begun, data, outcome);
+        self.write(engine, begun, data, outcome, alone);
     }
 
     /// Appends a piece's data; false when its extent's data does not have its checksum.
@@ -375,14 +400,14 @@ impl Buffer {
         sound
     }
 
-    fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>) {
+    fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>, alone: bool) {
         if data.is_empty() {
             return;
         }
         let began = Instant::now();
         let written = engine.write(at, data);
         if written.is_ok() {
-            self.note_write(began, data.len() as u64);
+            self.note_write(began, data.len() as u64, alone.then_some(1));
         }
         if let Err(error) = written {
             let mut outcome = lock(outcome);

@@ -515,8 +515,10 @@ impl WriteBack {
         // Taken under the gate, so that it is of this generation.
         let token = Arc::clone(&lock(&self.writers).token);
         caller.writing();
+        let beside = self.buffer.as_ref().map_or(1, Buffer::begin_through);
         let began = Instant::now();
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
+        self.buffer.iter().for_each(Buffer::end_through);
         drop(token);
         back(caller)?;
         match done {
@@ -525,7 +527,7 @@ impl WriteBack {
             done => done?,
         };
         let Some(buffer) = &self.buffer else { return Ok(()) };
-        buffer.note_write(began, range.end - range.start);
+        buffer.note_write(began, range.end - range.start, Some(beside));
         if !buffer.read_book().lost().is_empty() {
             buffer.write_book().written_through(&buffer.area, range);
         }

@@ -1,0 +1,74 @@
+//! `kill -9` of the serving core with much buffered: what a warm standby still has to do before it serves. Beside it the
+//! same with a larger buffer: a process that dies gives its mapping of the whole segment back before anybody learns of it.
+
+use serde_json::{Value, json};
+
+use super::{HUNG, ROOMY, Readers, faulty, fill, sync};
+use crate::{
+    Result, fio,
+    host::Host,
+    measure::{
+        Scope, VOLUME_BYTES, VOLUME_SIZE,
+        kill::{Killed, TARGET_MEDIAN_NS, kill},
+    },
+    say,
+    stats::{Sorted, time},
+    table::{at_most, row, table},
+};
+
+/// What is buffered: nothing, and much. The storage nodes take no writes meanwhile, so that it stays so.
+const FILLS: [u64; 2] = [0, 32 << 20];
+
+/// Measures.
+///
+/// # Errors
+/// Whatever went wrong, an I/O error among it.
+pub fn run(scope: &Scope) -> Result<Value> {
+    let kills = scope.kills.div_ceil(2);
+    say(format!(
+        "\nWrite buffer, crash: {kills} × kill -9 of the serving core of each kind, under two threads that read 4k; \
+         extents of 4 KiB"
+    ));
+    let mut rows = vec![row(["kill → first request", "p50", "p90", "p99", "max", "target", "", "noticed p50"])];
+    let mut values = Vec::new();
+    for (buffer, options) in [("64 MiB (the default)", &[][..]), ("512 MiB", &ROOMY)] {
+        let mut host = faulty(scope)?;
+        host.attach_with(VOLUME_SIZE, 1, options)?;
+        for (bytes, kills) in FILLS.into_iter().zip(round(&host, kills)?) {
+            let sorted: Sorted = kills.iter().map(Killed::first_request_ns).collect();
+            let noticed: Sorted = kills.iter().map(Killed::closed_ns).collect();
+            let cells = [500, 900, 990, 1000].map(|permille| time(sorted.at(permille)));
+            let verdict = at_most(sorted.median() as f64, TARGET_MEDIAN_NS);
+            let name = format!("{} MiB in a buffer of {buffer}", bytes >> 20);
+            let judged = vec!["≤ 10 ms".to_owned(), verdict, time(noticed.median())];
+            rows.push([vec![name.clone()], cells.to_vec(), judged].concat());
+            values.push(json!({
+                "case": name, "bytes": bytes, "ns": sorted.summary(), "noticed_ns": noticed.summary(),
+                "kills": kills.iter().map(Killed::json).collect::<Vec<_>>(),
+            }));
+        }
+    }
+    say(format!("\n{}", table(&rows, &[0, 6])));
+    Ok(Value::Array(values))
+}
+
+/// The kills of one volume, by what was buffered, in turn.
+fn round(host: &Host, kills: usize) -> Result<[Vec<Killed>; FILLS.len()]> {
+    fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+    sync(host)?;
+    let readers = Readers::start(host)?;
+    let mut interface = host.interface();
+    let mut results: [Vec<Killed>; FILLS.len()] = Default::default();
+    for _ in 0..kills {
+        for (bytes, killed) in FILLS.into_iter().zip(&mut results) {
+            interface.standby(&host.interrupt)?;
+            host.fault(HUNG)?;
+            fill(host, bytes)?;
+            killed.push(kill(host, &mut interface)?);
+            host.heal();
+            sync(host)?;
+        }
+    }
+    readers.finish(host)?;
+    Ok(results)
+}
