@@ -1,5 +1,8 @@
-//! Ranges that are being written past the buffer. What overlaps one waits: were it buffered and sent meanwhile, the write under
-//! way could land on top of it, and readers would see first the one and then the other.
+//! Writes past the buffer that are under way.
+//!
+//! What overlaps one waits: were it buffered and sent meanwhile, the write under way could land on top of it, and readers would
+//! see first the one and then the other. And when this core has lost the gate and been given it again, what it had under way
+//! before was abandoned, and has to be over before anything newer is sent (the fence).
 
 use std::{
     ops::Range,
@@ -11,19 +14,21 @@ use std::{
 
 use crate::write_back::lock;
 
-/// The ranges. Looked at and added to under the book's lock, so that nothing is buffered in between.
+/// The writes under way. Looked at and added to under the book's lock, so that nothing is buffered in between.
 #[derive(Debug, Default)]
 pub(crate) struct Passing {
-    ranges: Mutex<Ranges>,
-    /// Their number, so that nobody takes the lock for none.
+    writes: Mutex<Writes>,
+    /// Number of those of this tenure, so that nobody takes the lock for none.
     count: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
-struct Ranges {
+struct Writes {
     /// Tells them apart.
     next: u64,
-    list: Vec<(u64, Range<u64>)>,
+    now: Vec<(u64, Range<u64>)>,
+    /// Those of earlier tenures.
+    before: Vec<u64>,
 }
 
 /// A range is being written past the buffer while this lives.
@@ -32,47 +37,61 @@ struct Ranges {
 pub(crate) struct Pass<'a> {
     passing: &'a Passing,
     number: u64,
+    /// How many writes were under way when this one began, it among them.
+    pub(crate) beside: usize,
 }
 
 impl Passing {
-    /// Whether a range that is being written overlaps this one.
+    /// Whether a write under way overlaps this range.
     #[inline]
     pub(crate) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.count.load(Relaxed) > 0 && lock(&self.ranges).overlap(range)
+        self.count.load(Relaxed) > 0 && lock(&self.writes).overlap(range)
     }
 
-    /// This range is written from now on; `None` when it overlaps another.
+    /// This range is written from now on; `None` when a write under way overlaps it.
     pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Pass<'_>> {
-        let mut ranges = lock(&self.ranges);
-        if ranges.overlap(range) {
-            return None;
-        }
-        ranges.next += 1;
-        let number = ranges.next;
-        ranges.list.push((number, range.clone()));
-        self.count.store(ranges.list.len(), Relaxed);
-        Some(Pass { passing: self, number })
+        let mut writes = lock(&self.writes);
+        (!writes.overlap(range)).then(|| self.add(&mut writes, range))
     }
 
-    /// Another tenure begins: what an earlier one has under way was abandoned, holds up no request, and is waited for before
-    /// anything is sent (the fence).
-    pub(crate) fn forget(&self) {
-        lock(&self.ranges).list.clear();
+    /// As [`Passing::enter`], whatever overlaps it: where nothing is buffered, or no byte changes.
+    pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Pass<'_> {
+        self.add(&mut lock(&self.writes), range)
+    }
+
+    fn add(&self, writes: &mut Writes, range: &Range<u64>) -> Pass<'_> {
+        writes.next += 1;
+        writes.now.push((writes.next, range.clone()));
+        self.count.store(writes.now.len(), Relaxed);
+        Pass { passing: self, number: writes.next, beside: writes.now.len() }
+    }
+
+    /// Another tenure begins: what is under way was abandoned and holds up no request.
+    pub(crate) fn begin_tenure(&self) {
+        let mut writes = lock(&self.writes);
+        let numbers: Vec<u64> = writes.now.drain(..).map(|(number, _)| number).collect();
+        writes.before.extend(numbers);
         self.count.store(0, Relaxed);
+    }
+
+    /// Whether what was under way in earlier tenures is over.
+    pub(crate) fn are_past_over(&self) -> bool {
+        lock(&self.writes).before.is_empty()
     }
 }
 
-impl Ranges {
+impl Writes {
     fn overlap(&self, range: &Range<u64>) -> bool {
-        self.list.iter().any(|(_, other)| other.start < range.end && range.start < other.end)
+        self.now.iter().any(|(_, other)| other.start < range.end && range.start < other.end)
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        let mut ranges = lock(&self.passing.ranges);
-        ranges.list.retain(|(number, _)| *number != self.number);
-        self.passing.count.store(ranges.list.len(), Relaxed);
+        let mut writes = lock(&self.passing.writes);
+        writes.now.retain(|(number, _)| *number != self.number);
+        writes.before.retain(|number| *number != self.number);
+        self.passing.count.store(writes.now.len(), Relaxed);
     }
 }
 
@@ -85,14 +104,17 @@ mod tests {
         let passing = Passing::default();
         let first = passing.enter(&(10..20)).unwrap();
         let second = passing.enter(&(20..30)).unwrap();
+        assert_eq!((first.beside, second.beside), (1, 2));
         assert!(passing.enter(&(15..25)).is_none());
         assert!(passing.overlaps(&(0..11)) && !passing.overlaps(&(0..10)) && !passing.overlaps(&(30..40)));
         drop(first);
         assert!(passing.enter(&(15..20)).is_some());
-        passing.forget();
+        passing.begin_tenure();
+        assert!(!passing.are_past_over());
         let third = passing.enter(&(20..30)).unwrap();
         drop(second);
         assert!(passing.overlaps(&(20..30)), "that of an earlier tenure took nothing away");
+        assert!(passing.are_past_over());
         drop(third);
         assert!(!passing.overlaps(&(0..100)));
     }

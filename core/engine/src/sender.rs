@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
@@ -27,7 +27,6 @@ use everdisk_proto::buffer::Extent;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
-    passing::Passing,
     policy::{self, Sending},
     write_back::{Gate, lock},
 };
@@ -114,7 +113,6 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pub(crate) area: SegmentArea,
-    pub(crate) passing: Passing,
     book: std::sync::RwLock<Book>,
     role: Mutex<()>,
     progress: Mutex<Progress>,
@@ -125,8 +123,8 @@ pub(crate) struct Buffer {
     tried_since_ns: AtomicU64,
     /// Until then they count as proven; ns after `start`, 0: not.
     proven_until_ns: AtomicU64,
-    /// Writes that go through right now.
-    through: AtomicU64,
+    /// Something is lost; so that nobody takes the book's lock to learn that nothing is.
+    any_lost: AtomicBool,
     start: Instant,
 }
 
@@ -135,7 +133,6 @@ impl Buffer {
         let book = Book::new(area.geometry(), size);
         Self {
             area,
-            passing: Passing::default(),
             book: book.into(),
             role: Mutex::new(()),
             progress: Mutex::default(),
@@ -143,7 +140,7 @@ impl Buffer {
             pace_ns: AtomicU64::new(0),
             tried_since_ns: AtomicU64::new(0),
             proven_until_ns: AtomicU64::new(0),
-            through: AtomicU64::new(0),
+            any_lost: AtomicBool::new(false),
             start: Instant::now(),
         }
     }
@@ -208,18 +205,22 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A write goes through; returns how many do, it among them.
-    pub(crate) fn begin_through(&self) -> u64 {
-        self.through.fetch_add(1, Relaxed) + 1
+    /// A range was written past the buffer: what was lost of it no longer is.
+    pub(crate) fn note_through(&self, range: &Range<u64>) {
+        if self.any_lost.load(Relaxed) {
+            self.write_book().written_through(&self.area, range);
+            self.note_lost();
+        }
     }
 
-    /// It has ended.
-    pub(crate) fn end_through(&self) {
-        self.through.fetch_sub(1, Relaxed);
+    /// Something may have been lost, or be whole again.
+    pub(crate) fn note_lost(&self) {
+        let any = !self.read_book().lost().is_empty();
+        self.any_lost.store(any, Relaxed);
     }
 
     /// A write of `len` bytes to the nodes that began then has ended well; it was one of `beside` at once. `None`: of many.
-    pub(crate) fn note_write(&self, began: Instant, len: u64, beside: Option<u64>) {
+    pub(crate) fn note_write(&self, began: Instant, len: u64, beside: Option<usize>) {
         if let Some(beside) = beside {
             // A few workers' writes wait for each other rather than all for the node.
             self.note_pace(began.elapsed() / u32::try_from(beside).unwrap_or(1).max(1), len);
@@ -310,6 +311,7 @@ impl Buffer {
         }
         let retired = book.sent(&self.area, &batch, &outcome.failed);
         drop(book);
+        self.note_lost();
         match outcome.error {
             Some(error) => Turn::Failed(error),
             None if retired => Turn::Sent,

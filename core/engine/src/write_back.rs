@@ -39,7 +39,7 @@ use everdisk_sys::memory::SharedSegment;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
-    passing::Pass,
+    passing::{Pass, Passing},
     policy::{self, Sending},
     sender::{BATCH_BYTES, Buffer, Turn},
 };
@@ -139,18 +139,10 @@ pub struct WriteBack {
     taken: AtomicU64,
     fenced: AtomicU64,
     taking: Mutex<()>,
-    writers: Mutex<Writers>,
+    passing: Passing,
     sender: Mutex<SenderState>,
     work: Condvar,
     sender_sleeps: AtomicBool,
-}
-
-/// Who of this core writes through to the nodes, by the copies of a token.
-#[derive(Debug, Default)]
-struct Writers {
-    token: Arc<()>,
-    /// Tokens of earlier generations: such a write was abandoned, and must not land on what is newer.
-    before: Vec<Arc<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -170,7 +162,7 @@ impl WriteBack {
             taken: AtomicU64::new(u64::MAX),
             fenced: AtomicU64::new(u64::MAX),
             taking: Mutex::new(()),
-            writers: Mutex::default(),
+            passing: Passing::default(),
             sender: Mutex::default(),
             work: Condvar::new(),
             sender_sleeps: AtomicBool::new(false),
@@ -201,14 +193,9 @@ impl WriteBack {
         if self.taken.load(Acquire) == generation {
             return;
         }
-        {
-            let mut writers = lock(&self.writers);
-            let before = std::mem::take(&mut writers.token);
-            writers.before.push(before);
-        }
+        self.passing.begin_tenure();
         if let Some(buffer) = &self.buffer {
             let mut book = buffer.write_book();
-            buffer.passing.forget();
             let followed = book.adopt(&buffer.area);
             // A probe may have come too late: then somebody else appends meanwhile, and what was read is worth nothing.
             fence(Acquire);
@@ -218,6 +205,7 @@ impl WriteBack {
             }
             let bytes = book.bytes();
             drop(book);
+            buffer.note_lost();
             self.gate.taken_over(bytes);
             if followed.damaged > 0 {
                 tracing::error!(
@@ -267,7 +255,8 @@ impl WriteBack {
         let range = offset..offset.saturating_add(data.len() as u64);
         self.engine.inside(offset, data.len() as u64)?;
         let Some(buffer) = &self.buffer else {
-            return self.through(caller, &range, |engine| engine.write(offset, data));
+            let pass = self.passing.enter_beside(&range);
+            return self.through(caller, &pass, &range, |engine| engine.write(offset, data));
         };
         let (mut patience, mut may_pass, mut pass) = (None, true, None);
         loop {
@@ -276,14 +265,17 @@ impl WriteBack {
                     self.append(buffer, place, offset, data);
                     return Ok(());
                 }
-                Way::Through { required } => match self.through(caller, &range, |engine| engine.write(offset, data)) {
-                    Err(Stopped::Failed(error)) if !required => {
-                        tracing::debug!(%error, "a write that could go through is buffered instead");
-                        buffer.distrust();
-                        (may_pass, pass) = (false, None);
+                Way::Through { required } => {
+                    let Some(held) = &pass else { continue };
+                    match self.through(caller, held, &range, |engine| engine.write(offset, data)) {
+                        Err(Stopped::Failed(error)) if !required => {
+                            tracing::debug!(%error, "a write that could go through is buffered instead");
+                            buffer.distrust();
+                            (may_pass, pass) = (false, None);
+                        }
+                        done => return done,
                     }
-                    done => return done,
-                },
+                }
                 Way::Blocked => blocked(caller)?,
                 Way::Wait => self.wait(buffer, caller, &mut patience)?,
             }
@@ -293,8 +285,8 @@ impl WriteBack {
     /// Where a write goes now. `may_pass`: it may go through although it need not. `pass`: held while it goes through, and already
     /// while it waits for that, so that nothing that overlaps it is buffered meanwhile.
     fn way<'a>(
-        &self,
-        buffer: &'a Buffer,
+        &'a self,
+        buffer: &Buffer,
         caller: &dyn Caller,
         range: &Range<u64>,
         may_pass: bool,
@@ -307,7 +299,7 @@ impl WriteBack {
         let buffered = book.index().overlaps(range.clone());
         if required || (!buffered && may_pass && buffer.lets_through(book.fill(), len)) {
             if pass.is_none() {
-                *pass = buffer.passing.enter(range);
+                *pass = self.passing.enter(range);
             }
             return match pass {
                 None => Way::Blocked,
@@ -316,7 +308,7 @@ impl WriteBack {
             };
         }
         *pass = None;
-        if buffer.passing.overlaps(range) {
+        if self.passing.overlaps(range) {
             return Way::Blocked;
         }
         book.reserve(&buffer.area, len).map_or(Way::Wait, Way::Append)
@@ -440,7 +432,8 @@ impl WriteBack {
     /// # Errors
     /// [`Stopped`].
     pub fn allocate(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
-        self.through(caller, &(offset..offset), |engine| engine.allocate(offset, len))
+        let range = offset..offset;
+        self.through(caller, &self.passing.enter_beside(&range), &range, |engine| engine.allocate(offset, len))
     }
 
     /// Offset of the next data or hole at or after `offset`, as [`Engine::seek`] has it; what is buffered is data.
@@ -485,41 +478,36 @@ impl WriteBack {
     ) -> Result<(), Stopped> {
         self.engine.inside(offset, len)?;
         let range = offset..offset.saturating_add(len);
-        let mut patience = None;
-        let mut pass = None;
-        if let Some(buffer) = &self.buffer {
-            loop {
-                if pass.is_none() {
-                    let _book = buffer.write_book();
-                    pass = buffer.passing.enter(&range);
+        let Some(buffer) = &self.buffer else {
+            return self.through(caller, &self.passing.enter_beside(&range), &range, operation);
+        };
+        let (mut patience, mut pass) = (None, None);
+        loop {
+            if pass.is_none() {
+                let _book = buffer.write_book();
+                pass = self.passing.enter(&range);
+            }
+            match &pass {
+                None => blocked(caller)?,
+                Some(_) if buffer.read_book().index().overlaps(range.clone()) => {
+                    self.wait(buffer, caller, &mut patience)?;
                 }
-                match &pass {
-                    None => blocked(caller)?,
-                    Some(_) if buffer.read_book().index().overlaps(range.clone()) => {
-                        self.wait(buffer, caller, &mut patience)?;
-                    }
-                    Some(_) => break,
-                }
+                Some(pass) => return self.through(caller, pass, &range, operation),
             }
         }
-        self.through(caller, &range, operation)
     }
 
-    /// Does an operation that writes to the nodes, behind the fence.
+    /// Does an operation that writes to the nodes, behind the fence. The pass was taken under the gate.
     fn through(
         &self,
         caller: &dyn Caller,
+        pass: &Pass<'_>,
         range: &Range<u64>,
         operation: impl FnOnce(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
-        // Taken under the gate, so that it is of this generation.
-        let token = Arc::clone(&lock(&self.writers).token);
         caller.writing();
-        let beside = self.buffer.as_ref().map_or(1, Buffer::begin_through);
         let began = Instant::now();
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
-        self.buffer.iter().for_each(Buffer::end_through);
-        drop(token);
         back(caller)?;
         match done {
             // The gate came back meanwhile: the operation is kept and done then.
@@ -527,10 +515,8 @@ impl WriteBack {
             done => done?,
         };
         let Some(buffer) = &self.buffer else { return Ok(()) };
-        buffer.note_write(began, range.end - range.start, Some(beside));
-        if !buffer.read_book().lost().is_empty() {
-            buffer.write_book().written_through(&buffer.area, range);
-        }
+        buffer.note_write(began, range.end - range.start, Some(pass.beside));
+        buffer.note_through(range);
         Ok(())
     }
 
@@ -559,9 +545,7 @@ impl WriteBack {
 
     /// Whether nobody writes to the nodes any more but this core under this generation.
     fn may_write(&self) -> bool {
-        let mut writers = lock(&self.writers);
-        writers.before.retain(|token| Arc::strong_count(token) > 1);
-        writers.before.is_empty() && self.gate.may_write()
+        self.passing.are_past_over() && self.gate.may_write()
     }
 
     /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
