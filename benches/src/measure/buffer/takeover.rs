@@ -34,7 +34,7 @@ impl Gate for Alone {
     fn generation(&self) -> Option<u64> {
         Some(self.0)
     }
-    fn begin_sending(&self) -> bool {
+    fn begin_sending(&self, _: u64) -> bool {
         true
     }
     fn end_sending(&self) {}
