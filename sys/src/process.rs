@@ -42,6 +42,17 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
     fields.split(' ').nth(19).and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// How often the calling thread has gone to sleep by itself (getrusage(2), `ru_nvcsw`): waiting for a device or another thread,
+/// not for a CPU.
+pub fn voluntary_switches() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: RUSAGE_THREAD writes one rusage, plain integers, to the pointer, which is to a live one.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    // SAFETY: zeroed, and written by the call or not; every bit pattern of its integers is valid.
+    let usage = unsafe { usage.assume_init() };
+    if result == 0 { u64::try_from(usage.ru_nvcsw).unwrap_or(0) } else { 0 }
+}
+
 /// Thread id of the caller.
 pub fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
@@ -62,6 +73,15 @@ pub fn serve_io() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleeping_is_counted_and_computing_is_not() {
+        let before = voluntary_switches();
+        let sum: u64 = (0..100_000).map(std::hint::black_box).sum();
+        let computed = voluntary_switches() - before;
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(computed == 0 && sum > 0 && voluntary_switches() > before);
+    }
 
     #[test]
     fn a_process_keeps_its_start_time() {

@@ -7,7 +7,6 @@
 //! ```
 
 use std::{
-    cmp::Ordering,
     ops::Range,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
@@ -23,6 +22,7 @@ use everdisk_buffer::{
     index::Piece,
 };
 use everdisk_proto::buffer::Extent;
+use everdisk_sys::process::voluntary_switches;
 
 use crate::{
     Engine, IoError,
@@ -35,15 +35,13 @@ use crate::{
 pub(crate) const BATCH_BYTES: u64 = 8 << 20;
 /// Longest write to a storage node.
 const RUN_BYTES: u64 = 1 << 20;
-/// A node whose writes take longer than this is given several at once.
-const SLOW: Duration = Duration::from_micros(150);
-/// Memory copies at least this fast (2 GB/s); what a write takes beyond that is the node's.
-const COPY_BYTES_PER_NS: u64 = 2;
-const PACE_MIN_NS: u64 = 1_000;
-const PACE_MAX_NS: u64 = 10_000_000;
-/// After so many writes of one batch that took so long, nodes that were thought to be quick are not.
-const SLOW_FOR_SURE: Duration = Duration::from_millis(1);
-const SLOW_WRITES: u32 = 3;
+/// One of so many writes to the nodes is looked at more closely: whether the thread slept in it.
+const LOOK_EVERY: u64 = 8;
+/// How sleepy writes are, in thousandths; nodes whose writes mostly sleep are slow.
+const SLEEPY: u64 = 500;
+const SLEEPY_MAX: u64 = 1000;
+/// After so many writes of one batch that slept, nodes that were thought to be quick are not.
+const SLOW_WRITES: u64 = 3;
 /// So many at once.
 const SENDERS_MAX: usize = 32;
 /// Of so many batches to slow nodes, one begins with a write that has the nodes to itself and shows whether they still are slow:
@@ -117,8 +115,10 @@ pub(crate) struct Buffer {
     role: Mutex<()>,
     progress: Mutex<Progress>,
     progressed: Condvar,
-    /// Median time of a write to the nodes, followed in steps, without what copying its bytes takes at [`COPY_BYTES_PER_NS`], ns.
-    pace_ns: AtomicU64,
+    /// How sleepy writes to the nodes are, followed in steps; [`u64::MAX`] as long as none was looked at.
+    sleepy: AtomicU64,
+    /// Writes noted so far.
+    noted: AtomicU64,
     /// Since when the nodes have to prove themselves, because the fill is high enough; ns after `start`, 0: they need not.
     tried_since_ns: AtomicU64,
     /// Until then they count as proven; ns after `start`, 0: not.
@@ -137,7 +137,8 @@ impl Buffer {
             role: Mutex::new(()),
             progress: Mutex::default(),
             progressed: Condvar::new(),
-            pace_ns: AtomicU64::new(0),
+            sleepy: AtomicU64::new(u64::MAX),
+            noted: AtomicU64::new(0),
             tried_since_ns: AtomicU64::new(0),
             proven_until_ns: AtomicU64::new(0),
             any_lost: AtomicBool::new(false),
@@ -219,12 +220,21 @@ impl Buffer {
         self.any_lost.store(any, Relaxed);
     }
 
-    /// A write of `len` bytes to the nodes that began then has ended well; it was one of `beside` at once. `None`: of many.
-    pub(crate) fn note_write(&self, began: Instant, len: u64, beside: Option<usize>) {
-        if let Some(beside) = beside {
-            // A few workers' writes wait for each other rather than all for the node.
-            self.note_pace(began.elapsed() / u32::try_from(beside).unwrap_or(1).max(1), len);
+    /// A write to the nodes begins: whether it is one to be looked at.
+    pub(crate) fn begin_write(&self) -> Look {
+        let looked_at = self.noted.fetch_add(1, Relaxed).is_multiple_of(LOOK_EVERY);
+        Look { began: Instant::now(), switches: looked_at.then(voluntary_switches) }
+    }
+
+    /// It has ended well. `beside`: it is one of many writes at once, which sleep because they wait for each other.
+    pub(crate) fn note_write(&self, look: &Look, beside: bool) {
+        if let (Some(switches), false) = (look.switches, beside) {
+            let slept = if voluntary_switches() > switches { SLEEPY_MAX } else { 0 };
+            let sleepy = self.sleepy.load(Relaxed);
+            let next = if sleepy > SLEEPY_MAX { slept } else { sleepy - sleepy / 8 + slept / 8 };
+            self.sleepy.store(next.min(SLEEPY_MAX), Relaxed);
         }
+        let began = look.began;
         let since = self.tried_since_ns.load(Relaxed);
         if since > 0 && began.saturating_duration_since(self.start).as_nanos() >= u128::from(since) {
             let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).unwrap_or(0);
@@ -232,27 +242,10 @@ impl Buffer {
         }
     }
 
-    /// Whether writes to the storage nodes are as quick as to memory.
+    /// Whether writes to the storage nodes are as quick as to memory: they do not sleep. Their time would not tell: where every CPU is
+    /// busy a copy takes long as well.
     fn nodes_are_quick(&self) -> bool {
-        let pace = self.pace_ns.load(Relaxed);
-        pace > 0 && u128::from(pace) < SLOW.as_nanos()
-    }
-
-    /// A write of `len` bytes to the nodes took this long.
-    fn note_pace(&self, took: Duration, len: u64) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).saturating_sub(len / COPY_BYTES_PER_NS);
-        let took = took.clamp(PACE_MIN_NS, PACE_MAX_NS);
-        let pace = self.pace_ns.load(Relaxed);
-        // Not the mean: a worker that was off the CPU now and then says nothing about the nodes.
-        let next = match took.cmp(&pace) {
-            _ if pace == 0 => took,
-            // Far off: a node that has become slow is found out soon.
-            Ordering::Greater if took > 8 * pace => 2 * pace,
-            Ordering::Greater => pace + pace / 8,
-            Ordering::Less => pace - pace / 8,
-            Ordering::Equal => pace,
-        };
-        self.pace_ns.store(next.clamp(PACE_MIN_NS, PACE_MAX_NS), Relaxed);
+        self.sleepy.load(Relaxed) < SLEEPY
     }
 
     /// Takes the role, if it is free, and sends one batch of about `bytes`. `may_write`: whether nobody else writes any more.
@@ -334,12 +327,8 @@ impl Buffer {
         let mut data = Vec::new();
         if self.nodes_are_quick() || runs.len() == 1 {
             // Until the nodes turn out to be slow: then others help.
-            let mut slow = 0;
-            let mut began = Instant::now();
-            while slow < SLOW_WRITES && send_next(&mut data, true) {
-                slow += u32::from(began.elapsed() >= SLOW_FOR_SURE);
-                began = Instant::now();
-            }
+            let before = voluntary_switches();
+            while voluntary_switches() - before < SLOW_WRITES && send_next(&mut data, true) {}
         } else if self.progress().batches.is_multiple_of(LONE_EVERY) {
             send_next(&mut data, true);
         }
@@ -406,10 +395,10 @@ impl Buffer {
         if data.is_empty() {
             return;
         }
-        let began = Instant::now();
+        let look = self.begin_write();
         let written = engine.write(at, data);
         if written.is_ok() {
-            self.note_write(began, data.len() as u64, alone.then_some(1));
+            self.note_write(&look, !alone);
         }
         if let Err(error) = written {
             let mut outcome = lock(outcome);
@@ -417,6 +406,13 @@ impl Buffer {
             outcome.error.get_or_insert(error);
         }
     }
+}
+
+/// A write to the nodes that was begun.
+#[derive(Debug)]
+pub(crate) struct Look {
+    began: Instant,
+    switches: Option<u64>,
 }
 
 /// How the runs of a batch went.

@@ -56,6 +56,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
 /// A core that is given the gate has taken the buffer over within this time, or something is amiss.
 const TAKEN_SOON: Duration = Duration::from_secs(1);
+/// So many writes past the buffer at once hardly wait for each other.
+const BESIDE_MAX: usize = 4;
 /// A range in which a write past the buffer is under way is looked at again after this time.
 const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 /// Waits look around this often.
@@ -506,7 +508,7 @@ impl WriteBack {
         operation: impl FnOnce(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
         caller.writing();
-        let began = Instant::now();
+        let look = self.buffer.as_ref().map(Buffer::begin_write);
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
         back(caller)?;
         match done {
@@ -514,9 +516,10 @@ impl WriteBack {
             Ok(None) => return Err(Stopped::Abandoned),
             done => done?,
         };
-        let Some(buffer) = &self.buffer else { return Ok(()) };
-        buffer.note_write(began, range.end - range.start, Some(pass.beside));
-        buffer.note_through(range);
+        if let (Some(buffer), Some(look)) = (&self.buffer, look) {
+            buffer.note_write(&look, pass.beside > BESIDE_MAX);
+            buffer.note_through(range);
+        }
         Ok(())
     }
 
