@@ -40,16 +40,14 @@ use crate::{
     Engine, IoError,
     area::SegmentArea,
     passing::{Pass, Passing},
-    policy::{self, Sending},
     sender::{BATCH_BYTES, Buffer, Turn},
 };
 
-/// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
-const AGE_MAX: Duration = Duration::from_secs(5);
-/// A write that finds no room waits this long at most without anything being sent: below the kernel's warning about hung tasks.
-const ROOM_LIMIT: Duration = Duration::from_secs(60);
-/// The same when a storage node says that it is full: more time mends nothing.
-const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
+use self::{
+    patience::{Patience, ROOM_LIMIT},
+    tending::SenderState,
+};
+
 /// A flush that an application waits for ends after this time at the latest.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 /// An extent that another worker has a place for is published within this time, unless that worker is off the CPU.
@@ -62,16 +60,6 @@ const BESIDE_MAX: usize = 4;
 const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
-/// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
-const FOLLOW: Duration = Duration::from_millis(50);
-const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
-/// It stays close for this long after it was asked to.
-const CLOSE_FOR: Duration = Duration::from_secs(2);
-/// Extents taken in while the book is locked.
-const FOLLOW_AT_ONCE: u64 = 256;
-/// Linux's ENOSPC.
-const ENOSPC: i32 = 28;
-
 /// Who has the gate, and the fence between cores.
 pub trait Gate: Send + Sync {
     /// The generation in force, if this core has the gate, open or closed.
@@ -145,12 +133,6 @@ pub struct WriteBack {
     sender: Mutex<SenderState>,
     work: Condvar,
     sender_sleeps: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct SenderState {
-    stop: bool,
-    close_until: Option<Instant>,
 }
 
 impl WriteBack {
@@ -572,85 +554,6 @@ impl WriteBack {
         back(caller)?;
         Ok(verdict?)
     }
-
-    /// Asks a core that does not have the gate to stay close behind; returns when it is, with the bytes it knows of.
-    pub fn follow(&self) -> u64 {
-        lock(&self.sender).close_until = Some(Instant::now() + CLOSE_FOR);
-        self.rouse_sender();
-        if let Some(buffer) = &self.buffer {
-            self.follow_now(buffer);
-        }
-        self.buffered_bytes()
-    }
-
-    /// Takes in what the core that has the gate has buffered since.
-    fn follow_now(&self, buffer: &Buffer) {
-        while buffer.write_book().follow(&buffer.area, FOLLOW_AT_ONCE).extents >= FOLLOW_AT_ONCE {}
-    }
-
-    fn rouse_sender(&self) {
-        let _sender = lock(&self.sender);
-        self.work.notify_all();
-    }
-
-    /// Ends [`WriteBack::run_sender`].
-    pub fn stop_sender(&self) {
-        lock(&self.sender).stop = true;
-        self.work.notify_all();
-    }
-
-    /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
-    pub fn run_sender(&self) {
-        let mut aging = Aging { seq: 0, since: Instant::now() };
-        let mut sending = Sending::Rests;
-        let mut tried = Instant::now();
-        let mut next = LOOK;
-        while self.sender_sleep(next) {
-            self.engine.watch();
-            let Some(buffer) = &self.buffer else {
-                next = FOLLOW;
-                continue;
-            };
-            if !self.serves() {
-                sending = Sending::Rests;
-                self.follow_now(buffer);
-                let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
-                next = if close { FOLLOW_CLOSELY } else { FOLLOW };
-                continue;
-            }
-            let (fill, tail, head) = {
-                let book = buffer.read_book();
-                (book.fill(), book.tail(), book.head())
-            };
-            sending = buffer.sending(fill, sending);
-            let hurries = sending == Sending::Hurries || aging.is_over(tail, head);
-            let tries = sending == Sending::Tries && tried.elapsed() >= policy::TRY_EVERY;
-            next = if sending == Sending::Tries { policy::TRY_EVERY } else { FOLLOW };
-            if (hurries || tries) && !buffer.progress().is_backing_off() {
-                tried = Instant::now();
-                match self.turn(buffer, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
-                    Turn::Sent if !hurries => {}
-                    Turn::Sent => next = Duration::ZERO,
-                    Turn::Failed(error) => {
-                        tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again");
-                    }
-                    Turn::Nothing | Turn::Busy | Turn::NoGate => next = LOOK,
-                }
-            }
-        }
-    }
-
-    /// False: the thread is to end.
-    fn sender_sleep(&self, time: Duration) -> bool {
-        let sender = lock(&self.sender);
-        if sender.stop || time.is_zero() {
-            return !sender.stop;
-        }
-        self.sender_sleeps.store(true, Relaxed);
-        let (sender, _) = self.work.wait_timeout(sender, time).unwrap_or_else(PoisonError::into_inner);
-        self.sender_sleeps.store(false, Relaxed);
-        !sender.stop
-    }
 }
 
 /// After having been away.
@@ -669,57 +572,14 @@ fn unsent(errno: i32, reason: String) -> IoError {
     IoError::Unsent { errno, reason }
 }
 
-/// When the buffer was last known to hold nothing older than `seq`.
-struct Aging {
-    seq: u64,
-    since: Instant,
-}
-
-impl Aging {
-    /// Whether what was there at the last mark is still there after [`AGE_MAX`].
-    fn is_over(&mut self, tail: u64, head: u64) -> bool {
-        if tail >= self.seq {
-            *self = Self { seq: head, since: Instant::now() };
-            return false;
-        }
-        self.since.elapsed() >= AGE_MAX
-    }
-}
-
-/// How long a write waits without anything being sent.
-struct Patience {
-    batches: u64,
-    since: Instant,
-}
-
-impl Patience {
-    fn new(buffer: &Buffer) -> Self {
-        Self { batches: buffer.progress().batches, since: Instant::now() }
-    }
-
-    fn lasts(&mut self, buffer: &Buffer) -> Result<(), IoError> {
-        let progress = buffer.progress();
-        if progress.batches != self.batches {
-            *self = Self { batches: progress.batches, since: Instant::now() };
-            return Ok(());
-        }
-        let waited = self.since.elapsed();
-        match &progress.error {
-            Some((ENOSPC, reason)) if waited >= FULL_NODE_LIMIT => Err(unsent(ENOSPC, reason.clone())),
-            Some((errno, reason)) if waited >= ROOM_LIMIT => Err(unsent(*errno, reason.clone())),
-            None if waited >= ROOM_LIMIT => {
-                Err(IoError::Late { what: "sending buffered data", limit_s: ROOM_LIMIT.as_secs() })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 impl std::fmt::Debug for WriteBack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WriteBack").field("buffer", &self.buffer).finish_non_exhaustive()
     }
 }
+
+mod patience;
+mod tending;
 
 #[cfg(test)]
 mod succession;

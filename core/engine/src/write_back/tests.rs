@@ -23,7 +23,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::*;
+use super::{patience::ENOSPC, *};
 
 const NODES: usize = 2;
 const BLOCKS: u64 = 96;

@@ -1,0 +1,125 @@
+//! What goes on without a request: sending what has grown old or too much, and following another core.
+
+use std::{
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use super::{LOOK, WriteBack, lock};
+use crate::{
+    policy::{self, Sending},
+    sender::{BATCH_BYTES, Buffer, Turn},
+};
+
+/// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
+const FOLLOW: Duration = Duration::from_millis(50);
+const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
+/// It stays close for this long after it was asked to.
+const CLOSE_FOR: Duration = Duration::from_secs(2);
+/// Extents taken in while the book is locked.
+const FOLLOW_AT_ONCE: u64 = 256;
+#[derive(Debug, Default)]
+pub(super) struct SenderState {
+    stop: bool,
+    close_until: Option<Instant>,
+}
+
+impl WriteBack {
+    /// Asks a core that does not have the gate to stay close behind; returns when it is, with the bytes it knows of.
+    pub fn follow(&self) -> u64 {
+        lock(&self.sender).close_until = Some(Instant::now() + CLOSE_FOR);
+        self.rouse_sender();
+        if let Some(buffer) = &self.buffer {
+            self.follow_now(buffer);
+        }
+        self.buffered_bytes()
+    }
+
+    /// Takes in what the core that has the gate has buffered since.
+    fn follow_now(&self, buffer: &Buffer) {
+        while buffer.write_book().follow(&buffer.area, FOLLOW_AT_ONCE).extents >= FOLLOW_AT_ONCE {}
+    }
+
+    pub(super) fn rouse_sender(&self) {
+        let _sender = lock(&self.sender);
+        self.work.notify_all();
+    }
+
+    /// Ends [`WriteBack::run_sender`].
+    pub fn stop_sender(&self) {
+        lock(&self.sender).stop = true;
+        self.work.notify_all();
+    }
+
+    /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
+    pub fn run_sender(&self) {
+        let mut aging = Aging { seq: 0, since: Instant::now() };
+        let mut sending = Sending::Rests;
+        let mut tried = Instant::now();
+        let mut next = LOOK;
+        while self.sender_sleep(next) {
+            self.engine.watch();
+            let Some(buffer) = &self.buffer else {
+                next = FOLLOW;
+                continue;
+            };
+            if !self.serves() {
+                sending = Sending::Rests;
+                self.follow_now(buffer);
+                let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
+                next = if close { FOLLOW_CLOSELY } else { FOLLOW };
+                continue;
+            }
+            let (fill, tail, head) = {
+                let book = buffer.read_book();
+                (book.fill(), book.tail(), book.head())
+            };
+            sending = buffer.sending(fill, sending);
+            let hurries = sending == Sending::Hurries || aging.is_over(tail, head);
+            let tries = sending == Sending::Tries && tried.elapsed() >= policy::TRY_EVERY;
+            next = if sending == Sending::Tries { policy::TRY_EVERY } else { FOLLOW };
+            if (hurries || tries) && !buffer.progress().is_backing_off() {
+                tried = Instant::now();
+                match self.turn(buffer, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
+                    Turn::Sent if !hurries => {}
+                    Turn::Sent => next = Duration::ZERO,
+                    Turn::Failed(error) => {
+                        tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again");
+                    }
+                    Turn::Nothing | Turn::Busy | Turn::NoGate => next = LOOK,
+                }
+            }
+        }
+    }
+
+    /// False: the thread is to end.
+    fn sender_sleep(&self, time: Duration) -> bool {
+        let sender = lock(&self.sender);
+        if sender.stop || time.is_zero() {
+            return !sender.stop;
+        }
+        self.sender_sleeps.store(true, Relaxed);
+        let (sender, _) = self.work.wait_timeout(sender, time).unwrap_or_else(PoisonError::into_inner);
+        self.sender_sleeps.store(false, Relaxed);
+        !sender.stop
+    }
+}
+
+/// When the buffer was last known to hold nothing older than `seq`.
+struct Aging {
+    seq: u64,
+    since: Instant,
+}
+
+impl Aging {
+    /// Whether what was there at the last mark is still there after [`AGE_MAX`].
+    fn is_over(&mut self, tail: u64, head: u64) -> bool {
+        if tail >= self.seq {
+            *self = Self { seq: head, since: Instant::now() };
+            return false;
+        }
+        self.since.elapsed() >= AGE_MAX
+    }
+}
