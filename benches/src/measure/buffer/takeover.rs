@@ -11,6 +11,7 @@ use everdisk_engine::{Caller, Engine, Gate, WriteBack};
 use everdisk_proto::{
     limits::{BUFFER_DEFAULT, STRIPE_DEFAULT},
     segment::MAGIC,
+    version::BUFFER,
     volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_sys::memory::SharedSegment;
@@ -116,6 +117,7 @@ fn engine(directory: &std::path::Path) -> Result<Engine> {
 /// A segment whose buffer a core has filled.
 fn full(engine: &Arc<Engine>, extent: usize) -> Result<SharedSegment> {
     let segment = Arc::new(SharedSegment::create(BUFFER_DEFAULT).map_err(Error::io("make a segment"))?);
+    segment.header.buffer_version.store(BUFFER, Release);
     segment.header.magic.store(MAGIC, Release);
     let lent = mapped(&segment)?;
     let core = WriteBack::new(Arc::clone(engine), &segment, Box::new(Alone(1)));
