@@ -60,6 +60,7 @@ const BESIDE_MAX: usize = 4;
 const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
+
 /// Who has the gate, and the fence between cores.
 pub trait Gate: Send + Sync {
     /// The generation in force, if this core has the gate, open or closed.

@@ -20,6 +20,8 @@ const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
 const CLOSE_FOR: Duration = Duration::from_secs(2);
 /// Extents taken in while the book is locked.
 const FOLLOW_AT_ONCE: u64 = 256;
+
+/// What the sender's thread is told.
 #[derive(Debug, Default)]
 pub(super) struct SenderState {
     stop: bool,
