@@ -258,11 +258,6 @@ pub enum FromInterface {
     },
     /// To a core: serve this connection when the gate admits you; the socket and its memory come with it.
     LendConnection(LentConnection),
-    /// To a core: this connection has ended; close what was lent.
-    Retire {
-        /// Its number.
-        number: u64,
-    },
     /// To a core, by an interface that was started anew: give me the segment, the channels, sockets and connections back.
     Recall,
     /// To a core: end.

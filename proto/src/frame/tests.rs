@@ -20,8 +20,7 @@ fn golden_frames_of_abi_3() {
     golden(lines[2], ToInterface::ReturnedConnection(LentConnection { number: 9, listener: 1 }), 2);
     golden(lines[3], FromInterface::LendNbd { nbd: nbd() }, 2);
     golden(lines[4], FromInterface::LendConnection(LentConnection { number: 9, listener: 1 }), 2);
-    golden(lines[5], FromInterface::Retire { number: 9 }, 0);
-    assert_eq!(lines.len(), 6);
+    assert_eq!(lines.len(), 5);
 }
 
 /// What ABI 2 has beside the frames of ABI 1, byte for byte.
