@@ -14,3 +14,6 @@ mod option;
 pub mod protocol;
 pub mod reply;
 pub mod request;
+
+#[cfg(test)]
+mod tests;
