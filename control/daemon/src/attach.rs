@@ -42,7 +42,7 @@ pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) 
             return Err(Error::State(format!(
                 "volume {0} is already attached at {1}: `everdisk detach {0}` first",
                 volume.name,
-                old.file.path.display()
+                old.places()
             )));
         }
         clear_away(volume)?;
@@ -56,7 +56,8 @@ pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) 
     let attachment = Attachment {
         boot_id: boot_id(),
         phase: Phase::Attaching,
-        file,
+        file: Some(file),
+        nbd: Vec::new(),
         created_file: false,
         interface: None,
         cores: Vec::new(),
@@ -83,13 +84,16 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     let core = start::core(volume, build)?;
     start::core_armed(volume, &core, ARMED_WITHIN)?;
     progress.step("mount");
-    let file = volume.attached()?.file;
-    make_file(volume, &file)?;
-    let path = file.path.clone();
-    volume.interface().attach_file(file, core.id.pid)?;
+    let Attachment { file, nbd, .. } = volume.attached()?;
+    if let Some(file) = &file {
+        make_file(volume, file)?;
+    }
+    volume.interface().attach(file.clone(), nbd, core.id.pid)?;
     // The kernel learns the file's size when it is first asked for it. Before, a mapping is empty and writes go one by
     // one. It refuses us where the file is another user's; then it is that user's first question that does it.
-    ask_size(path);
+    if let Some(file) = file {
+        ask_size(file.path);
+    }
     volume.update_attachment(|attachment| attachment.phase = Phase::Attached)
 }
 
@@ -197,13 +201,14 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
             volume.name
         )));
     }
-    unmount(&attachment.file.path)?;
-    volume.paths.remove_sockets();
-    let path = &attachment.file.path;
-    let empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
-    if attachment.created_file && empty {
-        let _ = fs::remove_file(path);
+    if let Some(FileAttach { path, .. }) = &attachment.file {
+        unmount(path)?;
+        let empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
+        if attachment.created_file && empty {
+            let _ = fs::remove_file(path);
+        }
     }
+    volume.paths.remove_sockets();
     volume.set_trouble(None);
     volume.update(|record| record.attachment = None)
 }
@@ -267,7 +272,8 @@ mod tests {
             let attachment = Attachment {
                 boot_id: "another".to_owned(),
                 phase: Phase::Attached,
-                file: FileAttach { path: path.clone(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+                file: Some(FileAttach { path: path.clone(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+                nbd: Vec::new(),
                 created_file: created,
                 interface: None,
                 cores: Vec::new(),

@@ -66,7 +66,8 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
     progress.step("unmount");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let serving = volume.interface().status().ok().and_then(|status| status.serving);
-    let attachment = match volume.interface().detach(force, &attachment.file.path) {
+    let path = attachment.file.as_ref().map(|file| file.path.as_path());
+    let attachment = match volume.interface().detach(force, path) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
@@ -74,7 +75,7 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
                 "volume {0} is in use at {1} ({reason}): close it there (fuser -vm shows who has it), or use \
                  `everdisk detach {0} --force`",
                 volume.name,
-                attachment.file.path.display()
+                attachment.places()
             )));
         }
         Err(NotDetached::Other(e)) if !force => {
@@ -115,7 +116,7 @@ fn give_up(volume: &Volume) -> Result<()> {
 pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
-    let path = &attachment.file.path;
+    let path = attachment.file.as_ref().map(|file| file.path.as_path());
     let deadline = Instant::now() + DETACH_DEADLINE;
     loop {
         let serving = volume.interface().status().ok().and_then(|status| status.serving);
@@ -124,16 +125,26 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
             Err(NotDetached::InUse(_)) => return stay(volume),
             Err(NotDetached::Other(e)) => e,
         };
-        if fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none() {
+        if given_up(&attachment)? {
             return finish(volume, &attachment, serving);
         }
-        // Else it may be unmounting still, as it was told by the predecessor.
-        if !attachment.interface_alive() || Instant::now() > deadline {
+        // Else it may be unmounting still, as it was told by the predecessor. Where nothing is mounted, the cores tell by
+        // their leaving that it had done so.
+        if (path.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
             stay(volume)?;
             return Err(refused);
         }
         thread::sleep(LOOK);
     }
+}
+
+/// Whether nothing is left of the front ends: the file is not mounted, or without one no process lives that has the
+/// sockets.
+fn given_up(attachment: &Attachment) -> Result<bool> {
+    let Some(file) = &attachment.file else {
+        return Ok(!attachment.interface_alive() && attachment.live_cores().next().is_none());
+    };
+    Ok(fuse::find_mount(&file.path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
 }
 
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.

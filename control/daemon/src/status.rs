@@ -44,9 +44,8 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         cores: Vec::new(),
         reason: reason.or_else(|| volume.warning()),
     };
-    if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
-        let address = attachment.file.path.display().to_string();
-        status.frontends.push(Frontend { kind: "file".to_owned(), address });
+    if let Some(file) = attachment.filter(|a| a.phase != Phase::Attaching).and_then(|a| a.file) {
+        status.frontends.push(Frontend { kind: "file".to_owned(), address: file.path.display().to_string() });
     }
     if let Some(seen) = seen {
         enter(&mut status, seen);
@@ -114,10 +113,9 @@ fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&Interfa
 /// What is wrong, and what to do, when no process of an attached volume is left.
 pub fn all_gone(volume: &Volume, attachment: &Attachment) -> String {
     format!(
-        "core and interface are gone: `everdisk attach {0} --file {1}` brings it back, `everdisk detach {0} --force` \
-         gives it up",
+        "core and interface are gone: `everdisk attach {0} {1}` brings it back, `everdisk detach {0} --force` gives it up",
         volume.name,
-        attachment.file.path.display()
+        attachment.options()
     )
 }
 

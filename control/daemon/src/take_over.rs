@@ -78,9 +78,11 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
     if attachment.phase == Phase::Detaching {
         return end_detach(volume);
     }
-    let mounted =
-        volume.interface().status().is_ok_and(|status| status.gate != GateState::Detached && status.file.is_some());
-    if mounted {
+    let open = volume.interface().status().is_ok_and(|status| {
+        let all = status.file.is_some() == attachment.file.is_some() && status.nbd.len() == attachment.nbd.len();
+        status.gate != GateState::Detached && all
+    });
+    if open {
         return volume.update_attachment(|attachment| attachment.phase = Phase::Attached);
     }
     clear_away(volume)

@@ -112,3 +112,27 @@ fn a_detach_that_is_refused_leaves_writes_buffered_as_before() {
         process.id.end(Duration::ZERO);
     }
 }
+
+/// Nothing is mounted that could tell: the front ends are given up once no process is left that has their sockets.
+#[test]
+fn a_detach_without_a_file_that_was_left_is_ended_when_the_cores_have_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, fake, process) = attached(dir.path(), "0");
+    drop(fake);
+    volume.paths.remove_sockets();
+    let program = dir.path().join("core");
+    fs::write(&program, "#!/bin/sh\nexec sleep 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let core = start::core(&volume, &CoreBuild { program, identity: CoreIdentity::current() }).unwrap();
+    volume.update_attachment(|attachment| (attachment.phase, attachment.file) = (Phase::Detaching, None)).unwrap();
+    assert!(process.id.gone_within(GONE_WITHIN));
+    let ended = thread::scope(|scope| {
+        let ending = scope.spawn(|| take_up(&volume, &volume.begin("detach").unwrap()));
+        thread::sleep(LOOK * 2);
+        assert!(volume.record().attachment.is_some(), "a core lives");
+        ending.join().unwrap()
+    });
+    ended.unwrap();
+    assert!(!core.id.alive());
+    assert_eq!(volume.record().attachment, None);
+}

@@ -29,6 +29,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         serving: Some(10),
         cores: vec![core(10, 0, true), core(11, 1, true), core(12, 2, false)],
         file: None,
+        nbd: Vec::new(),
         in_flight: 3,
         waiting: Some(4),
         lease_ms: None,
@@ -43,7 +44,8 @@ fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachme
     Attachment {
         boot_id: boot_id(),
         phase: Phase::Attached,
-        file: FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+        file: Some(FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+        nbd: Vec::new(),
         created_file: false,
         interface,
         cores: core.map(known).into_iter().collect(),
