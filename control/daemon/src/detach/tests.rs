@@ -2,7 +2,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use everdisk_api::status::State;
 use everdisk_proto::{
-    frame::{CoreAnswer, Request},
+    frame::{CoreAnswer, NbdListen, NbdStatus, Request},
     journal::CoreBuild,
     version::CoreIdentity,
 };
@@ -135,4 +135,31 @@ fn a_detach_without_a_file_that_was_left_is_ended_when_the_cores_have_gone() {
     ended.unwrap();
     assert!(!core.id.alive());
     assert_eq!(volume.record().attachment, None);
+}
+
+#[test]
+fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let fake = fake::Interface::start(&volume);
+    let address = |text: &str| text.parse().unwrap();
+    let listen = |text| NbdListen { address: address(text), mode: 0o600, uid: 0, gid: 0 };
+    let seen =
+        |text, connections| NbdStatus { address: address(text), connections, accepted: 9, carried: 0, broken: 0 };
+    volume.update_attachment(|a| a.nbd = vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")]).unwrap();
+    fake.set(|status| status.nbd = vec![seen("unix:/run/v.sock", 2), seen("tcp:[::1]:10809", 0)]);
+    fake.is_in_use();
+    let refused = || detach(&volume, false, &Progress::silent()).unwrap_err().to_string();
+    // What it takes to get that far: a core that has nothing to flush.
+    fake.set(|status| status.serving = Some(7));
+    let _core = fake::Core::start(&volume, 7, |_| Some(CoreAnswer::Flushed));
+    let file = "close /srv/v where it is open (fuser -vm /srv/v shows who has it)";
+    let force = "or cut off who uses it with `everdisk detach v --force`";
+    let clients = "disconnect the NBD clients of unix:/run/v.sock";
+    assert_eq!(refused(), format!("volume v is in use (scripted): {file} and {clients}, {force}"));
+    volume.update_attachment(|a| a.file = None).unwrap();
+    assert_eq!(refused(), format!("volume v is in use (scripted): {clients}, {force}"));
+    fake.set(|status| status.nbd.clear());
+    assert_eq!(refused(), format!("volume v is in use (scripted): {clients} and tcp:[::1]:10809, {force}"));
+    assert_eq!(volume.attached().unwrap().phase, Phase::Attached);
 }
