@@ -44,13 +44,23 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         cores: Vec::new(),
         reason: reason.or_else(|| volume.warning()),
     };
-    if let Some(file) = attachment.filter(|a| a.phase != Phase::Attaching).and_then(|a| a.file) {
-        status.frontends.push(Frontend { kind: "file".to_owned(), address: file.path.display().to_string() });
+    if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
+        status.frontends = frontends(&attachment, seen.as_ref());
     }
     if let Some(seen) = seen {
         enter(&mut status, seen);
     }
     status
+}
+
+/// Where applications reach the volume: as recorded, and of NBD as it is while the interface says so.
+fn frontends(attachment: &Attachment, seen: Option<&InterfaceStatus>) -> Vec<Frontend> {
+    let file = attachment.file.iter().map(|file| Frontend::file(&file.path));
+    // One that is being restored has not all of them yet.
+    match seen.filter(|seen| seen.nbd.len() == attachment.nbd.len()) {
+        Some(seen) => file.chain(seen.nbd.iter().map(Frontend::from)).collect(),
+        None => file.chain(attachment.nbd.iter().map(|nbd| Frontend::nbd(&nbd.address))).collect(),
+    }
 }
 
 fn mode(synchronous: bool) -> String {
