@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use everdisk_api::LastUpgrade;
 use everdisk_proto::{
-    frame::{FileAttach, NbdListen},
+    frame::{FileAttach, NbdListen, NbdStatus},
     journal::CoreBuild,
 };
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,16 @@ impl Attachment {
         file.chain(self.nbd.iter().map(|nbd| format!("--nbd {}", nbd.address))).collect::<Vec<_>>().join(" ")
     }
 
+    /// Its front ends are open, NBD as the interface says.
+    pub fn opened(&mut self, seen: &[NbdStatus]) {
+        self.phase = Phase::Attached;
+        if seen.len() == self.nbd.len() {
+            for (nbd, seen) in self.nbd.iter_mut().zip(seen) {
+                nbd.address.clone_from(&seen.address);
+            }
+        }
+    }
+
     /// Whether it was made in this boot.
     pub fn of_this_boot(&self) -> bool {
         self.boot_id == boot_id()
@@ -201,6 +211,18 @@ mod tests {
         };
         assert_eq!(attachment.places(), "unix:/run/v.sock, tcp:[::1]:10809");
         assert_eq!(attachment.options(), "--nbd unix:/run/v.sock --nbd tcp:[::1]:10809");
+        let mut opened = attachment.clone();
+        opened.opened(&[]);
+        assert_eq!(opened, attachment, "an interface that says nothing changes nothing");
+        let seen = |text: &str| NbdStatus {
+            address: text.parse().unwrap(),
+            connections: 0,
+            accepted: 0,
+            carried: 0,
+            broken: 0,
+        };
+        opened.opened(&[seen("unix:/run/v.sock"), seen("tcp:[::1]:4321")]);
+        assert_eq!(opened.places(), "unix:/run/v.sock, tcp:[::1]:4321");
         let record = Record { attachment: Some(attachment), ..record };
         record.save(&path).unwrap();
         assert_eq!(Record::load(&path).unwrap(), record);
