@@ -51,6 +51,20 @@ impl NbdError {
         self.0
     }
 
+    /// In words, for who reads them.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::EPERM => "not permitted",
+            Self::ENOMEM => "out of memory",
+            Self::EINVAL => "the request does not make sense for this export",
+            Self::ENOSPC => "no space left",
+            Self::EOVERFLOW => "too large for one chunk",
+            Self::ENOTSUP => "not supported",
+            Self::ESHUTDOWN => "the server is being shut down",
+            _ => "a storage node failed",
+        }
+    }
+
     /// What an errno of Linux is called here. Those the protocol has no number for, and what is no errno, are EIO.
     pub const fn from_errno(errno: i32) -> Self {
         const PERM: i32 = Os::PERM.raw_os_error();
@@ -81,6 +95,11 @@ impl NbdError {
 pub fn simple(cookie: u64, result: Result<(), NbdError>) -> [u8; SIMPLE_BYTES] {
     let error = result.err().map_or(0, NbdError::code).into();
     transmute!(SimpleReply { magic: SIMPLE_REPLY_MAGIC.into(), error, cookie: cookie.into() })
+}
+
+/// As [`simple`], with the number of the error, or 0.
+pub fn simple_code(cookie: u64, error: u32) -> [u8; SIMPLE_BYTES] {
+    simple(cookie, if error == 0 { Ok(()) } else { Err(NbdError(error)) })
 }
 
 /// What has to stand before `len` bytes of data from `offset` of the export. There has to be one byte at least, and no more
