@@ -241,6 +241,12 @@ pub fn request(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> 
     bytes
 }
 
+/// A write with its bytes, as it goes over the wire.
+pub fn write_request(cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(data.len()).expect("a short write");
+    [&request(Kind::Write as u16, 0, cookie, offset, len)[..], data].concat()
+}
+
 /// An option of the handshake.
 pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = wire::OPTION.to_be_bytes().to_vec();

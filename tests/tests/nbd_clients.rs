@@ -14,8 +14,7 @@ use serde_json::Value;
 const SIZE: u64 = 64 << 20;
 
 fn json(output: Output) -> Value {
-    let text = output.ok();
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    serde_json::from_str(&output.ok()).unwrap()
 }
 
 fn nbdinfo(arguments: &[&str]) -> Output {

@@ -6,7 +6,7 @@ use everdisk_tests::{
     bytes::pattern,
     fio::{Job, Load, Target},
     host::Host,
-    nbd::{Client, Exported, Front, Kind, fronts, request},
+    nbd::{Client, Exported, Front, fronts, write_request},
     processes,
     volume::Volume,
 };
@@ -47,14 +47,14 @@ fn m6_beyond2_thirty_kills_of_the_core_under_fio_over_nbd_show_no_error_and_no_m
 /// M6: requests of which a part had arrived when the core died are read on by the next one, and what was complete is done.
 #[test]
 fn m6_a_request_of_which_a_part_has_arrived_goes_on_after_a_kill() {
-    const LEN: usize = 300_000;
+    const LEN: u32 = 300_000;
     let host = Host::new();
     let exported = Exported::new(&host, "v", "64M");
     let mut clients = exported.both().map(Front::client);
-    for (number, split) in [1, 16, 27, 28, 28 + 100_000, 28 + LEN - 1].into_iter().enumerate() {
+    for (number, split) in [1, 16, 27, 28, 28 + 100_000, 28 + LEN as usize - 1].into_iter().enumerate() {
         exported.volume.settled();
-        let data = pattern(number as u64, LEN);
-        let write = |at| [&request(Kind::Write as u16, 0, 2, at, LEN as u32)[..], &data].concat();
+        let data = pattern(number as u64, LEN as usize);
+        let write = |at| write_request(2, at, &data);
         for (client, at) in clients.iter_mut().zip([1_000_001, 9_000_001]) {
             client.stream.write_all(&write(at)[..split]).unwrap();
         }
@@ -62,7 +62,7 @@ fn m6_a_request_of_which_a_part_has_arrived_goes_on_after_a_kill() {
         for (client, at) in clients.iter_mut().zip([1_000_001, 9_000_001]) {
             client.stream.write_all(&write(at)[split..]).unwrap();
             client.good(2);
-            assert!(client.read(at, LEN as u32) == data, "split at {split}");
+            assert!(client.read(at, LEN) == data, "split at {split}");
         }
     }
     clients.into_iter().for_each(Client::end);
@@ -111,8 +111,7 @@ fn m6_the_interface_dies_under_fio_over_nbd_and_connections_go_on() {
 #[test]
 fn m6_the_control_module_dies_under_fio_over_nbd_and_nobody_notices() {
     let mut host = Host::new();
-    let exported = Exported::new(&host, "v", "256M");
-    let (unix, tcp) = (exported.unix.clone(), exported.tcp.clone());
+    let Exported { unix, tcp, .. } = Exported::new(&host, "v", "256M");
     let mut load = Load::start(&Job::writes(16, true), Target::nbd(tcp.uri()));
     for round in 0..3 {
         let before = Volume::new(&host, "v").settled();

@@ -11,7 +11,7 @@ use everdisk_tests::{
     bytes::pattern,
     fio::{Job, Load, Target},
     host::Host,
-    nbd::{Client, Exported, Front, Kind, request},
+    nbd::{Client, Exported, Front, Kind, request, write_request},
     status::percentiles,
     wait::SOON,
 };
@@ -134,18 +134,17 @@ fn m4_m9_clients_that_are_connected_and_clients_that_come_wait_for_the_resumptio
 /// 7: the upgrade falls between any two bytes of a request, in its head or in what it writes.
 #[test]
 fn m5_beyond7_a_request_of_which_a_part_has_arrived_goes_on_in_the_next_core() {
-    const LEN: usize = 300_000;
+    const LEN: u32 = 300_000;
     let host = Host::new();
     let exported = Exported::new(&host, "v", "64M");
     let mut clients = exported.both().map(Front::client);
-    let splits = [1, 4, 7, 16, 27, 28, 29, 28 + 4096, 28 + 200_000, 28 + LEN - 1];
+    let splits = [1, 4, 7, 16, 27, 28, 29, 28 + 4096, 28 + 200_000, 28 + LEN as usize - 1];
     for (number, split) in splits.into_iter().enumerate() {
-        let data = [pattern(number as u64, LEN), pattern(number as u64 + 100, LEN)];
+        let data = [number as u64, number as u64 + 100].map(|seed| pattern(seed, LEN as usize));
         for (client, (at, data)) in clients.iter_mut().zip([(1_000_001, &data[0]), (9_000_001, &data[1])]) {
             // Before it one that is complete, so that there is a reply, too.
             let mut bytes = request(Kind::Read as u16, 0, 1, 0, 512).to_vec();
-            let write = [&request(Kind::Write as u16, 0, 2, at, LEN as u32)[..], data].concat();
-            bytes.extend_from_slice(&write[..split]);
+            bytes.extend_from_slice(&write_request(2, at, data)[..split]);
             client.stream.write_all(&bytes).unwrap();
             if number % 2 == 0 {
                 client.good(1);
@@ -154,14 +153,13 @@ fn m5_beyond7_a_request_of_which_a_part_has_arrived_goes_on_in_the_next_core() {
         }
         upgrade(&exported, number);
         for (client, (at, data)) in clients.iter_mut().zip([(1_000_001, &data[0]), (9_000_001, &data[1])]) {
-            let write = [&request(Kind::Write as u16, 0, 2, at, LEN as u32)[..], data].concat();
-            client.stream.write_all(&write[split..]).unwrap();
+            client.stream.write_all(&write_request(2, at, data)[split..]).unwrap();
             if number % 2 != 0 {
                 client.good(1);
                 client.payload(512);
             }
             client.good(2);
-            assert!(client.read(at, LEN as u32) == *data, "split at {split}");
+            assert!(client.read(at, LEN) == *data, "split at {split}");
         }
     }
     clients.into_iter().for_each(Client::end);
@@ -198,16 +196,16 @@ fn m5_beyond7_a_handshake_of_which_a_part_was_said_goes_on() {
 #[test]
 fn m5_beyond7_a_reply_of_which_a_part_was_read_is_read_on_after_the_upgrade() {
     const LEN: u32 = 1 << 20;
-    const READS: u64 = 24;
+    const READS: u32 = 24;
     let host = Host::new();
     let exported = Exported::new(&host, "v", "64M");
-    let data = pattern(5, READS as usize * LEN as usize);
+    let data = pattern(5, (READS * LEN) as usize);
     let mut clients = exported.both().map(Front::client);
     clients[0].write(0, &data);
     for number in 0..4 {
         for client in &mut clients {
             for read in 0..READS {
-                client.send(Kind::Read, read, read * u64::from(LEN), LEN, &[]).unwrap();
+                client.send(Kind::Read, read.into(), u64::from(read * LEN), LEN, &[]).unwrap();
             }
         }
         let mut begun = Vec::new();
@@ -223,7 +221,7 @@ fn m5_beyond7_a_reply_of_which_a_part_was_read_is_read_on_after_the_upgrade() {
             let mut seen = [false; READS as usize];
             for _ in 0..READS {
                 let head: [u8; 16] = everdisk_tests::nbd::bytes(&mut stream).unwrap();
-                let read = u64::from_be_bytes(head[8..].try_into().unwrap()) as usize;
+                let read = usize::try_from(u64::from_be_bytes(head[8..].try_into().unwrap())).unwrap();
                 let mut found = vec![0; LEN as usize];
                 stream.read_exact(&mut found).unwrap();
                 assert!(found == data[read * LEN as usize..][..LEN as usize], "read {read}");
