@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!  interface.sock      control ─ Request ─► interface ─ Answer ─► control
-//!                      core ─ Hello ─► interface ─ Welcome + segment, Lend + fds ─► core ─ Armed ─► interface
-//!                      interface (restarted) ─ Recall ─► core ─ Returned + segment + fds ─► interface
+//!                      core ─ Hello ─► interface ─ Welcome + segment, Lend… + fds ─► core ─ Armed ─► interface
+//!                      interface (restarted) ─ Recall ─► core ─ Returned + segment + fds, ReturnedConnection… ─► interface
 //!  core-PID.sock       control ─ CoreRequest ─► core ─ CoreAnswer ─► control
 //! ```
 
@@ -18,8 +18,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     ids::{Generation, Slot},
     limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX},
+    nbd::NbdAddress,
     version::{ABI, CoreIdentity},
 };
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
 
 /// The envelope of every frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,11 +114,20 @@ pub enum ToInterface {
         /// How many front ends that are.
         fronts: u8,
     },
-    /// The core gives back what it was lent: the segment, then the file front end's channels if it has one.
+    /// The core gives back what it was lent: the segment, then the file front end's channels if it has one, then the
+    /// sockets at which NBD clients are awaited.
     Returned {
         /// The file front end, when there is one; its channels follow the segment.
         file: Option<LentFile>,
+        /// Where NBD clients are awaited.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        nbd: Vec<NbdListen>,
+        /// So many `ReturnedConnection` follow.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        connections: u32,
     },
+    /// The core gives an NBD connection back: the socket, then its memory.
+    ReturnedConnection(LentConnection),
     /// The control module asks; an [`FromInterface::Answer`] with the same id follows.
     Request(Request),
 }
@@ -120,7 +135,8 @@ pub enum ToInterface {
 impl Body for ToInterface {
     fn fds(&self) -> usize {
         match self {
-            Self::Returned { file } => 1 + file.as_ref().map_or(0, |f| usize::from(f.channels)),
+            Self::Returned { file, nbd, .. } => 1 + file.as_ref().map_or(0, |f| usize::from(f.channels)) + nbd.len(),
+            Self::ReturnedConnection(_) => 2,
             _ => 0,
         }
     }
@@ -132,10 +148,12 @@ impl Body for ToInterface {
 pub enum Request {
     /// How things stand.
     Status,
-    /// Mount the volume on a file and let the core with this process id serve it.
-    AttachFile {
-        /// The mount.
-        file: FileAttach,
+    /// Open these front ends, one at least, and let the core with this process id serve them.
+    Attach {
+        /// Mount the volume on a file.
+        file: Option<FileAttach>,
+        /// Await NBD clients there, at most [`LISTENERS_MAX`](crate::limits::LISTENERS_MAX).
+        nbd: Vec<NbdListen>,
         /// Process id of an armed core.
         core: u32,
     },
@@ -167,9 +185,9 @@ pub enum Request {
         /// Its process id.
         core: u32,
     },
-    /// Unmount and give up the front ends. Refused while the file is in use, unless forced.
+    /// Unmount and give up the front ends. Refused while the file is in use or NBD clients are connected, unless forced.
     Detach {
-        /// Unmount although somebody has the file open.
+        /// Although somebody has the file open or is connected.
         force: bool,
     },
 }
@@ -187,6 +205,28 @@ pub struct FileAttach {
     pub gid: u32,
     /// Let users other than the one who attached it in, as far as `mode` permits.
     pub allow_other: bool,
+}
+
+/// A place at which NBD clients are awaited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NbdListen {
+    /// The address; of a TCP port that the system chose, the one it chose.
+    pub address: NbdAddress,
+    /// Permission bits of a UNIX socket.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// An NBD connection: the socket and the memory of [`crate::connection`] travel with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LentConnection {
+    /// Its number, which no other connection of the volume has had or will have.
+    pub number: u64,
+    /// The index, among the places of the attach, of the one it came in at.
+    pub listener: u8,
 }
 
 /// The file front end as a core gives it back.
@@ -211,7 +251,14 @@ pub enum FromInterface {
     },
     /// To a core: serve this front end when the gate admits you; one fd for each channel comes with it.
     LendFile(LentFile),
-    /// To a core, by an interface that was started anew: give me the segment and the channels back.
+    /// To a core: keep the sockets at which NBD clients are awaited, for an interface that is started anew.
+    LendNbd {
+        /// Where they listen, in the order of the descriptors.
+        nbd: Vec<NbdListen>,
+    },
+    /// To a core: serve this connection when the gate admits you; the socket and its memory come with it.
+    LendConnection(LentConnection),
+    /// To a core, by an interface that was started anew: give me the segment, the channels, sockets and connections back.
     Recall,
     /// To a core: end.
     Quit,
@@ -229,6 +276,8 @@ impl Body for FromInterface {
         match self {
             Self::Welcome { .. } => 1,
             Self::LendFile(file) => usize::from(file.channels),
+            Self::LendNbd { nbd } => nbd.len(),
+            Self::LendConnection(_) => 2,
             _ => 0,
         }
     }
@@ -248,7 +297,7 @@ pub enum Answer {
     Failed {
         /// What is wrong and what to do.
         reason: String,
-        /// The file is in use (`Detach`).
+        /// A front end is in use (`Detach`).
         busy: bool,
     },
 }
@@ -270,6 +319,9 @@ pub struct InterfaceStatus {
     pub cores: Vec<CoreStatus>,
     /// The file front end.
     pub file: Option<LentFile>,
+    /// The NBD front ends.
+    #[serde(default)]
+    pub nbd: Vec<NbdStatus>,
     /// Requests being executed.
     pub in_flight: u32,
     /// Requests that the kernel has and nobody has answered, where it tells (executing, queued or suspended).
@@ -284,6 +336,21 @@ pub struct InterfaceStatus {
     /// The write buffer, where the volume has one.
     #[serde(default)]
     pub buffer: Option<BufferStatus>,
+}
+
+/// How a place at which NBD clients are awaited stands. The counts are since the attach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NbdStatus {
+    /// Where it is; of a TCP port that the system chose, the one it chose.
+    pub address: NbdAddress,
+    /// Clients that are connected.
+    pub connections: u32,
+    /// Connections that were taken.
+    pub accepted: u64,
+    /// Times that an established connection went on in another core.
+    pub carried: u64,
+    /// Connections that were closed because a core could not know where in their streams its predecessor had ended.
+    pub broken: u64,
 }
 
 /// How the write buffer stands.

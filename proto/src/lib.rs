@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod connection;
 pub mod frame;
 pub mod gate_word;
 pub mod ids;
 pub mod journal;
 pub mod limits;
+pub mod nbd;
 pub mod segment;
 pub mod superblock;
 pub mod version;

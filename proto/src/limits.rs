@@ -20,8 +20,15 @@ pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 pub const CORES_MAX: usize = 8;
 /// Channels of one front end, each with one worker that reads from it. More readers than CPUs only contend for the queue.
 pub const CHANNELS_MAX: usize = 4;
-/// Workers of one core, those included that stand in for one that waits for a storage node: so many requests may wait.
-pub const WORKERS_MAX: usize = 32;
+/// Workers of one core: one for each channel and each NBD connection, and those that stand in for one that waits for a storage
+/// node ([`STANDINS_MAX`]).
+pub const WORKERS_MAX: usize = 96;
+/// Workers of one core that stand in for one that waits for a storage node: so many requests may wait.
+pub const STANDINS_MAX: usize = 28;
+/// Places at which NBD clients are awaited, of one volume: their sockets fit into one frame beside the channels.
+pub const LISTENERS_MAX: usize = 8;
+/// NBD connections of one volume at once. Each has a worker in every core.
+pub const CONNECTIONS_MAX: usize = 63;
 /// Smallest write buffer: two of the largest requests, so that one may be filled while the other is sent.
 pub const BUFFER_MIN: u64 = 2 << 20;
 /// Largest write buffer: its memory is reserved for as long as the volume is attached.

@@ -7,11 +7,12 @@
 //! 0      header   magic, layout version, the volume's identity
 //! 128    gate     the gate word, the lease, what the last hand-over took
 //! 512    front    what was negotiated with the kernel for the file front end
-//! 1024   cores    CORES_MAX × 2.5 KiB: process id, wake word, sender, WORKERS_MAX tickets of 64 bytes
-//! 24 KiB buffer   the write buffer, where the volume has one ([`crate::buffer`])
+//! 1024   cores    CORES_MAX × 6.5 KiB: process id, wake word, sender, WORKERS_MAX tickets of 64 bytes
+//! 56 KiB buffer   the write buffer, where the volume has one ([`crate::buffer`])
 //! ```
 //!
-//! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. ABI 1 was never released.
+//! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. Since ABI 3: 96 tickets, for NBD connections.
+//! ABI 1 and 2 were never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -204,8 +205,8 @@ const _: () = {
     assert!(size_of::<GateArea>() == 384);
     assert!(size_of::<FrontArea>() == 512);
     assert!(size_of::<Ticket>() == 64);
-    assert!(size_of::<CoreArea>() == 2560);
-    assert!(SEGMENT_BYTES == 24 << 10);
+    assert!(size_of::<CoreArea>() == 6656);
+    assert!(SEGMENT_BYTES == 56 << 10);
     assert!(core::mem::offset_of!(Segment, gate) == 128);
     assert!(core::mem::offset_of!(Segment, front) == 512);
     assert!(core::mem::offset_of!(Segment, cores) == 1024);

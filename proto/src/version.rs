@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 pub const PRODUCT: &str = env!("CARGO_PKG_VERSION");
 
 /// ABI version of the segments and frames this build makes.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
-/// ABI versions a core of this build can serve (N and N−1; version 1 was never released).
-pub const ABI_RANGE: VersionRange = VersionRange { min: 2, max: 2 };
+/// ABI versions a core of this build can serve (N and N−1; versions 1 and 2 were never released).
+pub const ABI_RANGE: VersionRange = VersionRange { min: 3, max: 3 };
 
 /// Version of the write buffers this build makes, see [`crate::buffer`].
 pub const BUFFER: u32 = 1;

@@ -2,6 +2,7 @@
 //! descriptors, process handles, /dev/fuse. All hand-written `unsafe` of the project stands here; the interfaces are safe.
 
 pub mod clock;
+pub mod connection;
 pub mod fuse;
 pub mod link;
 pub mod memory;

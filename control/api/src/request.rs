@@ -6,6 +6,8 @@ use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
 use everdisk_upgrade::policy::Handover;
 use serde::{Deserialize, Serialize};
 
+use crate::frontends::{FileOptions, NbdOptions};
+
 /// Longest request line in bytes, its newline included: 64 storage nodes with paths of 1 KiB fit.
 pub const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
@@ -47,18 +49,22 @@ pub enum Request {
         /// Its name.
         name: VolumeName,
     },
-    /// Mount a volume on a file.
+    /// Serve a volume at these front ends, one at least.
     Attach {
         /// Its name.
         name: VolumeName,
-        /// The file.
-        file: FileOptions,
+        /// Mount it on a file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<FileOptions>,
+        /// Await NBD clients there.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        nbd: Vec<NbdOptions>,
     },
-    /// Unmount it.
+    /// Give its front ends up.
     Detach {
         /// Its name.
         name: VolumeName,
-        /// Although the file is in use, or the data could not be flushed.
+        /// Although a front end is in use, or the data could not be flushed.
         force: bool,
     },
     /// How a volume, or every volume, stands.
@@ -107,19 +113,6 @@ pub enum Request {
     },
 }
 
-/// The file front end as the operator asks for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileOptions {
-    /// Absolute path.
-    pub path: PathBuf,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner and group; the control module's own when none is given.
-    pub owner: Option<(u32, u32)>,
-    /// Let other users in, as far as `mode` permits.
-    pub allow_other: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +126,10 @@ mod tests {
         let text = r#"{"op":"upgrade","name":"v","core":"/c","handover":"carry","flush_limit_ms":30000,"pause_budget_ms":100,"soak_ms":0,"plan":false}"#;
         let request: Request = serde_json::from_str(text).unwrap();
         assert!(matches!(request, Request::Upgrade { handover: Handover::Carry, .. }));
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        let text = r#"{"op":"attach","name":"v","nbd":[{"address":"unix:/run/v.sock","mode":384,"owner":null}]}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert!(matches!(&request, Request::Attach { file: None, nbd, .. } if nbd.len() == 1));
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         for bad in [r#"{"op":"format"}"#, r#"{"op":"detach","name":"../x","force":true}"#, "[]", "{}"] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");

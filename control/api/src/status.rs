@@ -1,6 +1,12 @@
 //! What `status` and the volume commands show.
 
-use everdisk_proto::{frame::NodeStatus, volume::VolumeSpec};
+use std::path::Path;
+
+use everdisk_proto::{
+    frame::{NbdStatus, NodeStatus},
+    nbd::NbdAddress,
+    volume::VolumeSpec,
+};
 use everdisk_upgrade::{policy::Handover, report::Report};
 use serde::{Deserialize, Serialize};
 
@@ -95,10 +101,51 @@ pub struct Program {
 /// Where applications reach a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frontend {
-    /// `file`.
+    /// `file` or `nbd`.
     pub kind: String,
-    /// Path of the file.
+    /// Path of the file; `unix:PATH` or `tcp:HOST:PORT`.
     pub address: String,
+    /// Of `nbd`: clients that are connected. This and the following are missing while the interface does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+    /// Of `nbd`: connections that were taken since the attach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u64>,
+    /// Of `nbd`: times that an established connection went on in another core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<u64>,
+    /// Of `nbd`: connections that were closed because nobody could know where in their streams a core had ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<u64>,
+}
+
+impl Frontend {
+    /// A file.
+    pub fn file(path: &Path) -> Self {
+        Self::new("file", path.display().to_string())
+    }
+
+    /// A place at which NBD clients are awaited, of which nothing but the address is known.
+    pub fn nbd(address: &NbdAddress) -> Self {
+        Self::new("nbd", address.to_string())
+    }
+
+    fn new(kind: &str, address: String) -> Self {
+        let kind = kind.to_owned();
+        Self { kind, address, connections: None, accepted: None, carried: None, broken: None }
+    }
+}
+
+impl From<&NbdStatus> for Frontend {
+    fn from(seen: &NbdStatus) -> Self {
+        Self {
+            connections: Some(seen.connections),
+            accepted: Some(seen.accepted),
+            carried: Some(seen.carried),
+            broken: Some(seen.broken),
+            ..Self::nbd(&seen.address)
+        }
+    }
 }
 
 /// A storage node.
@@ -177,4 +224,21 @@ pub struct PlannedStep {
     pub reversible: bool,
     /// What undoes it.
     pub undo: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn front_ends_have_the_agreed_form() {
+        let shown = |frontend: &Frontend| serde_json::to_string(frontend).unwrap();
+        assert_eq!(shown(&Frontend::file(Path::new("/srv/v.img"))), r#"{"kind":"file","address":"/srv/v.img"}"#);
+        let address: NbdAddress = "unix:/run/v.sock".parse().unwrap();
+        assert_eq!(shown(&Frontend::nbd(&address)), r#"{"kind":"nbd","address":"unix:/run/v.sock"}"#);
+        let seen = Frontend::from(&NbdStatus { address, connections: 1, accepted: 4, carried: 2, broken: 0 });
+        let text = r#"{"kind":"nbd","address":"unix:/run/v.sock","connections":1,"accepted":4,"carried":2,"broken":0}"#;
+        assert_eq!(shown(&seen), text);
+        assert_eq!(serde_json::from_str::<Frontend>(text).unwrap(), seen);
+    }
 }

@@ -1,10 +1,21 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, path, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
-use everdisk_api::quantity;
-use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use everdisk_api::{frontends::check_set, quantity};
+use everdisk_proto::{
+    ids::VolumeName,
+    nbd::{BadNbdAddress, NbdAddress},
+    volume::NodeUrl,
+};
+
+/// Under `attach --help`.
+const EXAMPLES: &str = "\
+Examples:
+  everdisk attach v --file /srv/v.img
+  everdisk attach v --nbd unix:/run/v.sock --nbd tcp:localhost:10809
+  everdisk attach v --file /srv/v.img --nbd unix:/run/v.sock --mode 0660 --owner 0:107";
 
 /// Block volumes whose client software is upgraded while applications use them
 #[derive(Debug, Parser)]
@@ -23,6 +34,27 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// Reads the command line of this program. Wrong usage ends it with exit status 2.
+    pub(crate) fn read() -> Self {
+        Self::try_read(env::args_os()).unwrap_or_else(|e| e.exit())
+    }
+
+    /// Reads a command line, and checks what no option can check alone.
+    fn try_read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse_from(line)?;
+        if let Command::Attach(attach) = &arguments.command {
+            check_set(attach.file.is_some(), &attach.nbd).map_err(|why| {
+                let mut command = Self::command();
+                command.build();
+                let attach = command.find_subcommand_mut("attach").cloned();
+                attach.unwrap_or(command).error(ErrorKind::ValueValidation, why)
+            })?;
+        }
+        Ok(arguments)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the control module in the foreground
@@ -30,13 +62,13 @@ pub(crate) enum Command {
     /// Make, show, grow and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Mount a volume on a file
+    /// Serve a volume as a file, to NBD clients, or both
     Attach(Attach),
-    /// Flush and unmount a volume; refuses while its file is in use
+    /// Flush a volume and close its front ends; refuses while its file is open or NBD clients are connected
     Detach {
         /// The volume
         name: VolumeName,
-        /// Although the file is in use, the data cannot be flushed, or the volume is dead
+        /// Although a front end is in use, the data cannot be flushed, or the volume is dead
         #[arg(long)]
         force: bool,
     },
@@ -127,22 +159,24 @@ pub(crate) struct Create {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("front ends").args(["file", "nbd"]).required(true).multiple(true), after_help = EXAMPLES)]
 pub(crate) struct Attach {
     /// The volume
     pub(crate) name: VolumeName,
     /// Mount it on this file, which is made if need be
-    #[arg(long, value_name = "PATH", required_unless_present = "nbd")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
-    /// Serve it over NBD; not in this version
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) nbd: Vec<String>,
-    /// Let users other than the owner in, as far as --mode permits
-    #[arg(long)]
+    /// Serve it to NBD clients at unix:PATH or tcp:HOST:PORT (an IPv6 host in brackets; port 0 lets the system choose); at
+    /// most 8 times, and beside --file. TCP is neither encrypted nor authenticated: stay on loopback, or use a tunnel
+    #[arg(long, value_name = "ADDRESS", value_parser = nbd_address)]
+    pub(crate) nbd: Vec<NbdAddress>,
+    /// Let users other than the file's owner in, as far as --mode permits
+    #[arg(long, requires = "file")]
     pub(crate) allow_other: bool,
-    /// Permission bits of the file, octal
+    /// Permission bits of the file and of UNIX sockets, octal; who may write to a socket may connect
     #[arg(long, value_parser = mode, default_value = "0600")]
     pub(crate) mode: u32,
-    /// Owner of the file, by numbers [default: who runs the control module]
+    /// Owner of the file and of UNIX sockets, by numbers [default: who runs the control module]
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
     pub(crate) owner: Option<(u32, u32)>,
 }
@@ -179,6 +213,15 @@ pub(crate) struct Upgrade {
     pub(crate) plan: bool,
 }
 
+/// An address for NBD clients, a relative path made absolute.
+fn nbd_address(text: &str) -> Result<NbdAddress, String> {
+    let relative = text.strip_prefix("unix:").filter(|path| !path.is_empty() && !path.starts_with('/'));
+    let Some(relative) = relative else { return text.parse().map_err(|e: BadNbdAddress| e.to_string()) };
+    let path = path::absolute(relative).map_err(|e| format!("cannot find {relative}: {e}"))?;
+    let path = path.to_str().ok_or_else(|| format!("the path of {relative} is no UTF-8 text"))?;
+    format!("unix:{path}").parse().map_err(|e: BadNbdAddress| e.to_string())
+}
+
 fn mode(text: &str) -> Result<u32, String> {
     let bits = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|bits| *bits <= 0o777);
     bits.ok_or_else(|| format!("{text:?} are no permission bits: write them in octal, such as 0640"))
@@ -191,7 +234,6 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use everdisk_proto::limits;
 
     use super::*;
@@ -214,9 +256,31 @@ mod tests {
         assert_eq!(upgrade.pause_budget, limits::PAUSE_BUDGET_DEFAULT);
     }
 
+    fn addresses(line: &str) -> Result<Vec<String>, clap::Error> {
+        let Command::Attach(attach) = Arguments::try_read(line.split(' '))?.command else { panic!("not an attach") };
+        Ok(attach.nbd.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_relative_socket_path_is_made_absolute() {
+        let own = env::current_dir().unwrap();
+        let expected = [format!("unix:{}", own.join("x/v.sock").display()), "unix:/v".to_owned()];
+        assert_eq!(addresses("everdisk attach v --nbd unix:./x/v.sock --nbd unix:/v").unwrap(), expected);
+    }
+
+    #[test]
+    fn an_address_is_named_once_and_there_are_not_more_than_a_volume_has() {
+        let twice = addresses("everdisk attach v --nbd tcp:localhost:1 --nbd tcp:localhost:1").unwrap_err();
+        assert!(twice.exit_code() == 2 && twice.to_string().contains("named twice"), "{twice}");
+        let line = |n: usize| (0..n).fold("everdisk attach v".to_owned(), |line, n| format!("{line} --nbd unix:/{n}"));
+        assert_eq!(addresses(&line(limits::LISTENERS_MAX)).unwrap().len(), limits::LISTENERS_MAX);
+        let many = addresses(&line(limits::LISTENERS_MAX + 1)).unwrap_err();
+        assert!(many.exit_code() == 2 && many.to_string().contains("at most 8"), "{many}");
+    }
+
     #[test]
     fn commands_of_the_contract_parse_and_wrong_ones_do_not() {
-        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        let parse = |line: &str| Arguments::try_read(line.split(' '));
         for good in [
             "everdisk daemon",
             "everdisk --run-dir /r --state-dir /s --json status",
@@ -226,6 +290,8 @@ mod tests {
             "everdisk volume resize v 20G",
             "everdisk volume delete v --yes",
             "everdisk attach v --file /srv/v --allow-other --mode 0640 --owner 10:20",
+            "everdisk attach v --nbd unix:/run/v.sock --mode 0660",
+            "everdisk attach v --file f --nbd unix:v.sock --nbd tcp:localhost:10809 --nbd tcp:[::1]:0",
             "everdisk detach v --force",
             "everdisk suspend v --lease 30s",
             "everdisk upgrade v --core /c --handover flush --pause-budget 100ms --soak 10s --plan",
@@ -245,6 +311,11 @@ mod tests {
             "everdisk volume create ../v --size 10G --node dir:/a",
             "everdisk volume create v --size 10G --node dir:a",
             "everdisk attach v",
+            "everdisk attach v --nbd /run/v.sock",
+            "everdisk attach v --nbd unix:",
+            "everdisk attach v --nbd unix:dir/",
+            "everdisk attach v --nbd tcp:10809",
+            "everdisk attach v --nbd unix:/run/v.sock --allow-other",
             "everdisk attach v --file /f --mode 9999",
             "everdisk attach v --file /f --owner root",
             "everdisk upgrade v",

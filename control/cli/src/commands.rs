@@ -14,7 +14,8 @@ use everdisk_api::{
     answer::Progress,
     client::{ClientError, ask},
     directories::{Directories, NoDirectory},
-    request::{FileOptions, Request},
+    frontends::{FileOptions, NbdOptions, exposure},
+    request::Request,
     status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 use everdisk_proto::{ids::VolumeName, version::PRODUCT};
@@ -203,13 +204,20 @@ impl Session {
     }
 
     fn attach(&self, attach: Attach) -> Result<(), Failure> {
-        if !attach.nbd.is_empty() {
-            return Err(Failure::NotInThisVersion("--nbd", "use --file PATH"));
+        let Attach { name, file, nbd, allow_other, mode, owner } = attach;
+        let file = file.as_deref().map(absolute).transpose()?;
+        let file = file.map(|path| FileOptions { path, mode, owner, allow_other });
+        let nbd: Vec<_> = nbd.into_iter().map(|address| NbdOptions { address, mode, owner }).collect();
+        let exposed: Vec<String> = nbd.iter().filter_map(|nbd| exposure(&nbd.address)).collect();
+        let value = self.ask(&Request::Attach { name: name.clone(), file, nbd })?;
+        exposed.iter().for_each(|words| complain(&format!("everdisk: warning: {words}")));
+        if self.json {
+            output::json(&value);
+        } else {
+            // As the control module says: of a port that the system chose, nobody knew it before.
+            output::line(&format!("{name} is attached at {}", show::places(&read::<VolumeStatus>(value)?)));
         }
-        let path = absolute(&attach.file.unwrap_or_default())?;
-        let words = format!("{} is attached at {}", attach.name, path.display());
-        let file = FileOptions { path, mode: attach.mode, owner: attach.owner, allow_other: attach.allow_other };
-        self.status_after(&Request::Attach { name: attach.name, file }, &words)
+        Ok(())
     }
 
     fn status(&self, name: Option<VolumeName>) -> Result<(), Failure> {

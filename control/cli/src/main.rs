@@ -10,12 +10,10 @@ mod show;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::{arguments::Arguments, commands::run};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::read();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -3,7 +3,7 @@
 use everdisk_api::{
     Handover, LastUpgrade,
     quantity::show_size,
-    status::{Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
+    status::{Frontend, Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 
 use crate::output::{line, table};
@@ -18,6 +18,19 @@ fn program(program: Option<&Program>) -> String {
 
 fn buffer(bytes: u64) -> String {
     if bytes == 0 { "none".to_owned() } else { show_size(bytes) }
+}
+
+/// Where applications reach a volume.
+pub(crate) fn places(v: &VolumeStatus) -> String {
+    let addresses: Vec<&str> = v.frontends.iter().map(|f| f.address.as_str()).collect();
+    if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") }
+}
+
+/// A front end, and what is known of its clients.
+fn frontend(f: &Frontend) -> String {
+    let (Some(connections), Some(accepted)) = (f.connections, f.accepted) else { return f.address.clone() };
+    let (carried, broken) = (f.carried.unwrap_or(0), f.broken.unwrap_or(0));
+    format!("{} ({connections} connected of {accepted} accepted, {carried} carried over, {broken} broken)", f.address)
 }
 
 /// `volume list`.
@@ -56,7 +69,7 @@ pub(crate) fn statuses(volumes: &[VolumeStatus]) {
             &version(v.core.as_ref()),
             &version(v.standby.as_ref()),
             &v.in_flight.to_string(),
-            v.frontends.first().map_or("-", |f| &f.address),
+            &places(v),
         ])
     }));
     table(&rows);
@@ -87,7 +100,7 @@ pub(crate) fn status(v: &VolumeStatus) {
     if let Some(lease) = v.lease_ms {
         rows.push(row(&["lease ends in", &format!("{lease} ms")]));
     }
-    rows.extend(v.frontends.iter().map(|f| row(&[&f.kind, &f.address])));
+    rows.extend(v.frontends.iter().map(|f| row(&[&f.kind, &frontend(f)])));
     for node in &v.nodes {
         let error = node.error.as_deref().map_or(String::new(), |e| format!(" ({e})"));
         rows.push(row(&["node", &format!("{} {}{error}", node.url, node.state)]));
@@ -156,4 +169,23 @@ pub(crate) fn plan(plan: &UpgradePlan) {
     }
     table(&rows);
     line("nothing was changed");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use everdisk_proto::frame::NbdStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_front_end_says_what_is_known_of_its_clients() {
+        assert_eq!(frontend(&Frontend::file(Path::new("/srv/v"))), "/srv/v");
+        let address = "unix:/run/v.sock".parse().unwrap();
+        assert_eq!(frontend(&Frontend::nbd(&address)), "unix:/run/v.sock");
+        let seen = NbdStatus { address, connections: 1, accepted: 4, carried: 2, broken: 0 };
+        let words = "unix:/run/v.sock (1 connected of 4 accepted, 2 carried over, 0 broken)";
+        assert_eq!(frontend(&Frontend::from(&seen)), words);
+    }
 }

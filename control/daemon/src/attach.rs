@@ -1,4 +1,4 @@
-//! Attach: interface, core, mount; all of it or nothing.
+//! Attach: interface, core, front ends; all of it or nothing.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,19 +10,15 @@ use std::{
     time::Duration,
 };
 
-use everdisk_api::request::FileOptions;
-use everdisk_proto::{
-    frame::FileAttach,
-    journal::CoreBuild,
-    limits::PEER_DEADLINE,
-    volume::{NodeUrl, VolumeSpec},
-};
+use everdisk_api::frontends::{FileOptions, NbdOptions, exposure};
+use everdisk_proto::{frame::FileAttach, journal::CoreBuild, limits::PEER_DEADLINE};
 use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
 use crate::{
     error::{Doing, Error, Result},
+    places,
     process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
@@ -30,11 +26,11 @@ use crate::{
     volume::Volume,
 };
 
-/// Attaches a volume to a file.
+/// Attaches a volume to a file, to places at which NBD clients are awaited, or to both.
 ///
 /// # Errors
 /// Why not; nothing is left of the attempt then.
-pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) -> Result<()> {
+pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOptions], progress: &Progress) -> Result<()> {
     let _operation = volume.begin("attach")?;
     let _hands = crate::volume::lock(&volume.hands);
     if let Some(old) = volume.record().attachment {
@@ -42,21 +38,18 @@ pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) 
             return Err(Error::State(format!(
                 "volume {0} is already attached at {1}: `everdisk detach {0}` first",
                 volume.name,
-                old.file.path.display()
+                old.places()
             )));
         }
         clear_away(volume)?;
     }
-    let path = resolve(&options.path)?;
-    refuse_own_nodes(&path, &volume.spec())?;
+    let places = places::look_at(file, nbd, &volume.spec())?;
     let build = first_build(volume, progress)?;
-    let (uid, gid) =
-        options.owner.unwrap_or_else(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
-    let file = FileAttach { path, mode: options.mode, uid, gid, allow_other: options.allow_other };
     let attachment = Attachment {
         boot_id: boot_id(),
         phase: Phase::Attaching,
-        file,
+        file: places.file,
+        nbd: places.nbd,
         created_file: false,
         interface: None,
         cores: Vec::new(),
@@ -71,7 +64,10 @@ pub fn attach(volume: &Arc<Volume>, options: &FileOptions, progress: &Progress) 
         }
         return Err(e);
     }
-    info!(event = event::VOLUME_ATTACHED, volume = %volume.name, path = %options.path.display());
+    info!(event = event::VOLUME_ATTACHED, volume = %volume.name, at = volume.attached()?.places());
+    for exposed in nbd.iter().filter_map(|wish| exposure(&wish.address)) {
+        warn!(volume = %volume.name, "{exposed}");
+    }
     Ok(())
 }
 
@@ -82,15 +78,20 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     progress.step("start the core");
     let core = start::core(volume, build)?;
     start::core_armed(volume, &core, ARMED_WITHIN)?;
-    progress.step("mount");
-    let file = volume.attached()?.file;
-    make_file(volume, &file)?;
-    let path = file.path.clone();
-    volume.interface().attach_file(file, core.id.pid)?;
+    progress.step("open the front ends");
+    let Attachment { file, nbd, .. } = volume.attached()?;
+    if let Some(file) = &file {
+        make_file(volume, file)?;
+    }
+    volume.interface().attach(file.clone(), nbd, core.id.pid)?;
     // The kernel learns the file's size when it is first asked for it. Before, a mapping is empty and writes go one by
     // one. It refuses us where the file is another user's; then it is that user's first question that does it.
-    ask_size(path);
-    volume.update_attachment(|attachment| attachment.phase = Phase::Attached)
+    if let Some(file) = file {
+        ask_size(file.path);
+    }
+    // Of a port that the system chose, nobody else knows which one it is.
+    let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
+    volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
 /// A question to the mounted file, which a core that hangs leaves open.
@@ -111,67 +112,6 @@ fn first_build(volume: &Volume, progress: &Progress) -> Result<CoreBuild> {
     Ok(build)
 }
 
-/// The path to mount on, free of symbolic links: a regular file, or a name in an existing directory.
-///
-/// # Errors
-/// What is wrong with it.
-fn resolve(path: &Path) -> Result<PathBuf> {
-    let refused = |why: &str| Error::State(format!("cannot attach at {}: {why}", path.display()));
-    let name = path.file_name().ok_or_else(|| refused("give the path of a file"))?;
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
-    let parent = match fs::canonicalize(parent) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(refused("its directory does not exist; make it first"));
-        }
-        other => other.doing(|| format!("attach at {}", path.display()))?,
-    };
-    let mut target = parent.join(name);
-    // Asked of procfs before the path itself: a mount whose server is dead answers nothing but errors.
-    refuse_mounted(&target)?;
-    match fs::symlink_metadata(&target) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(target),
-        Err(e) => return Err(refused(&e.to_string())),
-        Ok(found) if found.is_symlink() => {
-            target =
-                fs::canonicalize(&target).map_err(|e| refused(&format!("its symbolic link leads nowhere ({e})")))?;
-            refuse_mounted(&target)?;
-        }
-        Ok(_) => {}
-    }
-    let found = fs::metadata(&target).doing(|| format!("attach at {}", target.display()))?;
-    match (found.is_file(), found.is_dir()) {
-        (true, _) => Ok(target),
-        (_, true) => Err(refused("it is a directory; give the path of a file")),
-        _ => Err(refused("it is no regular file")),
-    }
-}
-
-/// A volume whose file lies in one of its own storage nodes would be written into itself.
-fn refuse_own_nodes(path: &Path, spec: &VolumeSpec) -> Result<()> {
-    let inside = spec.nodes.iter().find(|node| {
-        let NodeUrl::Dir(node) = &node.url;
-        path.starts_with(fs::canonicalize(node).as_ref().unwrap_or(node))
-    });
-    inside.map_or(Ok(()), |node| {
-        Err(Error::State(format!(
-            "cannot attach at {}: it lies in the volume's own storage node {}; give a path outside of it",
-            path.display(),
-            node.url
-        )))
-    })
-}
-
-fn refuse_mounted(path: &Path) -> Result<()> {
-    let found = fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?;
-    found.map_or(Ok(()), |mounted| {
-        Err(Error::State(format!(
-            "cannot attach at {0}: {1} is mounted there already; detach or unmount it first (umount {0})",
-            path.display(),
-            mounted.source
-        )))
-    })
-}
-
 /// Makes the file to mount on, if there is none.
 fn make_file(volume: &Volume, file: &FileAttach) -> Result<()> {
     let mut options = OpenOptions::new();
@@ -183,7 +123,7 @@ fn make_file(volume: &Volume, file: &FileAttach) -> Result<()> {
 }
 
 /// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not ask whether somebody
-/// still uses the file.
+/// still uses them.
 ///
 /// # Errors
 /// What could not be removed; the attachment stays recorded then.
@@ -197,13 +137,15 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
             volume.name
         )));
     }
-    unmount(&attachment.file.path)?;
-    volume.paths.remove_sockets();
-    let path = &attachment.file.path;
-    let empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
-    if attachment.created_file && empty {
-        let _ = fs::remove_file(path);
+    if let Some(FileAttach { path, .. }) = &attachment.file {
+        unmount(path)?;
+        let empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
+        if attachment.created_file && empty {
+            let _ = fs::remove_file(path);
+        }
     }
+    places::remove_sockets(&attachment.nbd);
+    volume.paths.remove_sockets();
     volume.set_trouble(None);
     volume.update(|record| record.attachment = None)
 }
@@ -221,53 +163,26 @@ fn unmount(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use everdisk_proto::{frame::NbdListen, nbd::NbdAddress};
+
     use super::*;
 
     #[test]
-    fn what_cannot_be_mounted_on_is_refused_and_links_are_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let why = |path: &Path| resolve(path).unwrap_err().to_string();
-        fs::write(at("file"), "x").unwrap();
-        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
-        std::os::unix::fs::symlink(at("nowhere"), at("dangling")).unwrap();
-        let real = fs::canonicalize(dir.path()).unwrap();
-        assert_eq!(resolve(&at("new")).unwrap(), real.join("new"));
-        assert_eq!(resolve(&at("link")).unwrap(), real.join("file"));
-        assert!(why(&at("dangling")).contains("leads nowhere"));
-        assert!(why(dir.path()).contains("is a directory"));
-        assert!(why(Path::new("/dev/null")).contains("no regular file"));
-        assert!(why(&at("none/new")).contains("directory does not exist"));
-        assert!(why(Path::new("/")).contains("path of a file"));
-    }
-
-    #[test]
-    fn a_path_in_a_node_of_the_volume_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let node = dir.path().join("node");
-        fs::create_dir(&node).unwrap();
-        std::os::unix::fs::symlink(&node, dir.path().join("link")).unwrap();
-        let mut spec = crate::volume::tests::volume(dir.path()).spec();
-        spec.nodes[0].url = NodeUrl::Dir(dir.path().join("link"));
-        let real = fs::canonicalize(&node).unwrap();
-        for inside in ["file", "deep/file"] {
-            let refused = refuse_own_nodes(&real.join(inside), &spec).unwrap_err().to_string();
-            assert!(refused.contains("own storage node"), "{refused}");
-        }
-        assert!(refuse_own_nodes(&real.with_file_name("node2"), &spec).is_ok());
-    }
-
-    #[test]
-    fn only_an_empty_file_that_attach_made_is_removed() {
+    fn only_an_empty_file_that_attach_made_is_removed_and_every_dead_socket() {
         let dir = tempfile::tempdir().unwrap();
         let volume = crate::volume::tests::volume(dir.path());
         for (created, content, stays) in [(true, "", false), (true, "data", true), (false, "", true)] {
             let path = dir.path().join("file");
             fs::write(&path, content).unwrap();
+            let socket = dir.path().join("socket");
+            drop(UnixListener::bind(&socket).unwrap());
             let attachment = Attachment {
                 boot_id: "another".to_owned(),
                 phase: Phase::Attached,
-                file: FileAttach { path: path.clone(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+                file: Some(FileAttach { path: path.clone(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+                nbd: vec![NbdListen { address: NbdAddress::Unix(socket.clone()), mode: 0o600, uid: 0, gid: 0 }],
                 created_file: created,
                 interface: None,
                 cores: Vec::new(),
@@ -275,7 +190,7 @@ mod tests {
             };
             volume.update(|record| record.attachment = Some(attachment)).unwrap();
             clear_away(&volume).unwrap();
-            assert_eq!(path.exists(), stays);
+            assert_eq!((path.exists(), socket.exists()), (stays, false));
             assert_eq!(volume.record().attachment, None);
         }
     }

@@ -212,7 +212,7 @@ fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {
         Some(attachment) => Err(Error::State(format!(
             "volume {0} is attached at {1} and cannot be {what}: `everdisk detach {0}` first",
             volume.name,
-            attachment.file.path.display()
+            attachment.places()
         ))),
     }
 }

@@ -38,9 +38,9 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             catalogue.delete(&name, progress)?;
             Ok(json!({ "name": name, "deleted": true }))
         }
-        Request::Attach { name, file } => {
+        Request::Attach { name, file, nbd } => {
             let volume = catalogue.get(&name)?;
-            attach(&volume, &file, progress)?;
+            attach(&volume, file.as_ref(), &nbd, progress)?;
             shown(&status::status(&volume))
         }
         Request::Detach { name, force } => {

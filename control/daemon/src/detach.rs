@@ -1,4 +1,4 @@
-//! Detach: flush, unmount, and be sure that every process has gone.
+//! Detach: flush, give the front ends up, and be sure that every process has gone.
 
 use std::{
     sync::Arc,
@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use everdisk_proto::frame::NbdStatus;
 use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::info;
@@ -29,7 +30,7 @@ const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
 /// An unmount under way is looked at this often.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Detaches a volume. `force`: although its file is in use, it could not be flushed, or it is dead.
+/// Detaches a volume. `force`: although a front end is in use, it could not be flushed, or it is dead.
 ///
 /// # Errors
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
@@ -63,19 +64,16 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
             )));
         }
     };
-    progress.step("unmount");
+    progress.step("close the front ends");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let serving = volume.interface().status().ok().and_then(|status| status.serving);
-    let attachment = match volume.interface().detach(force, &attachment.file.path) {
+    let path = attachment.file.as_ref().map(|file| file.path.as_path());
+    let attachment = match volume.interface().detach(force, path) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
-            return Err(Error::State(format!(
-                "volume {0} is in use at {1} ({reason}): close it there (fuser -vm shows who has it), or use \
-                 `everdisk detach {0} --force`",
-                volume.name,
-                attachment.file.path.display()
-            )));
+            let nbd = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
+            return Err(in_use(volume, &attachment, &nbd, &reason));
         }
         Err(NotDetached::Other(e)) if !force => {
             stay(volume)?;
@@ -115,7 +113,7 @@ fn give_up(volume: &Volume) -> Result<()> {
 pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
-    let path = &attachment.file.path;
+    let path = attachment.file.as_ref().map(|file| file.path.as_path());
     let deadline = Instant::now() + DETACH_DEADLINE;
     loop {
         let serving = volume.interface().status().ok().and_then(|status| status.serving);
@@ -124,16 +122,44 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
             Err(NotDetached::InUse(_)) => return stay(volume),
             Err(NotDetached::Other(e)) => e,
         };
-        if fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none() {
+        if given_up(&attachment)? {
             return finish(volume, &attachment, serving);
         }
-        // Else it may be unmounting still, as it was told by the predecessor.
-        if !attachment.interface_alive() || Instant::now() > deadline {
+        // Else it may be unmounting still, as it was told by the predecessor. Where nothing is mounted, the cores tell by
+        // their leaving that it had done so.
+        if (path.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
             stay(volume)?;
             return Err(refused);
         }
         thread::sleep(LOOK);
     }
+}
+
+/// Which front ends somebody may be using, and how to make an end of it. Of NBD those with clients; all of them where nobody
+/// says that any has some. Of the file nobody knows but whoever has it open.
+fn in_use(volume: &Volume, attachment: &Attachment, seen: &[NbdStatus], reason: &str) -> Error {
+    let file = attachment.file.as_ref().map(|file| file.path.display().to_string());
+    let mut nbd: Vec<String> =
+        seen.iter().filter(|nbd| nbd.connections > 0).map(|nbd| nbd.address.to_string()).collect();
+    if nbd.is_empty() && file.is_none() {
+        nbd = attachment.nbd.iter().map(|nbd| nbd.address.to_string()).collect();
+    }
+    let close = file.map(|path| format!("close {path} where it is open (fuser -vm {path} shows who has it)"));
+    let disconnect = (!nbd.is_empty()).then(|| format!("disconnect the NBD clients of {}", nbd.join(" and ")));
+    let advice = close.into_iter().chain(disconnect).collect::<Vec<_>>().join(" and ");
+    Error::State(format!(
+        "volume {0} is in use ({reason}): {advice}, or cut off who uses it with `everdisk detach {0} --force`",
+        volume.name
+    ))
+}
+
+/// Whether nothing is left of the front ends: the file is not mounted, or without one no process lives that has the
+/// sockets.
+fn given_up(attachment: &Attachment) -> Result<bool> {
+    let Some(file) = &attachment.file else {
+        return Ok(!attachment.interface_alive() && attachment.live_cores().next().is_none());
+    };
+    Ok(fuse::find_mount(&file.path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
 }
 
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.

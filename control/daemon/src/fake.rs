@@ -114,7 +114,8 @@ impl Interface {
         let attachment = Attachment {
             boot_id: boot_id(),
             phase: Phase::Attached,
-            file: FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+            file: Some(FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+            nbd: Vec::new(),
             created_file: false,
             interface: ProcessId::of(std::process::id()),
             cores: Vec::new(),
@@ -129,6 +130,7 @@ impl Interface {
             serving: None,
             cores: Vec::new(),
             file: None,
+            nbd: Vec::new(),
             in_flight: 0,
             waiting: None,
             lease_ms: None,

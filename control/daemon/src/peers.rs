@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 use everdisk_proto::{
     frame::{
         Answer, Body, CoreAnswer, CoreRequest, FileAttach, FromInterface, HandoverFailure, HandoverReport,
-        InterfaceStatus, NodeStatus, Request, ToInterface,
+        InterfaceStatus, NbdListen, NodeStatus, Request, ToInterface,
     },
     limits::PEER_DEADLINE,
 };
@@ -33,7 +33,7 @@ const MOUNTINFO: &str = "read /proc/self/mountinfo";
 /// Why the front ends were not given up.
 #[derive(Debug)]
 pub enum NotDetached {
-    /// Somebody has the file open.
+    /// Somebody has the file open or is connected.
     InUse(String),
     /// Anything else.
     Other(Error),
@@ -75,12 +75,12 @@ impl Interface<'_> {
         }
     }
 
-    /// Mounts.
+    /// Opens the front ends, all of them or none, and lets `core` serve them.
     ///
     /// # Errors
-    /// Why it was not.
-    pub fn attach_file(self, file: FileAttach, core: u32) -> Result<()> {
-        self.command(Request::AttachFile { file, core }, ATTACH_DEADLINE)
+    /// Why they were not.
+    pub fn attach(self, file: Option<FileAttach>, nbd: Vec<NbdListen>, core: u32) -> Result<()> {
+        self.command(Request::Attach { file, nbd, core }, ATTACH_DEADLINE)
     }
 
     /// Suspends, switches, probes and resumes. A refusal is a hand-over that did not switch.
@@ -137,19 +137,20 @@ impl Interface<'_> {
         self.command(Request::Dismiss { core }, PEER_DEADLINE)
     }
 
-    /// Unmounts `file`; the interface and its cores end.
+    /// Unmounts `file` and gives up every other front end; the interface and its cores end.
     ///
     /// # Errors
     /// [`NotDetached`].
-    pub fn detach(self, force: bool, file: &Path) -> Result<(), NotDetached> {
+    pub fn detach(self, force: bool, file: Option<&Path>) -> Result<(), NotDetached> {
         let limit = if force { FORCED_DETACH_DEADLINE } else { DETACH_DEADLINE };
         match self.ask(Request::Detach { force }, limit) {
             Ok(Answer::Done) => Ok(()),
-            // It ended: having unmounted, and before its answer could be read, or in the middle of it.
-            Err(e @ Error::Peer { source: LinkError::Closed, .. }) => match fuse::find_mount(file) {
-                Ok(None) => Ok(()),
-                Ok(Some(_)) => Err(NotDetached::Other(e)),
-                Err(source) => Err(NotDetached::Other(Error::Io { doing: MOUNTINFO.to_owned(), source })),
+            // It ended: having unmounted, and before its answer could be read, or in the middle of it. Of NBD front ends
+            // nothing tells which: the cores have their sockets too.
+            Err(e @ Error::Peer { source: LinkError::Closed, .. }) => match file.map(fuse::find_mount) {
+                Some(Ok(None)) => Ok(()),
+                Some(Err(source)) => Err(NotDetached::Other(Error::Io { doing: MOUNTINFO.to_owned(), source })),
+                Some(Ok(Some(_))) | None => Err(NotDetached::Other(e)),
             },
             Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
             Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),

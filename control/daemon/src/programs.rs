@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_core_is_known_by_its_version_line_and_abi() {
         let dir = tempfile::tempdir().unwrap();
-        let core = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 1..2, buffer 0..0)'");
+        let core = script(dir.path(), &format!("echo 'everdisk-core 9.8.7 (abi 1..{ABI}, buffer 0..0)'"));
         assert_eq!(identify(&core, &core, SOON).unwrap().version, "9.8.7");
         let foreign = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 7..8, buffer 0..0)'");
         assert!(identify(&foreign, &foreign, SOON).unwrap_err().to_string().contains("speaks ABI 7..8"));

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use everdisk_api::LastUpgrade;
-use everdisk_proto::{frame::FileAttach, journal::CoreBuild};
+use everdisk_proto::{
+    frame::{FileAttach, NbdListen, NbdStatus},
+    journal::CoreBuild,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -39,8 +42,11 @@ pub struct Attachment {
     pub boot_id: String,
     /// Where it is.
     pub phase: Phase,
-    /// The front end.
-    pub file: FileAttach,
+    /// The file front end.
+    pub file: Option<FileAttach>,
+    /// Where NBD clients are awaited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nbd: Vec<NbdListen>,
     /// The file was made for it.
     pub created_file: bool,
     /// The interface.
@@ -86,6 +92,28 @@ impl Default for Record {
 }
 
 impl Attachment {
+    /// Where applications reach the volume, for people.
+    pub fn places(&self) -> String {
+        let file = self.file.iter().map(|file| file.path.display().to_string());
+        file.chain(self.nbd.iter().map(|nbd| nbd.address.to_string())).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The options of `everdisk attach` that name these places.
+    pub fn options(&self) -> String {
+        let file = self.file.iter().map(|file| format!("--file {}", file.path.display()));
+        file.chain(self.nbd.iter().map(|nbd| format!("--nbd {}", nbd.address))).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Its front ends are open, NBD as the interface says.
+    pub fn opened(&mut self, seen: &[NbdStatus]) {
+        self.phase = Phase::Attached;
+        if seen.len() == self.nbd.len() {
+            for (nbd, seen) in self.nbd.iter_mut().zip(seen) {
+                nbd.address.clone_from(&seen.address);
+            }
+        }
+    }
+
     /// Whether it was made in this boot.
     pub fn of_this_boot(&self) -> bool {
         self.boot_id == boot_id()
@@ -146,6 +174,59 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the control module wrote it when a file was the only front end.
+    const FILE_ONLY: &str = r#"{
+        "record_version": 1, "current": null, "previous": null,
+        "attachment": {
+            "boot_id": "b", "phase": "attached",
+            "file": { "path": "/srv/v", "mode": 384, "uid": 0, "gid": 0, "allow_other": false },
+            "created_file": true, "interface": null, "cores": [], "started": 1
+        },
+        "last_upgrade": null, "unfinished": null
+    }"#;
+
+    #[test]
+    fn a_record_from_before_nbd_is_read_and_one_without_nbd_is_written_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        std::fs::write(&path, FILE_ONLY).unwrap();
+        let record = Record::load(&path).unwrap();
+        let attachment = record.attachment.clone().unwrap();
+        assert_eq!((attachment.places().as_str(), attachment.options().as_str()), ("/srv/v", "--file /srv/v"));
+        let written: serde_json::Value = serde_json::to_value(&record).unwrap();
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(FILE_ONLY).unwrap());
+    }
+
+    #[test]
+    fn every_front_end_is_recorded_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2 };
+        let record: Record = serde_json::from_str(FILE_ONLY).unwrap();
+        let attachment = Attachment {
+            file: None,
+            nbd: vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")],
+            ..record.attachment.clone().unwrap()
+        };
+        assert_eq!(attachment.places(), "unix:/run/v.sock, tcp:[::1]:10809");
+        assert_eq!(attachment.options(), "--nbd unix:/run/v.sock --nbd tcp:[::1]:10809");
+        let mut opened = attachment.clone();
+        opened.opened(&[]);
+        assert_eq!(opened, attachment, "an interface that says nothing changes nothing");
+        let seen = |text: &str| NbdStatus {
+            address: text.parse().unwrap(),
+            connections: 0,
+            accepted: 0,
+            carried: 0,
+            broken: 0,
+        };
+        opened.opened(&[seen("unix:/run/v.sock"), seen("tcp:[::1]:4321")]);
+        assert_eq!(opened.places(), "unix:/run/v.sock, tcp:[::1]:4321");
+        let record = Record { attachment: Some(attachment), ..record };
+        record.save(&path).unwrap();
+        assert_eq!(Record::load(&path).unwrap(), record);
+    }
 
     #[test]
     fn a_record_survives_and_a_damaged_or_newer_one_is_refused() {

@@ -45,13 +45,22 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         reason: reason.or_else(|| volume.warning()),
     };
     if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
-        let address = attachment.file.path.display().to_string();
-        status.frontends.push(Frontend { kind: "file".to_owned(), address });
+        status.frontends = frontends(&attachment, seen.as_ref());
     }
     if let Some(seen) = seen {
         enter(&mut status, seen);
     }
     status
+}
+
+/// Where applications reach the volume: as recorded, and of NBD as it is while the interface says so.
+fn frontends(attachment: &Attachment, seen: Option<&InterfaceStatus>) -> Vec<Frontend> {
+    let file = attachment.file.iter().map(|file| Frontend::file(&file.path));
+    // One that is being restored has not all of them yet.
+    match seen.filter(|seen| seen.nbd.len() == attachment.nbd.len()) {
+        Some(seen) => file.chain(seen.nbd.iter().map(Frontend::from)).collect(),
+        None => file.chain(attachment.nbd.iter().map(|nbd| Frontend::nbd(&nbd.address))).collect(),
+    }
 }
 
 fn mode(synchronous: bool) -> String {
@@ -114,10 +123,9 @@ fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&Interfa
 /// What is wrong, and what to do, when no process of an attached volume is left.
 pub fn all_gone(volume: &Volume, attachment: &Attachment) -> String {
     format!(
-        "core and interface are gone: `everdisk attach {0} --file {1}` brings it back, `everdisk detach {0} --force` \
-         gives it up",
+        "core and interface are gone: `everdisk attach {0} {1}` brings it back, `everdisk detach {0} --force` gives it up",
         volume.name,
-        attachment.file.path.display()
+        attachment.options()
     )
 }
 

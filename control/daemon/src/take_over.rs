@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use everdisk_proto::frame::GateState;
+use everdisk_proto::frame::{GateState, InterfaceStatus};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
@@ -12,7 +12,7 @@ use crate::{
     detach,
     error::{Doing, Result},
     process::of_volume,
-    record::{KnownCore, Phase},
+    record::{Attachment, KnownCore, Phase},
     supervise::supervise,
     upgrade,
     volume::Volume,
@@ -78,10 +78,56 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
     if attachment.phase == Phase::Detaching {
         return end_detach(volume);
     }
-    let mounted =
-        volume.interface().status().is_ok_and(|status| status.gate != GateState::Detached && status.file.is_some());
-    if mounted {
-        return volume.update_attachment(|attachment| attachment.phase = Phase::Attached);
+    match volume.interface().status() {
+        Ok(status) if is_open(&attachment, &status) => {
+            volume.update_attachment(|attachment| attachment.opened(&status.nbd))
+        }
+        _ => clear_away(volume),
     }
-    clear_away(volume)
+}
+
+/// Whether the interface has opened every front end that it was or was to be asked for.
+fn is_open(attachment: &Attachment, status: &InterfaceStatus) -> bool {
+    let all = status.file.is_some() == attachment.file.is_some() && status.nbd.len() == attachment.nbd.len();
+    all && status.gate != GateState::Detached
+}
+
+#[cfg(test)]
+mod tests {
+    use everdisk_proto::frame::{LentFile, NbdListen, NbdStatus};
+
+    use super::*;
+    use crate::{fake, volume::tests::volume};
+
+    /// An attach that was left counts as done when every front end is open, and is undone otherwise.
+    #[test]
+    fn an_attach_that_was_left_is_ended_where_every_front_end_is_open_and_undone_elsewhere() {
+        let file = LentFile { path: "/srv/v".into(), channels: 1 };
+        let address = |text: &str| text.parse().unwrap();
+        let nbd =
+            NbdStatus { address: address("tcp:127.0.0.1:4321"), connections: 0, accepted: 0, carried: 0, broken: 0 };
+        for (opened, bound, gate, stays) in [
+            (Some(&file), vec![nbd.clone()], GateState::Serving, true),
+            (Some(&file), Vec::new(), GateState::Serving, false),
+            (None, vec![nbd.clone()], GateState::Serving, false),
+            (Some(&file), vec![nbd], GateState::Detached, false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let volume = volume(dir.path());
+            let interface = fake::Interface::start(&volume);
+            let listen = NbdListen { address: address("tcp:127.0.0.1:0"), mode: 0o600, uid: 0, gid: 0 };
+            volume
+                .update_attachment(|attachment| {
+                    // Not this process, for it would be ended.
+                    attachment.interface = None;
+                    (attachment.phase, attachment.nbd) = (Phase::Attaching, vec![listen]);
+                })
+                .unwrap();
+            interface.set(|status| (status.file, status.nbd, status.gate) = (opened.cloned(), bound, gate));
+            settle(&volume).unwrap();
+            let left = volume.record().attachment;
+            assert_eq!(left.as_ref().map(|a| a.phase), stays.then_some(Phase::Attached));
+            assert!(left.is_none_or(|a| a.places() == "/srv/v, tcp:127.0.0.1:4321"));
+        }
+    }
 }

@@ -318,7 +318,8 @@ mod tests {
     }
 
     fn identity(buffer: &str) -> CoreIdentity {
-        CoreIdentity::parse(&format!("everdisk-core 1.0 (abi 2..2, buffer {buffer})")).unwrap()
+        let abi = everdisk_proto::version::ABI;
+        CoreIdentity::parse(&format!("everdisk-core 1.0 (abi {abi}..{abi}, buffer {buffer})")).unwrap()
     }
 
     #[test]

@@ -172,7 +172,10 @@ impl Volume {
     }
 
     fn not_attached(&self) -> Error {
-        Error::State(format!("volume {0} is not attached: `everdisk attach {0} --file PATH`", self.name))
+        Error::State(format!(
+            "volume {0} is not attached: `everdisk attach {0} --file PATH` or --nbd ADDRESS",
+            self.name
+        ))
     }
 
     /// The core program in use.

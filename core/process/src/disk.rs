@@ -8,10 +8,17 @@ use everdisk_transport::disk::{Disk, Errno, Failure, Hold};
 
 use crate::gate::Request;
 
-/// A volume, and the version of the core it is served by.
+/// A volume, its name, and the version of the core it is served by.
 pub(crate) struct VolumeDisk {
     pub(crate) volume: Arc<WriteBack>,
+    pub(crate) name: String,
     pub(crate) version: String,
+}
+
+impl std::fmt::Debug for VolumeDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeDisk").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it ends a map_err")]

@@ -11,7 +11,7 @@ use std::{
 
 use everdisk_engine::{Engine, WriteBack};
 use everdisk_proto::{
-    frame::{FromInterface, LentFile, ToInterface},
+    frame::{FromInterface, LentFile, NbdListen, ToInterface},
     gate_word::GateWord,
     ids::Slot,
     limits::PEER_DEADLINE,
@@ -42,8 +42,22 @@ const TICK: Duration = Duration::from_millis(200);
 struct Lent {
     slot: Slot,
     segment: Arc<SharedSegment>,
-    disk: Arc<VolumeDisk>,
-    file: Option<(LentFile, Vec<Arc<OwnedFd>>, Workers)>,
+    file: Option<(LentFile, Vec<Arc<OwnedFd>>)>,
+    /// Where NBD clients are awaited: by the interface, or by the next one, for which this core keeps the sockets.
+    nbd: Option<(Vec<NbdListen>, Vec<OwnedFd>)>,
+    workers: Workers,
+}
+
+impl Lent {
+    /// Front ends that were lent.
+    fn fronts(&self) -> u8 {
+        u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
+    }
+
+    /// Whether nothing is left to serve: the file was unmounted, and there is nothing else.
+    fn has_ended(&self) -> bool {
+        self.nbd.is_none() && self.workers.file_has_ended()
+    }
 }
 
 enum Next {
@@ -61,8 +75,7 @@ pub(crate) fn serve(
     socket: &Path,
     joined: &OnceLock<Arc<WriteBack>>,
 ) -> Result<(), Fatal> {
-    let (mut link, mut lent) = join(spec, identity, engine, socket)?;
-    let volume = Arc::clone(&lent.disk.volume);
+    let (mut link, mut lent, volume) = join(spec, identity, engine, socket)?;
     let _ = joined.set(Arc::clone(&volume));
     let sending = Arc::clone(&volume);
     let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
@@ -75,9 +88,7 @@ pub(crate) fn serve(
             },
         }
     }
-    if let Some((_, _, workers)) = lent.file.take() {
-        workers.stop();
-    }
+    lent.workers.stop();
     // Unmounting may have written mapped pages back after the flush that went before it; and where somebody else unmounted,
     // there was none.
     if volume.serves() {
@@ -111,7 +122,7 @@ fn join(
     identity: &CoreIdentity,
     engine: &Arc<Engine>,
     socket: &Path,
-) -> Result<(InterfaceLink, Lent), Fatal> {
+) -> Result<(InterfaceLink, Lent, Arc<WriteBack>), Fatal> {
     let deadline = Instant::now() + JOIN_LIMIT;
     let link = loop {
         match InterfaceLink::connect(socket) {
@@ -136,17 +147,42 @@ fn join(
     }
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
     let volume = Arc::new(WriteBack::new(Arc::clone(engine), &segment, gate));
-    let disk = Arc::new(VolumeDisk { volume, version: identity.version.clone() });
-    let mut lent = Lent { slot, segment, disk, file: None };
+    let disk =
+        VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
+    let workers = Workers::new(&segment, slot, &Arc::new(disk))?;
+    let mut lent = Lent { slot, segment, file: None, nbd: None, workers };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
-        match frame.body {
-            FromInterface::LendFile(file) => take_file(&mut lent, file, fds)?,
-            other => return Err(Fatal::Interface(format!("lent {other:?} instead of a front end"))),
+        if let Some(other) = take(&mut lent, frame.body, fds)? {
+            return Err(Fatal::Interface(format!("lent {other:?} instead of a front end")));
         }
     }
     link.send(2, armed(&lent), &[]).map_err(refused)?;
-    Ok((link, lent))
+    Ok((link, lent, volume))
+}
+
+/// Takes what is lent; anything else is returned.
+fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Option<FromInterface>, Fatal> {
+    match frame {
+        FromInterface::LendFile(file) => take_file(lent, file, fds)?,
+        FromInterface::LendNbd { nbd } => {
+            if lent.file.is_none() && lent.nbd.is_none() {
+                lent.workers.add_guard()?;
+            }
+            lent.nbd = Some((nbd, fds));
+        }
+        FromInterface::LendConnection(connection) => {
+            let Ok([socket, memory]) = <[OwnedFd; 2]>::try_from(fds) else {
+                return Err(Fatal::Interface("lent a connection without its memory".to_owned()));
+            };
+            // The others are served all the same; where it is this core's turn, this one waits for another core.
+            if let Err(error) = lent.workers.add_connection(connection, socket, memory) {
+                tracing::error!(connection = connection.number, %error, "an NBD connection cannot be served");
+            }
+        }
+        other => return Ok(Some(other)),
+    }
+    Ok(None)
 }
 
 fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>) -> Result<(), Fatal> {
@@ -155,13 +191,13 @@ fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>) -> Result<(), F
             return Err(Fatal::Interface("lent something else than /dev/fuse".to_owned()));
         }
     }
-    if lent.file.as_ref().is_some_and(|(_, _, workers)| !workers.have_ended()) {
+    if lent.file.is_some() && !lent.workers.file_has_ended() {
         // Lent twice, because this core's word that it is armed and the loan crossed.
         return Ok(());
     }
     let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
-    let workers = Workers::start(&channels, &lent.segment, lent.slot, &lent.disk)?;
-    lent.file = Some((file, channels, workers));
+    lent.workers.add_file(&channels)?;
+    lent.file = Some((file, channels));
     Ok(())
 }
 
@@ -176,7 +212,8 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
         let (frame, fds) = match link.recv_within(TICK) {
             Ok(received) => received,
             Err(LinkError::Deadline(_)) => {
-                if lent.file.as_ref().is_some_and(|(_, _, workers)| workers.have_ended()) {
+                lent.workers.sweep();
+                if lent.has_ended() {
                     tracing::info!("the file was unmounted");
                     return Ok(Next::Quit);
                 }
@@ -187,13 +224,14 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
                 return Ok(Next::Reconnect);
             }
         };
-        match frame.body {
-            FromInterface::LendFile(file) => {
-                take_file(lent, file, fds)?;
-                if link.send(frame.id, armed(lent), &[]).is_err() {
-                    return Ok(Next::Reconnect);
-                }
+        let is_front = matches!(frame.body, FromInterface::LendFile(_) | FromInterface::LendNbd { .. });
+        let Some(body) = take(lent, frame.body, fds)? else {
+            if is_front && link.send(frame.id, armed(lent), &[]).is_err() {
+                return Ok(Next::Reconnect);
             }
+            continue;
+        };
+        match body {
             FromInterface::Recall => {
                 if give_back(link, lent).is_err() {
                     return Ok(Next::Reconnect);
@@ -204,7 +242,7 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
                 tracing::warn!(reason, "the interface refuses this core");
                 return Ok(Next::Reconnect);
             }
-            FromInterface::Welcome { .. } | FromInterface::Answer(_) => {
+            _ => {
                 tracing::warn!("the interface said what it may not say now");
             }
         }
@@ -212,16 +250,26 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
 }
 
 fn armed(lent: &Lent) -> ToInterface {
-    ToInterface::Armed { fronts: u8::from(lent.file.is_some()) }
+    ToInterface::Armed { fronts: lent.fronts() }
 }
 
 fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
     let mut fds = vec![lent.segment.as_fd()];
-    let file = lent.file.as_ref().map(|(file, channels, _)| {
+    let file = lent.file.as_ref().map(|(file, channels)| {
         fds.extend(channels.iter().map(|channel| channel.as_fd()));
         file.clone()
     });
-    link.send(3, ToInterface::Returned { file }, &fds)?;
+    let nbd = lent.nbd.as_ref().map_or_else(Vec::new, |(nbd, sockets)| {
+        fds.extend(sockets.iter().map(AsFd::as_fd));
+        nbd.clone()
+    });
+    let connections = lent.workers.connections();
+    let count = u32::try_from(connections.len()).unwrap_or(0);
+    link.send(3, ToInterface::Returned { file, nbd, connections: count }, &fds)?;
+    for connection in connections.iter().filter_map(|served| served.connection()) {
+        let fds = [connection.socket(), connection.memory().as_fd()];
+        link.send(3, ToInterface::ReturnedConnection(connection.lent), &fds)?;
+    }
     link.send(4, armed(lent), &[])
 }
 
@@ -230,12 +278,13 @@ fn reconnect(identity: &CoreIdentity, lent: &Lent, socket: &Path) -> Option<Inte
     let since = Instant::now();
     loop {
         thread::sleep(RECONNECT);
-        if lent.file.as_ref().is_some_and(|(_, _, workers)| workers.have_ended()) {
+        if lent.has_ended() {
             return None;
         }
+        lent.workers.sweep();
         let has_gate =
             GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot);
-        let removed = !has_gate && fs::symlink_metadata(socket).is_err() && lent.file.is_none();
+        let removed = !has_gate && fs::symlink_metadata(socket).is_err() && lent.fronts() == 0;
         if removed || (!has_gate && since.elapsed() > ORPHAN_LIMIT) {
             return None;
         }

@@ -1,35 +1,36 @@
-//! The threads that serve a front end: one for each channel, and others that stand in for those whose request takes long.
+//! The threads that serve the front ends: one for each channel of the file and for each NBD connection, and others that stand
+//! in for those whose request takes long.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool,
-            Ordering::{Acquire, Relaxed, Release},
+            AtomicBool, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
         mpsc,
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use everdisk_proto::{
+    frame::LentConnection,
     ids::Slot,
-    limits::WORKERS_MAX,
+    limits::{STANDINS_MAX, WORKERS_MAX},
     segment::{Ticket, ticket_state},
 };
 use everdisk_sys::{
+    connection::ConnectionMemory,
     memory::SharedSegment,
     wake::{self, Who},
 };
 use everdisk_transport::{
     channel::Lead,
-    fuse::{
-        operation::Operations,
-        serve::{Buffers, Ended, serve},
-    },
+    fuse::{self, operation::Operations},
+    nbd::{self, connection::Connection},
     worker::Seat,
 };
 
@@ -37,146 +38,337 @@ use crate::disk::VolumeDisk;
 
 /// A thread that is started takes its ticket within this time.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// A ticket of a worker that ends is free again within this time.
+const TICKET_LIMIT: Duration = Duration::from_secs(2);
 /// A request that has taken longer than one of these looks (two at most) takes long.
 const WATCH: Duration = Duration::from_millis(10);
 /// While nothing is asked for, the looks are this far apart.
 const WATCH_IDLE: Duration = Duration::from_millis(100);
 
-/// What every worker of a front end has in common.
+/// What is served.
 #[derive(Debug)]
-struct Shared {
-    channels: Vec<(Arc<OwnedFd>, Lead)>,
-    segment: Arc<SharedSegment>,
-    slot: Slot,
-    stop: AtomicBool,
-    threads: Mutex<Vec<JoinHandle<Ended>>>,
+enum What {
+    /// A channel of the mounted file.
+    Fuse(Arc<OwnedFd>, Lead),
+    /// An NBD connection.
+    Nbd(Box<Connection>),
 }
 
-/// The workers of the file front end.
+/// Something that is served, and its workers.
+#[derive(Debug)]
+pub(crate) struct Served {
+    what: What,
+    stop: AtomicBool,
+    /// Workers that run.
+    running: AtomicUsize,
+}
+
+impl Served {
+    const fn lead(&self) -> &Lead {
+        match &self.what {
+            What::Fuse(_, lead) => lead,
+            What::Nbd(connection) => &connection.lead,
+        }
+    }
+}
+
+/// What every worker has in common.
+#[derive(Debug)]
+struct Shared {
+    segment: Arc<SharedSegment>,
+    slot: Slot,
+    disk: Arc<VolumeDisk>,
+    stop: AtomicBool,
+    served: Mutex<Vec<Arc<Served>>>,
+    tickets: Mutex<[bool; WORKERS_MAX]>,
+    standins: AtomicUsize,
+}
+
+/// The workers of a core.
 #[derive(Debug)]
 pub(crate) struct Workers(Arc<Shared>);
 
+/// A ticket that is taken until this is dropped.
+struct Taken {
+    shared: Arc<Shared>,
+    ticket: usize,
+    stands_in: bool,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(taken) = lock(&self.shared.tickets).get_mut(self.ticket) {
+            *taken = false;
+        }
+        if self.stands_in {
+            self.shared.standins.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// Locks; what a panic of another thread left is as good as it was.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Workers {
-    /// Starts a worker for each channel and returns when all are parked.
-    pub(crate) fn start(
-        channels: &[Arc<OwnedFd>],
-        segment: &Arc<SharedSegment>,
-        slot: Slot,
-        disk: &Arc<VolumeDisk>,
-    ) -> io::Result<Self> {
-        let channels = channels.iter().enumerate().map(|(index, fd)| (Arc::clone(fd), Lead::new(index)));
+    /// No workers yet, but for one that looks after them.
+    pub(crate) fn new(segment: &Arc<SharedSegment>, slot: Slot, disk: &Arc<VolumeDisk>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            channels: channels.collect(),
             segment: Arc::clone(segment),
             slot,
+            disk: Arc::clone(disk),
             stop: AtomicBool::new(false),
-            threads: Mutex::default(),
+            served: Mutex::default(),
+            tickets: Mutex::new([false; WORKERS_MAX]),
+            standins: AtomicUsize::new(0),
         });
-        let (ready, parked) = mpsc::channel();
-        for index in 0..shared.channels.len() {
-            shared.spawn(index, index, disk, ready.clone())?;
-        }
-        for _ in &shared.channels {
-            parked.recv_timeout(START_LIMIT).map_err(|_| io::Error::other("a worker did not start"))?;
-        }
-        let (watched, disk) = (Arc::clone(&shared), Arc::clone(disk));
-        thread::Builder::new().name("watch".to_owned()).spawn(move || watched.watch(&disk))?;
+        let watched = Arc::clone(&shared);
+        thread::Builder::new().name("watch".to_owned()).spawn(move || watched.watch())?;
         Ok(Self(shared))
     }
 
-    /// Whether a worker has ended because the file was unmounted or /dev/fuse failed: then all of them do.
-    pub(crate) fn have_ended(&self) -> bool {
-        let leaders = self.0.channels.len();
-        let threads = self.0.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.iter().filter(|thread| thread.is_finished()).count() >= leaders.max(1)
+    /// Starts a worker for each channel of the file; returns when all are parked.
+    pub(crate) fn add_file(&self, channels: &[Arc<OwnedFd>]) -> io::Result<()> {
+        let (ready, parked) = mpsc::channel();
+        for channel in channels {
+            let taken = self.0.take_ticket()?;
+            let served = Arc::new(Served {
+                what: What::Fuse(Arc::clone(channel), Lead::new(taken.ticket)),
+                stop: AtomicBool::new(false),
+                running: AtomicUsize::new(0),
+            });
+            Shared::start(&served, taken, ready.clone())?;
+            lock(&self.0.served).push(served);
+        }
+        for _ in channels {
+            await_parked(&parked)?;
+        }
+        Ok(())
     }
 
-    /// Ends the workers: those that are parked at once; one that still sits in read(2) ends with the connection or the
-    /// process.
+    /// Starts a worker that probes the storage nodes when the gate is given to this core, where no file's worker does: there
+    /// may be no connection.
+    pub(crate) fn add_guard(&self) -> io::Result<()> {
+        let taken = self.0.take_ticket()?;
+        let (ready, parked) = mpsc::channel();
+        thread::Builder::new().name("guard".to_owned()).spawn(move || {
+            let shared = &taken.shared;
+            let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
+            let _ = ready.send(());
+            seat.stand_guard(&*shared.disk);
+        })?;
+        await_parked(&parked)
+    }
+
+    /// Starts a worker for an NBD connection, unless it has one; returns when it is parked.
+    pub(crate) fn add_connection(&self, lent: LentConnection, socket: OwnedFd, memory: OwnedFd) -> io::Result<()> {
+        self.sweep();
+        if self.connections().iter().any(|served| served.connection().is_some_and(|c| c.number == lent.number)) {
+            // Lent twice, because the interface could not know that the first loan had come.
+            return Ok(());
+        }
+        let memory = ConnectionMemory::adopt(memory)?;
+        let taken = self.0.take_ticket()?;
+        let served = Arc::new(Served {
+            what: What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket))),
+            stop: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
+        });
+        let (ready, parked) = mpsc::channel();
+        Shared::start(&served, taken, ready)?;
+        lock(&self.0.served).push(served);
+        await_parked(&parked)
+    }
+
+    /// Lets go of connections that have ended, here or in another core.
+    pub(crate) fn sweep(&self) {
+        let ended = |served: &Served| served.connection().is_some_and(Connection::has_ended);
+        let mut gone = false;
+        lock(&self.0.served).retain(|served| {
+            if ended(served) {
+                served.stop.store(true, Release);
+                served.lead().rouse();
+                gone = true;
+            }
+            !ended(served)
+        });
+        if gone {
+            self.0.rouse();
+        }
+    }
+
+    /// The NBD connections.
+    pub(crate) fn connections(&self) -> Vec<Arc<Served>> {
+        lock(&self.0.served).iter().filter(|served| served.connection().is_some()).cloned().collect()
+    }
+
+    /// Whether the workers of the file have ended because it was unmounted or /dev/fuse failed.
+    pub(crate) fn file_has_ended(&self) -> bool {
+        let served = lock(&self.0.served);
+        let mut file = served.iter().filter(|served| served.connection().is_none()).peekable();
+        file.peek().is_some() && file.any(|served| served.running.load(Acquire) == 0)
+    }
+
+    /// Ends the workers: those that are parked at once; one that still sits in a system call ends with the connection or
+    /// the process.
     pub(crate) fn stop(self) {
         self.0.stop.store(true, Release);
-        if let Some(area) = self.0.segment.cores.get(self.0.slot.index()) {
-            area.wake.fetch_add(1, Release);
-            wake::wake(&area.wake, Who::All);
+        for served in lock(&self.0.served).iter() {
+            served.stop.store(true, Release);
+            served.lead().rouse();
         }
-        self.0.channels.iter().for_each(|(_, lead)| lead.rouse());
+        self.0.rouse();
+    }
+}
+
+fn await_parked(parked: &mpsc::Receiver<()>) -> io::Result<()> {
+    parked.recv_timeout(START_LIMIT).map_err(|_| io::Error::other("a worker did not start"))
+}
+
+impl Served {
+    /// The NBD connection, when it is one.
+    pub(crate) const fn connection(&self) -> Option<&Connection> {
+        match &self.what {
+            What::Fuse(..) => None,
+            What::Nbd(connection) => Some(connection),
+        }
     }
 }
 
 impl Shared {
-    fn spawn(
-        self: &Arc<Self>,
-        channel: usize,
-        ticket: usize,
-        disk: &Arc<VolumeDisk>,
-        ready: mpsc::Sender<()>,
-    ) -> io::Result<()> {
-        let (shared, disk) = (Arc::clone(self), Arc::clone(disk));
-        let mut buffers = Buffers::new()?;
-        let body = move || {
-            let Some((fd, lead)) = shared.channels.get(channel) else { return Ended::Stopped };
-            let Some(seat) = Seat::take(&shared.segment, shared.slot, ticket, &shared.stop) else {
-                return Ended::Stopped;
+    /// Wakes parked workers, so that they see that they are to end.
+    fn rouse(&self) {
+        if let Some(area) = self.segment.cores.get(self.slot.index()) {
+            area.wake.fetch_add(1, Release);
+            wake::wake(&area.wake, Who::All);
+        }
+    }
+
+    /// A ticket that nobody has, the lowest; one may become free in a moment.
+    fn take_ticket(self: &Arc<Self>) -> io::Result<Taken> {
+        let begin = Instant::now();
+        loop {
+            let free = {
+                let mut tickets = lock(&self.tickets);
+                let free = tickets.iter().position(|taken| !taken);
+                if let Some(taken) = free.and_then(|index| tickets.get_mut(index)) {
+                    *taken = true;
+                }
+                free
             };
-            let _ = ready.send(());
-            let operations = Operations { disk: &*disk, front: &shared.segment.front };
-            let ended = serve(&seat, fd.as_fd(), lead, &operations, &mut buffers);
-            if let Ended::Failed(errno) = ended {
-                // Half a core serves nobody; a dead one has a successor.
-                tracing::error!(%errno, channel, "/dev/fuse failed: this core ends");
-                std::process::exit(1);
+            match free {
+                Some(ticket) => return Ok(Taken { shared: Arc::clone(self), ticket, stands_in: false }),
+                None if begin.elapsed() > TICKET_LIMIT => return Err(io::Error::other("every ticket is taken")),
+                None => thread::sleep(Duration::from_millis(1)),
             }
-            ended
+        }
+    }
+
+    /// Starts a worker.
+    fn start(served: &Arc<Served>, taken: Taken, ready: mpsc::Sender<()>) -> io::Result<()> {
+        let mut locked = match served.what {
+            What::Fuse(..) => Some(fuse::serve::Buffers::new()?),
+            What::Nbd(_) => None,
         };
-        let thread = thread::Builder::new().name(format!("worker-{ticket}")).spawn(body)?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        Ok(())
+        let served = Arc::clone(served);
+        served.running.fetch_add(1, AcqRel);
+        let started = Arc::clone(&served);
+        let body = move || {
+            let shared = &taken.shared;
+            if let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop) {
+                let _ = ready.send(());
+                shared.serve(&seat, &served, locked.as_mut());
+            }
+            served.running.fetch_sub(1, AcqRel);
+        };
+        let thread = thread::Builder::new().name("worker".to_owned()).spawn(body);
+        if thread.is_err() {
+            started.running.fetch_sub(1, AcqRel);
+        }
+        thread.map(drop)
+    }
+
+    fn serve(&self, seat: &Seat<'_>, served: &Served, locked: Option<&mut fuse::serve::Buffers>) {
+        match (&served.what, locked) {
+            (What::Fuse(channel, lead), Some(buffers)) => {
+                let operations = Operations { disk: &*self.disk, front: &self.segment.front };
+                let ended = fuse::serve::serve(seat, channel.as_fd(), lead, &operations, buffers);
+                if let fuse::serve::Ended::Failed(errno) = ended {
+                    // Half a core serves nobody; a dead one has a successor.
+                    tracing::error!(%errno, "/dev/fuse failed: this core ends");
+                    std::process::exit(1);
+                }
+            }
+            (What::Nbd(connection), _) => {
+                let mut buffers = nbd::serve::Buffers::default();
+                let ended = nbd::serve::serve(seat, connection, &self.disk.name, &*self.disk, &mut buffers);
+                tracing::debug!(connection = connection.number, ?ended, "a worker of a connection has ended");
+            }
+            (What::Fuse(..), None) => {}
+        }
     }
 
     fn ticket(&self, index: usize) -> Option<&Ticket> {
         self.segment.cores.get(self.slot.index())?.tickets.get(index)
     }
 
-    /// Passes the lead of a channel on when its leader's request takes long: as long as another worker can be had, requests that
-    /// wait for a storage node do not keep others waiting.
-    fn watch(self: &Arc<Self>, disk: &Arc<VolumeDisk>) {
-        let mut seen: Vec<(usize, u64, bool)> = vec![(usize::MAX, 0, false); self.channels.len()];
-        let mut started = self.channels.len();
+    /// Passes the lead on when the leader's request takes long: as long as another worker can be had, requests that wait for
+    /// a storage node do not keep others waiting.
+    fn watch(self: &Arc<Self>) {
+        // For each that is served: who led at the last look, the requests that one had executed, and whether it was at work.
+        let mut seen: Vec<(Arc<Served>, (usize, u64, bool))> = Vec::new();
         let mut pause = WATCH;
         // When there was no memory that may be locked, or no thread, for another worker.
         let mut refused: Option<Instant> = None;
         while !self.stop.load(Acquire) {
             thread::sleep(pause);
             pause = WATCH_IDLE;
-            for ((channel, (_, lead)), seen) in self.channels.iter().enumerate().zip(&mut seen) {
+            let served = lock(&self.served).clone();
+            seen.retain(|(old, _)| served.iter().any(|served| Arc::ptr_eq(old, served)));
+            for served in served {
+                let lead = served.lead();
                 let Some(ticket) = self.ticket(lead.leader()) else { continue };
                 let state = ticket.state.load(Acquire);
                 let at_work = matches!(state, ticket_state::BUSY | ticket_state::AWAY | ticket_state::WRITING);
                 let now = (lead.leader(), ticket.requests.load(Relaxed), at_work);
-                if now.1 != seen.1 || at_work {
+                let before = if let Some((_, before)) = seen.iter_mut().find(|(old, _)| Arc::ptr_eq(old, &served)) {
+                    before
+                } else {
+                    seen.push((Arc::clone(&served), (usize::MAX, 0, false)));
+                    continue;
+                };
+                if now.1 != before.1 || at_work {
                     pause = WATCH;
                 }
-                if !at_work || now != *seen {
-                    *seen = now;
+                if !at_work || now != *before {
+                    *before = now;
                     continue;
                 }
-                if lead.pass_on() || started >= WORKERS_MAX || refused.is_some_and(|at| at.elapsed() < START_LIMIT) {
+                let enough = self.standins.load(Relaxed) >= STANDINS_MAX;
+                if lead.pass_on() || enough || refused.is_some_and(|at| at.elapsed() < START_LIMIT) {
                     continue;
                 }
-                let (ready, parked) = mpsc::channel();
-                match self.spawn(channel, started, disk, ready) {
-                    Ok(()) if parked.recv_timeout(START_LIMIT).is_ok() => {
-                        lead.give(started);
-                        lead.rouse();
-                        started += 1;
-                    }
-                    Ok(()) => started += 1,
-                    Err(error) => {
-                        tracing::warn!(%error, "no worker stands in for one that waits for a storage node");
-                        refused = Some(Instant::now());
-                    }
+                if let Err(error) = self.stand_in(&served) {
+                    tracing::warn!(%error, "no worker stands in for one that waits for a storage node");
+                    refused = Some(Instant::now());
                 }
             }
         }
+    }
+
+    /// Starts another worker and gives it the lead.
+    fn stand_in(self: &Arc<Self>, served: &Arc<Served>) -> io::Result<()> {
+        let (ready, parked) = mpsc::channel();
+        let mut taken = self.take_ticket()?;
+        taken.stands_in = true;
+        self.standins.fetch_add(1, Relaxed);
+        let ticket = taken.ticket;
+        Self::start(served, taken, ready)?;
+        if parked.recv_timeout(START_LIMIT).is_ok() {
+            served.lead().give(ticket);
+            served.lead().rouse();
+        }
+        Ok(())
     }
 }

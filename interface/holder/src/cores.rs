@@ -84,10 +84,15 @@ impl Cores {
         self.iter().filter(|(_, core)| core.is_gone()).map(|(slot, _)| slot).collect()
     }
 
+    /// Every core.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Core> {
+        self.0.iter_mut().flatten()
+    }
+
     /// Sends to every connected core.
-    pub(crate) fn tell_all(&mut self, what: &FromInterface, fds: &[BorrowedFd<'_>]) {
-        for core in self.0.iter_mut().flatten() {
-            let _ = core.tell(what.clone(), fds);
+    pub(crate) fn tell_all(&mut self, what: &FromInterface) {
+        for core in self.all_mut() {
+            let _ = core.tell(what.clone(), &[]);
         }
     }
 }

@@ -20,7 +20,7 @@ use everdisk_gate::{
 };
 use everdisk_proto::{
     buffer::{self, word},
-    frame::{Answer, FromInterface, ToInterface},
+    frame::{Answer, FromInterface, LentConnection, ToInterface},
     ids::Slot,
     segment::MAGIC,
     version::{ABI, BUFFER, CoreIdentity},
@@ -40,6 +40,8 @@ use crate::{
     args::Arguments,
     cores::{self, Core, Cores, PeerLink},
     front::FileFront,
+    fronts::Fronts,
+    nbd::NbdFront,
     restore,
     suspension::{self, Given, not_drained},
 };
@@ -97,7 +99,7 @@ pub(crate) struct Holder {
     pub(crate) segment: SharedSegment,
     pub(crate) custody: Custody,
     pub(crate) cores: Cores,
-    pub(crate) front: Option<FileFront>,
+    pub(crate) fronts: Fronts,
     pub(crate) peers: Vec<Peer>,
     pub(crate) unmounting: Option<Unmounting>,
     pub(crate) done: bool,
@@ -181,7 +183,7 @@ impl Holder {
             segment,
             custody,
             cores: Cores::default(),
-            front: None,
+            fronts: Fronts::default(),
             peers: Vec::new(),
             unmounting: None,
             done: false,
@@ -206,6 +208,7 @@ impl Holder {
         self.hear_cores();
         self.hear_peers();
         self.accept();
+        self.fronts.take_clients(&mut self.cores);
         self.look_after_front();
         Ok(())
     }
@@ -217,10 +220,17 @@ impl Holder {
             fds.extend(core.link.as_ref().map(AsFd::as_fd));
         }
         fds.extend(self.peers.iter().map(|peer| peer.link.as_fd()));
+        let (listening, clients) = self.fronts.nbd.as_ref().map(NbdFront::watched).unwrap_or_default();
+        fds.extend(listening);
         let mut polls: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        // Of a client only that it has gone, which needs no asking for.
+        polls.extend(clients.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::empty())));
         let mut limit = if self.unmounting.is_some() { Duration::from_millis(2) } else { TICK };
         if let State::Suspended { until_ns, .. } = self.custody.state() {
             limit = limit.min(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+        }
+        if let Some(patience) = self.fronts.nbd.as_ref().and_then(NbdFront::patience) {
+            limit = limit.min(patience);
         }
         let timeout = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
         match rustix::event::poll(&mut polls, Some(&timeout)) {
@@ -255,7 +265,7 @@ impl Holder {
         let mut failure = None;
         let (mut act, mut limit) = (act, limit);
         loop {
-            let (segment, cores, front) = (&self.segment, &self.cores, self.front.as_ref());
+            let (segment, cores, fronts) = (&self.segment, &self.cores, &self.fronts);
             let (word, given) = match act {
                 Act::Nothing => break,
                 Act::Close(word) => {
@@ -275,8 +285,8 @@ impl Holder {
                 Act::Give(word) | Act::Grant(word) if !suspension::can_adopt(segment, cores, word.slot) => {
                     (word, Given::Failed("that core cannot take over the write buffer, which is not empty"))
                 }
-                Act::Give(word) => (word, suspension::give(segment, cores, front, word, limit)),
-                Act::Grant(word) => (word, suspension::grant(segment, cores, front, word)),
+                Act::Give(word) => (word, suspension::give(segment, cores, fronts, word, limit)),
+                Act::Grant(word) => (word, suspension::grant(segment, cores, fronts, word)),
             };
             segment.gate.lease_until_ns.store(0, Relaxed);
             limit = TAKEOVER_LIMIT;
@@ -332,8 +342,12 @@ impl Holder {
                         let ToInterface::Armed { fronts } = frame.body else { break };
                         self.arm(slot, fronts);
                     }
-                    // One core's descriptors were enough.
+                    // One core's descriptors were enough, but for connections that it had not been lent yet.
                     Ok((frame, _)) if matches!(frame.body, ToInterface::Returned { .. }) => {}
+                    Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedConnection(_)) => {
+                        let ToInterface::ReturnedConnection(lent) = frame.body else { break };
+                        self.take_back(lent, fds);
+                    }
                     Ok((frame, _)) => {
                         tracing::warn!(%slot, body = ?frame.body, "a core said what it may not say now");
                     }
@@ -366,7 +380,7 @@ impl Holder {
                             self.peers.push(peer);
                         }
                     }
-                    ToInterface::Armed { .. } | ToInterface::Returned { .. } => {
+                    ToInterface::Armed { .. } | ToInterface::Returned { .. } | ToInterface::ReturnedConnection(_) => {
                         refuse(&peer, "introduce yourself first");
                     }
                 },
@@ -379,18 +393,24 @@ impl Holder {
         }
     }
 
+    /// A core gives a connection back that this interface perhaps knows nothing of: then every other core is lent it.
+    pub(crate) fn take_back(&mut self, lent: LentConnection, fds: Vec<OwnedFd>) {
+        let Ok([socket, memory]) = <[OwnedFd; 2]>::try_from(fds) else { return };
+        let Some(nbd) = &mut self.fronts.nbd else { return };
+        if nbd.adopt_connection(lent, socket, memory) {
+            self.fronts.lend_to_all(&mut self.cores);
+        }
+    }
+
     /// A core says that it is ready. It is, when it has every front end; one that lost its connection before it was
     /// lent the last gets it now.
     fn arm(&mut self, slot: Slot, fronts: u8) {
         let Some(core) = self.cores.get_mut(slot) else { return };
-        match &self.front {
-            Some(front) if fronts == 0 => {
-                let _ = core.tell(FromInterface::LendFile(front.lent()), &front.channels());
-            }
-            _ => {
-                let act = self.custody.armed(slot);
-                self.perform(act, TAKEOVER_LIMIT);
-            }
+        if fronts == 0 && self.fronts.kinds() > 0 {
+            let _ = self.fronts.lend(core);
+        } else if fronts == self.fronts.kinds() {
+            let act = self.custody.armed(slot);
+            self.perform(act, TAKEOVER_LIMIT);
         }
     }
 
@@ -403,6 +423,10 @@ impl Holder {
             } else if let Ok(handle) = pidfd(peer.pid) {
                 self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link: Some(peer.link) });
                 self.custody.joined(slot);
+            }
+            // It knows nothing of clients that came meanwhile.
+            if let Some(core) = self.cores.get_mut(slot) {
+                let _ = self.fronts.lend(core);
             }
             return;
         }
@@ -420,12 +444,9 @@ impl Holder {
         cores::enrol(&self.segment, slot, peer.pid);
         let mut core = Core { pid: peer.pid, handle, identity, link: Some(peer.link) };
         let lend = |core: &mut Core| -> Result<(), LinkError> {
-            let fronts = u8::from(self.front.is_some());
+            let fronts = self.fronts.frames();
             core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
-            if let Some(front) = &self.front {
-                core.tell(FromInterface::LendFile(front.lent()), &front.channels())?;
-            }
-            Ok(())
+            self.fronts.lend(core)
         };
         if lend(&mut core).is_err() {
             return cores::strike(&self.segment, slot);
@@ -451,20 +472,26 @@ impl Holder {
             for peer in self.peers.iter().filter(|peer| peer.number == number) {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
-        } else if self.front.as_ref().is_some_and(FileFront::is_dead) {
+        } else if self.fronts.file.as_ref().is_some_and(FileFront::is_dead) {
             tracing::warn!("the file was unmounted by somebody else");
-            self.end();
+            self.fronts.file = None;
+            if self.fronts.nbd.is_none() {
+                self.end();
+            }
         }
     }
 
     /// Nothing is left to hold.
     pub(crate) fn end(&mut self) {
         self.custody.detached();
-        self.cores.tell_all(&FromInterface::Quit, &[]);
+        if let Some(nbd) = &mut self.fronts.nbd {
+            nbd.close();
+        }
+        self.cores.tell_all(&FromInterface::Quit);
         for slot in Slot::all() {
             cores::rouse(&self.segment, slot, Who::All);
         }
-        self.front = None;
+        self.fronts = Fronts::default();
         self.done = true;
     }
 }

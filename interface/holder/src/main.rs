@@ -1,6 +1,6 @@
 //! `everdisk-interface`: the interface module (D1), one small process per volume.
 //!
-//! It keeps what must outlive every core: the /dev/fuse fd with its clones and the segment. It lends them to the
+//! It keeps what must outlive every core: the /dev/fuse fd with its clones, the NBD clients' connections and the segment. It lends them to the
 //! cores, carries out suspend, hand-over and resume, notices a core's death and gives the gate to the next. It is
 //! not on the data path, and when it dies itself, the cores go on serving and give a new one the descriptors back.
 #![forbid(unsafe_code)]
@@ -8,7 +8,9 @@
 mod args;
 mod cores;
 mod front;
+mod fronts;
 mod holder;
+mod nbd;
 mod requests;
 mod restore;
 mod suspension;

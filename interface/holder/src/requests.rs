@@ -4,7 +4,10 @@ use std::{sync::atomic::Ordering::Relaxed, sync::mpsc, thread, time::Duration};
 
 use everdisk_gate::custody::{Act, Refusal, Seat, State};
 use everdisk_proto::{
-    frame::{Answer, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus, Request},
+    frame::{
+        Answer, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus, NbdListen,
+        Request,
+    },
     gate_word::Mode,
     limits::{LEASE_DEFAULT, LEASE_MAX},
     version::PRODUCT,
@@ -15,6 +18,7 @@ use crate::{
     cores,
     front::FileFront,
     holder::{Holder, Peer, Unmounting},
+    nbd::NbdFront,
     suspension::{self, Until, not_drained},
 };
 
@@ -45,7 +49,7 @@ impl Holder {
         }
         Some(match request {
             Request::Status => Answer::Status(Box::new(self.status())),
-            Request::AttachFile { file, core } => done_or(self.attach_file(&file, core)),
+            Request::Attach { file, nbd, core } => done_or(self.attach(file.as_ref(), &nbd, core)),
             Request::Handover { to, budget_ms } => {
                 self.hand_over(to, Duration::from_millis(budget_ms)).map_or_else(failed, Answer::Handover)
             }
@@ -77,9 +81,10 @@ impl Holder {
                 _ => None,
             },
             cores: self.cores.iter().map(|(s, core)| cores::status(&self.segment, s, core, armed(s))).collect(),
-            file: self.front.as_ref().map(FileFront::lent),
+            file: self.fronts.file.as_ref().map(FileFront::lent),
+            nbd: self.fronts.nbd.as_ref().map_or_else(Vec::new, NbdFront::status),
             in_flight: cores::in_flight(&self.segment),
-            waiting: self.front.as_ref().and_then(FileFront::waiting),
+            waiting: self.fronts.waiting(),
             lease_ms: match state {
                 State::Suspended { until_ns, .. } => Some(until_ns.saturating_sub(monotonic_ns()) / 1_000_000),
                 _ => None,
@@ -95,32 +100,54 @@ impl Holder {
         self.perform(act, ATTACH_LIMIT).map_or(Ok(()), Err)
     }
 
-    fn attach_file(&mut self, attach: &FileAttach, core: u32) -> Result<(), String> {
-        if self.front.is_some() {
+    fn attach(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen], core: u32) -> Result<(), String> {
+        if self.fronts.kinds() > 0 {
             return Err(refused(Refusal::Attached));
+        }
+        if file.is_none() && nbd.is_empty() {
+            return Err("name a front end: a file, or a place for NBD clients".to_owned());
         }
         let slot = self.cores.slot_of(core).ok_or_else(|| refused(Refusal::NotArmed))?;
         if self.custody.seat(slot) != Seat::Armed {
             return Err(refused(Refusal::NotArmed));
         }
-        let front = FileFront::mount(attach, &self.segment)
-            .map_err(|e| format!("cannot mount on {}: {e}", attach.path.display()))?;
-        self.cores.tell_all(&FromInterface::LendFile(front.lent()), &front.channels());
-        self.front = Some(front);
+        self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts(file))?;
+        self.fronts.lend_to_all(&mut self.cores);
         let others: Vec<_> = self.cores.iter().map(|(other, _)| other).filter(|other| *other != slot).collect();
         for other in others {
-            // It is armed again when it has workers for the new front end.
+            // It is armed again when it has workers for the new front ends.
             self.custody.joined(other);
         }
-        let act = self.custody.attach(slot).map_err(refused)?;
-        let failure = self.perform(act, ATTACH_LIMIT);
+        let failure = match self.custody.attach(slot) {
+            Ok(act) => self.perform(act, ATTACH_LIMIT),
+            Err(refusal) => Some(refused(refusal)),
+        };
         if self.custody.serving() == Some(slot) {
             return Ok(());
         }
-        self.front = None;
+        self.close_fronts(file);
         self.custody.detached();
-        let _ = fuse::unmount(&attach.path, true);
         Err(failure.unwrap_or_else(|| "the core did not take the gate".to_owned()))
+    }
+
+    fn open_fronts(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen]) -> Result<(), String> {
+        if !nbd.is_empty() {
+            self.fronts.nbd = Some(NbdFront::listen(nbd)?);
+        }
+        if let Some(attach) = file {
+            let front = FileFront::mount(attach, &self.segment);
+            self.fronts.file = Some(front.map_err(|e| format!("cannot mount on {}: {e}", attach.path.display()))?);
+        }
+        Ok(())
+    }
+
+    fn close_fronts(&mut self, file: Option<&FileAttach>) {
+        if let Some(mut nbd) = self.fronts.nbd.take() {
+            nbd.close();
+        }
+        if let Some(attach) = file.filter(|_| self.fronts.file.take().is_some()) {
+            let _ = fuse::unmount(&attach.path, true);
+        }
     }
 
     /// Suspend, switch, probe, resume. At the end a core serves: the successor, else the predecessor.
@@ -169,7 +196,7 @@ impl Holder {
                 self.resume()?;
                 return Err(not_drained(why));
             }
-            let held = self.front.as_ref().and_then(FileFront::waiting);
+            let held = self.fronts.waiting();
             self.segment.gate.held.store(held.unwrap_or_else(|| suspension::holding(&self.segment)), Relaxed);
         }
         self.segment.gate.lease_until_ns.store(until, Relaxed);
@@ -197,13 +224,21 @@ impl Holder {
 
     /// Unmounts on a thread of its own: the kernel may write mapped pages back first, for which a core must serve.
     fn detach(&mut self, force: bool, peer: &Peer, id: u64) -> Option<Answer> {
-        let Some(front) = &self.front else {
-            self.end();
-            return Some(Answer::Done);
-        };
         if matches!(self.custody.state(), State::Suspended { .. } | State::Recovering) && !force {
             return Some(failed("I/O is suspended or recovering: resume it first, or force the detach"));
         }
+        let clients = self.fronts.nbd.as_ref().map_or(0, |nbd| nbd.connections().len());
+        if clients > 0 && !force {
+            let reason = match clients {
+                1 => "an NBD client is connected".to_owned(),
+                n => format!("{n} NBD clients are connected"),
+            };
+            return Some(Answer::Failed { reason, busy: true });
+        }
+        let Some(front) = &self.fronts.file else {
+            self.end();
+            return Some(Answer::Done);
+        };
         let (sender, result) = mpsc::channel();
         let path = front.mounted_at();
         thread::spawn(move || {

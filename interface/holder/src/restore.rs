@@ -2,7 +2,6 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
     sync::atomic::Ordering::{Acquire, Relaxed},
     time::{Duration, Instant},
 };
@@ -15,6 +14,7 @@ use everdisk_proto::{
     frame::{Answer, FromInterface, ToInterface},
     gate_word::{GateWord, Mode},
     ids::{Generation, Slot},
+    limits::PEER_DEADLINE,
     segment::Segment,
     version::ABI,
     volume::VolumeSpec,
@@ -28,7 +28,9 @@ use everdisk_sys::{
 use crate::{
     cores::{self, Core, PeerLink},
     front::FileFront,
+    fronts::Fronts,
     holder::{Fatal, Holder, Peer, accept_peer, hear, make_room, refuse},
+    nbd::NbdFront,
 };
 
 /// The cores look for a new interface every few milliseconds.
@@ -39,7 +41,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 struct Returned {
     segment: SharedSegment,
-    file: Option<(PathBuf, Vec<OwnedFd>)>,
+    fronts: Fronts,
 }
 
 /// Whether the core in `slot` has this process id by the segment.
@@ -97,8 +99,9 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
             return None;
         }
     };
-    let ToInterface::Returned { file } = frame.body else { return None };
-    let channels = fds.split_off(1);
+    let ToInterface::Returned { file, nbd, connections } = frame.body else { return None };
+    let mut channels = fds.split_off(1);
+    let sockets = channels.split_off(file.as_ref().map_or(0, |file| usize::from(file.channels)));
     let segment = SharedSegment::adopt(fds.pop()?).inspect_err(|e| tracing::warn!("a core returned {e}")).ok()?;
     let (high, low) = spec.uuid.as_u64_pair();
     let header = &segment.header;
@@ -109,7 +112,21 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
         tracing::warn!("a core returned the segment of another volume or ABI");
         return None;
     }
-    Some(Returned { segment, file: file.map(|f| (f.path, channels)) })
+    let mut front = (!nbd.is_empty()).then(|| NbdFront::adopt(nbd, sockets));
+    for _ in 0..connections {
+        // The core sends them right behind.
+        let Ok((frame, fds)) = link.recv_within(PEER_DEADLINE) else {
+            tracing::warn!("a core announced more connections than it returned");
+            break;
+        };
+        if let (ToInterface::ReturnedConnection(lent), Ok([socket, memory]), Some(front)) =
+            (frame.body, <[OwnedFd; 2]>::try_from(fds), &mut front)
+        {
+            front.adopt_connection(lent, socket, memory);
+        }
+    }
+    let file = file.map(|file| FileFront::adopt(file.path, channels));
+    Some(Returned { segment, fronts: Fronts { file, nbd: front } })
 }
 
 fn take_up(
@@ -119,9 +136,9 @@ fn take_up(
     returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)>,
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
-    let custody = custody_of(&segment, returned.file.is_some());
+    let custody = custody_of(&segment, returned.fronts.kinds() > 0);
     let mut holder = Holder::new(listener, segment, custody);
-    holder.front = returned.file.map(|(path, channels)| FileFront::adopt(path, channels));
+    holder.fronts = returned.fronts;
     holder.peers = peers;
     // Cores that live and have not come back yet keep their slots; the dead lose theirs.
     for slot in Slot::all() {

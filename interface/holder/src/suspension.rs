@@ -28,6 +28,7 @@ use everdisk_sys::{
 use crate::{
     cores::{Core, Cores, area, rouse},
     front::FileFront,
+    fronts::Fronts,
 };
 
 /// Between two signals to a worker that sits in read(2): a signal that arrives just before the system call is lost.
@@ -118,16 +119,15 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Durati
 /// Has the kernel give out anew what is unanswered. Only when no living core holds a ticket: what a core still
 /// executes, another would execute as well, and the slower of the two would overwrite what is newer. The gate must be
 /// closed; in a hand-over it is drained already and this is only a look.
-fn give_out_anew(segment: &Segment, cores: &Cores, front: Option<&FileFront>) -> Result<(), NotDrained> {
+fn give_out_anew(segment: &Segment, cores: &Cores, fronts: &Fronts) -> Result<(), NotDrained> {
     for (slot, core) in cores.iter() {
         drain(segment, slot, core, Until::In, STRAGGLER_LIMIT)?;
     }
     let gate = &segment.gate;
     gate.first_request_ns.store(0, Relaxed);
-    if let Some(front) = front {
-        gate.held.store(front.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
-        front.resend();
-    }
+    gate.held.store(fronts.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
+    // NBD needs nothing of the kind: what is unanswered stands in the connections' memory.
+    fronts.file.as_ref().into_iter().for_each(FileFront::resend);
     Ok(())
 }
 
@@ -144,15 +144,9 @@ pub(crate) enum Given {
 
 /// Gives the gate to a core: has the kernel give out anew what is unanswered, wakes the core's first worker, which
 /// probes the stores and opens the gate, and waits for that (M4). The gate must be closed.
-pub(crate) fn give(
-    segment: &Segment,
-    cores: &Cores,
-    front: Option<&FileFront>,
-    probe: GateWord,
-    limit: Duration,
-) -> Given {
+pub(crate) fn give(segment: &Segment, cores: &Cores, fronts: &Fronts, probe: GateWord, limit: Duration) -> Given {
     let Some(core) = cores.get(probe.slot) else { return Given::Failed("there is no such core") };
-    if let Err(why) = give_out_anew(segment, cores, front) {
+    if let Err(why) = give_out_anew(segment, cores, fronts) {
         return Given::NotDrained(why);
     }
     let gate = &segment.gate;
@@ -178,8 +172,8 @@ pub(crate) fn give(
 }
 
 /// Opens the gate for a core without a probe, after the kernel has given out anew what is unanswered.
-pub(crate) fn grant(segment: &Segment, cores: &Cores, front: Option<&FileFront>, open: GateWord) -> Given {
-    match give_out_anew(segment, cores, front) {
+pub(crate) fn grant(segment: &Segment, cores: &Cores, fronts: &Fronts, open: GateWord) -> Given {
+    match give_out_anew(segment, cores, fronts) {
         Err(why) => Given::NotDrained(why),
         Ok(()) => {
             reopen(segment, open);

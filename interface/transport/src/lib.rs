@@ -7,4 +7,5 @@
 pub mod channel;
 pub mod disk;
 pub mod fuse;
+pub mod nbd;
 pub mod worker;

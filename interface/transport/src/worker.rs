@@ -149,6 +149,25 @@ impl<'a> Seat<'a> {
         ticket::leave(&self.ticket.state);
     }
 
+    /// What was let in is not answered yet, but waits for the client; the worker asks to be let in again ([`Seat::enter`]).
+    pub fn read_on(&self) {
+        ticket::leave(&self.ticket.state);
+    }
+
+    /// Does nothing but probe for a core that has no other worker to do it, until the core is to end.
+    pub fn stand_guard(&self, disk: &dyn Disk) {
+        loop {
+            let seen = self.core.wake.load(Acquire);
+            if self.must_stop() {
+                return;
+            }
+            match GateWord::decode(self.gate.word.load(Acquire)) {
+                Some(gate) if gate.slot == self.slot && gate.mode == Mode::Probe => self.probe(gate, disk),
+                _ => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who),
+            }
+        }
+    }
+
     /// The right to carry out a request that was let in.
     pub const fn hold(&self, pass: Pass) -> SeatHold<'_, 'a> {
         SeatHold { seat: self, pass }

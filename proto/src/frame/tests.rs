@@ -3,9 +3,24 @@ use proptest::prelude::*;
 use super::*;
 
 fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize) {
-    let frame = Frame { abi: if text.contains("\"abi\":1,") { 1 } else { 2 }, id: 7, body };
+    let abi = (1..=ABI).find(|abi| text.contains(&format!("\"abi\":{abi},"))).unwrap();
+    let frame = Frame { abi, id: 7, body };
     assert_eq!(String::from_utf8(encode(&frame).unwrap()).unwrap(), text);
     assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
+}
+
+/// What ABI 3 has beside the frames of ABI 1 and 2, byte for byte.
+#[test]
+fn golden_frames_of_abi_3() {
+    let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0 };
+    let lines: Vec<&str> = include_str!("../../golden/frames-v3.jsonl").lines().collect();
+    let nbd = || vec![listen("unix:/run/v.sock"), listen("tcp:127.0.0.1:10809")];
+    golden(lines[0], ToInterface::Request(Request::Attach { file: None, nbd: nbd(), core: 42 }), 0);
+    golden(lines[1], ToInterface::Returned { file: None, nbd: nbd(), connections: 2 }, 3);
+    golden(lines[2], ToInterface::ReturnedConnection(LentConnection { number: 9, listener: 1 }), 2);
+    golden(lines[3], FromInterface::LendNbd { nbd: nbd() }, 2);
+    golden(lines[4], FromInterface::LendConnection(LentConnection { number: 9, listener: 1 }), 2);
+    assert_eq!(lines.len(), 5);
 }
 
 /// What ABI 2 has beside the frames of ABI 1, byte for byte.
@@ -45,7 +60,7 @@ fn golden_frames_of_abi_1() {
     let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
     golden(lines[1], ToInterface::Armed { fronts: 1 }, 0);
-    golden(lines[2], ToInterface::Returned { file: Some(lent()) }, 3);
+    golden(lines[2], ToInterface::Returned { file: Some(lent()), nbd: Vec::new(), connections: 0 }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
     golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1 }, 1);
     golden(lines[5], FromInterface::LendFile(lent()), 2);

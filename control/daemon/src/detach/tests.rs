@@ -2,7 +2,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use everdisk_api::status::State;
 use everdisk_proto::{
-    frame::{CoreAnswer, Request},
+    frame::{CoreAnswer, NbdListen, NbdStatus, Request},
     journal::CoreBuild,
     version::CoreIdentity,
 };
@@ -111,4 +111,55 @@ fn a_detach_that_is_refused_leaves_writes_buffered_as_before() {
         assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
         process.id.end(Duration::ZERO);
     }
+}
+
+/// Nothing is mounted that could tell: the front ends are given up once no process is left that has their sockets.
+#[test]
+fn a_detach_without_a_file_that_was_left_is_ended_when_the_cores_have_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, fake, process) = attached(dir.path(), "0");
+    drop(fake);
+    volume.paths.remove_sockets();
+    let program = dir.path().join("core");
+    fs::write(&program, "#!/bin/sh\nexec sleep 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let core = start::core(&volume, &CoreBuild { program, identity: CoreIdentity::current() }).unwrap();
+    volume.update_attachment(|attachment| (attachment.phase, attachment.file) = (Phase::Detaching, None)).unwrap();
+    assert!(process.id.gone_within(GONE_WITHIN));
+    let ended = thread::scope(|scope| {
+        let ending = scope.spawn(|| take_up(&volume, &volume.begin("detach").unwrap()));
+        thread::sleep(LOOK * 2);
+        assert!(volume.record().attachment.is_some(), "a core lives");
+        ending.join().unwrap()
+    });
+    ended.unwrap();
+    assert!(!core.id.alive());
+    assert_eq!(volume.record().attachment, None);
+}
+
+#[test]
+fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let fake = fake::Interface::start(&volume);
+    let address = |text: &str| text.parse().unwrap();
+    let listen = |text| NbdListen { address: address(text), mode: 0o600, uid: 0, gid: 0 };
+    let seen =
+        |text, connections| NbdStatus { address: address(text), connections, accepted: 9, carried: 0, broken: 0 };
+    volume.update_attachment(|a| a.nbd = vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")]).unwrap();
+    fake.set(|status| status.nbd = vec![seen("unix:/run/v.sock", 2), seen("tcp:[::1]:10809", 0)]);
+    fake.is_in_use();
+    let refused = || detach(&volume, false, &Progress::silent()).unwrap_err().to_string();
+    // What it takes to get that far: a core that has nothing to flush.
+    fake.set(|status| status.serving = Some(7));
+    let _core = fake::Core::start(&volume, 7, |_| Some(CoreAnswer::Flushed));
+    let file = "close /srv/v where it is open (fuser -vm /srv/v shows who has it)";
+    let force = "or cut off who uses it with `everdisk detach v --force`";
+    let clients = "disconnect the NBD clients of unix:/run/v.sock";
+    assert_eq!(refused(), format!("volume v is in use (scripted): {file} and {clients}, {force}"));
+    volume.update_attachment(|a| a.file = None).unwrap();
+    assert_eq!(refused(), format!("volume v is in use (scripted): {clients}, {force}"));
+    fake.set(|status| status.nbd.clear());
+    assert_eq!(refused(), format!("volume v is in use (scripted): {clients} and tcp:[::1]:10809, {force}"));
+    assert_eq!(volume.attached().unwrap().phase, Phase::Attached);
 }

@@ -35,15 +35,17 @@ fn mounted_fuse() -> Option<PathBuf> {
 fn a_busy_file_is_told_from_other_failures_and_a_closed_socket_is_a_detach_where_nothing_is_mounted() {
     let failed = |busy| FromInterface::Answer(Answer::Failed { reason: "why".to_owned(), busy });
     let (_dir, path, server) = scripted::<_, ToInterface>(Some(failed(true)));
-    assert!(matches!(Interface(&path).detach(false, Path::new("/srv/v")), Err(NotDetached::InUse(_))));
+    assert!(matches!(Interface(&path).detach(false, Some(Path::new("/srv/v"))), Err(NotDetached::InUse(_))));
     assert_eq!(server.join().unwrap(), ToInterface::Request(Request::Detach { force: false }));
     let (_dir, path, _server) = scripted::<_, ToInterface>(Some(failed(false)));
-    assert!(matches!(Interface(&path).detach(true, Path::new("/srv/v")), Err(NotDetached::Other(_))));
+    assert!(matches!(Interface(&path).detach(true, Some(Path::new("/srv/v"))), Err(NotDetached::Other(_))));
     let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
-    assert!(Interface(&path).detach(true, Path::new("/srv/v")).is_ok());
+    assert!(Interface(&path).detach(true, Some(Path::new("/srv/v"))).is_ok());
+    let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
+    assert!(matches!(Interface(&path).detach(true, None), Err(NotDetached::Other(_))), "its cores may serve on");
     if let Some(mounted) = mounted_fuse() {
         let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
-        assert!(matches!(Interface(&path).detach(false, &mounted), Err(NotDetached::Other(_))));
+        assert!(matches!(Interface(&path).detach(false, Some(&mounted)), Err(NotDetached::Other(_))));
     }
 }
 

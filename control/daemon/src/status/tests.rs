@@ -1,5 +1,5 @@
 use everdisk_proto::{
-    frame::{BufferStatus, CoreStatus, FileAttach, Suspension},
+    frame::{BufferStatus, CoreStatus, FileAttach, NbdListen, NbdStatus, Suspension},
     ids::{Generation, Slot},
     version::CoreIdentity,
 };
@@ -29,6 +29,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         serving: Some(10),
         cores: vec![core(10, 0, true), core(11, 1, true), core(12, 2, false)],
         file: None,
+        nbd: Vec::new(),
         in_flight: 3,
         waiting: Some(4),
         lease_ms: None,
@@ -43,7 +44,8 @@ fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachme
     Attachment {
         boot_id: boot_id(),
         phase: Phase::Attached,
-        file: FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false },
+        file: Some(FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+        nbd: Vec::new(),
         created_file: false,
         interface,
         cores: core.map(known).into_iter().collect(),
@@ -115,4 +117,31 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
     assert_eq!(damaged.damaged_ranges, 3);
     let reason = damaged.reason.unwrap();
     assert!(reason.starts_with("beware; buffered data of 3 ranges was found damaged"), "{reason}");
+}
+
+#[test]
+fn front_ends_are_as_recorded_and_nbd_is_as_the_interface_says() {
+    let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0 };
+    let nbd = vec![listen("unix:/run/v.sock"), listen("tcp:localhost:0")];
+    let attached = Attachment { nbd, ..attachment(None, None) };
+    let shown = |attachment: &Attachment, nbd| {
+        let seen = InterfaceStatus { nbd, ..seen(GateState::Serving) };
+        serde_json::to_string(&frontends(attachment, Some(&seen))).unwrap()
+    };
+    let recorded = r#"[{"kind":"file","address":"/srv/v"},{"kind":"nbd","address":"unix:/run/v.sock"},{"kind":"nbd","address":"tcp:localhost:0"}]"#;
+    assert_eq!(serde_json::to_string(&frontends(&attached, None)).unwrap(), recorded);
+    assert_eq!(shown(&attached, Vec::new()), recorded, "it has not got them back yet");
+    let bound = |address: &str, connections| NbdStatus {
+        address: address.parse().unwrap(),
+        connections,
+        accepted: 4,
+        carried: 2,
+        broken: 1,
+    };
+    let bound = vec![bound("unix:/run/v.sock", 3), bound("tcp:127.0.0.1:4321", 0)];
+    let without_file = Attachment { file: None, ..attached };
+    assert_eq!(
+        shown(&without_file, bound),
+        r#"[{"kind":"nbd","address":"unix:/run/v.sock","connections":3,"accepted":4,"carried":2,"broken":1},{"kind":"nbd","address":"tcp:127.0.0.1:4321","connections":0,"accepted":4,"carried":2,"broken":1}]"#
+    );
 }

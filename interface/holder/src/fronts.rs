@@ -1,0 +1,73 @@
+//! Every front end of the volume, and lending them.
+
+use everdisk_proto::frame::FromInterface;
+use everdisk_sys::link::LinkError;
+
+use crate::{
+    cores::{Core, Cores},
+    front::FileFront,
+    nbd::NbdFront,
+};
+
+/// The front ends.
+#[derive(Debug, Default)]
+pub(crate) struct Fronts {
+    pub(crate) file: Option<FileFront>,
+    pub(crate) nbd: Option<NbdFront>,
+}
+
+impl Fronts {
+    /// Kinds of front ends: so many a core has to have workers for before it is armed.
+    pub(crate) fn kinds(&self) -> u8 {
+        u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
+    }
+
+    /// Frames by which they are lent.
+    pub(crate) fn frames(&self) -> u8 {
+        let connections = self.nbd.as_ref().map_or(0, |nbd| nbd.connections().len());
+        self.kinds() + u8::try_from(connections).unwrap_or(u8::MAX)
+    }
+
+    /// Lends them to a core. What it has already it passes over.
+    pub(crate) fn lend(&self, core: &mut Core) -> Result<(), LinkError> {
+        if let Some(file) = &self.file {
+            core.tell(FromInterface::LendFile(file.lent()), &file.channels())?;
+        }
+        if let Some(nbd) = &self.nbd {
+            core.tell(FromInterface::LendNbd { nbd: nbd.places() }, &nbd.sockets())?;
+            for held in nbd.connections() {
+                core.tell(FromInterface::LendConnection(held.lent), &held.fds())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lends them to every core.
+    pub(crate) fn lend_to_all(&self, cores: &mut Cores) {
+        for core in cores.all_mut() {
+            // Whoever does not listen loses its connection, and is lent them when it comes back.
+            let _ = self.lend(core);
+        }
+    }
+
+    /// Requests (on NBD: connections with some) that nobody has answered, where it can be known.
+    pub(crate) fn waiting(&self) -> Option<u64> {
+        let file = self.file.as_ref().map(FileFront::waiting);
+        match (file, &self.nbd) {
+            (Some(None), _) => None,
+            (file, nbd) => Some(file.flatten().unwrap_or(0) + nbd.as_ref().map_or(0, NbdFront::waiting)),
+        }
+    }
+
+    /// Takes clients that wait at the NBD front ends, and lends the new connections to every core.
+    pub(crate) fn take_clients(&mut self, cores: &mut Cores) {
+        let Some(nbd) = &mut self.nbd else { return };
+        nbd.look_after();
+        let first = nbd.accept();
+        for held in nbd.connections().get(first..).unwrap_or_default() {
+            for core in cores.all_mut() {
+                let _ = core.tell(FromInterface::LendConnection(held.lent), &held.fds());
+            }
+        }
+    }
+}

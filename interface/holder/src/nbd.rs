@@ -1,0 +1,303 @@
+//! The NBD front ends: the sockets at which clients are awaited, and those of the clients that came. Nothing is read from
+//! or written to a client here; that is the serving core's.
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::UnixListener,
+        },
+    },
+    path::Path,
+    sync::atomic::Ordering::{Acquire, Relaxed},
+    time::{Duration, Instant},
+};
+
+use everdisk_proto::{
+    frame::{LentConnection, NbdListen, NbdStatus},
+    limits::{CONNECTIONS_MAX, LISTENERS_MAX},
+    nbd::NbdAddress,
+};
+use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, packet};
+use rustix::net::{Shutdown, SocketFlags, sockopt};
+
+/// Socket buffers: room for a full batch of requests or replies, so that neither side sleeps half-way.
+const SOCKET_BUFFER: usize = 1 << 20;
+/// A TCP client that has said nothing for a minute is asked whether it lives, six times in another minute.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 6);
+/// Clients taken in one turn of the loop.
+const ACCEPTED_AT_ONCE: usize = 16;
+/// A connection whose client has gone is looked at this often until a core has dealt with what it left.
+const LINGER_LOOK: Duration = Duration::from_millis(20);
+
+/// A place at which clients are awaited.
+#[derive(Debug)]
+struct Listener {
+    listen: NbdListen,
+    socket: OwnedFd,
+    accepted: u64,
+    /// Of connections that have ended.
+    carried: u64,
+    broken: u64,
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) lent: LentConnection,
+    socket: OwnedFd,
+    memory: ConnectionMemory,
+    /// The client has gone, and a core has not said yet that it is done with the connection: since the last look.
+    lingers: Option<Instant>,
+}
+
+impl Held {
+    /// What is lent to a core.
+    pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.socket.as_fd(), self.memory.as_fd()]
+    }
+
+    fn has_ended(&self) -> bool {
+        self.memory.ended.load(Acquire) != 0
+    }
+
+    /// Whether there is something that no core has answered.
+    fn waits(&self) -> bool {
+        let unanswered = self.memory.received() > self.parsed();
+        unanswered || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
+    fn parsed(&self) -> u64 {
+        let record = &self.memory.records[usize::from(self.memory.turn.load(Acquire) % 2 == 1)];
+        record[1].load(Relaxed)
+    }
+}
+
+/// The NBD front ends of a volume.
+#[derive(Debug)]
+pub(crate) struct NbdFront {
+    listeners: Vec<Listener>,
+    connections: Vec<Held>,
+}
+
+impl NbdFront {
+    /// Begins to listen. On failure nothing is left.
+    pub(crate) fn listen(places: &[NbdListen]) -> Result<Self, String> {
+        if places.len() > LISTENERS_MAX {
+            return Err(format!("{} places for NBD clients; at most {LISTENERS_MAX} are possible", places.len()));
+        }
+        let mut front = Self { listeners: Vec::new(), connections: Vec::new() };
+        for place in places {
+            match listen(place) {
+                Ok((listen, socket)) => {
+                    front.listeners.push(Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
+                }
+                Err(e) => {
+                    front.close();
+                    return Err(format!("cannot listen at {}: {e}", place.address));
+                }
+            }
+        }
+        Ok(front)
+    }
+
+    /// Takes up the front ends whose sockets a core gave back.
+    pub(crate) fn adopt(places: Vec<NbdListen>, sockets: Vec<OwnedFd>) -> Self {
+        let pairs = places.into_iter().zip(sockets);
+        let listeners = pairs.map(|(listen, socket)| Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
+        Self { listeners: listeners.collect(), connections: Vec::new() }
+    }
+
+    /// Takes up a connection that a core gave back, unless it is known; whether it was not.
+    pub(crate) fn adopt_connection(&mut self, lent: LentConnection, socket: OwnedFd, memory: OwnedFd) -> bool {
+        if self.connections.iter().any(|held| held.lent.number == lent.number) {
+            return false;
+        }
+        match ConnectionMemory::adopt(memory) {
+            Ok(memory) => {
+                self.connections.push(Held { lent, socket, memory, lingers: None });
+                true
+            }
+            Err(error) => {
+                tracing::error!(connection = lent.number, %error, "a connection that was given back is closed");
+                let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+                false
+            }
+        }
+    }
+
+    /// Where clients are awaited.
+    pub(crate) fn places(&self) -> Vec<NbdListen> {
+        self.listeners.iter().map(|listener| listener.listen.clone()).collect()
+    }
+
+    /// The sockets at which they are.
+    pub(crate) fn sockets(&self) -> Vec<BorrowedFd<'_>> {
+        self.listeners.iter().map(|listener| listener.socket.as_fd()).collect()
+    }
+
+    /// The connections.
+    pub(crate) fn connections(&self) -> &[Held] {
+        &self.connections
+    }
+
+    /// Number of connections with something that no core has answered.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.connections.iter().filter(|held| held.waits()).count() as u64
+    }
+
+    /// What tells that there is something to do in [`NbdFront::look_after`] and [`NbdFront::accept`]: sockets that become readable, and
+    /// those that only tell that they have ended.
+    pub(crate) fn watched(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
+        // Whoever comes when there is no place waits in the listener's queue.
+        let listening = if self.connections.len() < CONNECTIONS_MAX { self.sockets() } else { Vec::new() };
+        let clients = self.connections.iter().filter(|held| held.lingers.is_none());
+        (listening, clients.map(|held| held.socket.as_fd()).collect())
+    }
+
+    /// So long the loop may wait.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.connections.iter().any(|held| held.lingers.is_some()).then_some(LINGER_LOOK)
+    }
+
+    /// Closes connections that have ended.
+    pub(crate) fn look_after(&mut self) {
+        for held in &mut self.connections {
+            let due = held.lingers.is_none_or(|since| since.elapsed() >= LINGER_LOOK);
+            if due && !held.has_ended() {
+                held.lingers = has_hung_up(held.socket.as_fd()).then(Instant::now);
+            }
+        }
+        let Self { listeners, connections } = self;
+        connections.retain(|held| {
+            let ended = held.has_ended();
+            if let Some(listener) = listeners.get_mut(usize::from(held.lent.listener)).filter(|_| ended) {
+                listener.carried += held.memory.carried.load(Relaxed);
+                listener.broken += u64::from(held.memory.ended.load(Relaxed) == 2);
+            }
+            !ended
+        });
+    }
+
+    /// Takes clients that wait; the index of the first new connection.
+    pub(crate) fn accept(&mut self) -> usize {
+        let first = self.connections.len();
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            for _ in 0..ACCEPTED_AT_ONCE {
+                if self.connections.len() >= CONNECTIONS_MAX {
+                    return first;
+                }
+                let flags = SocketFlags::CLOEXEC;
+                let Ok(socket) = rustix::net::accept_with(&listener.socket, flags) else { break };
+                listener.accepted += 1;
+                tune(socket.as_fd(), &listener.listen.address);
+                match ConnectionMemory::create() {
+                    // The clock's nanoseconds: the numbers of another interface process are smaller.
+                    Ok(memory) => {
+                        let number = monotonic_ns();
+                        let lent = LentConnection { number, listener: u8::try_from(index).unwrap_or(u8::MAX) };
+                        self.connections.push(Held { lent, socket, memory, lingers: None });
+                    }
+                    Err(error) => tracing::error!(%error, "no memory for an NBD connection: it is closed"),
+                }
+            }
+        }
+        first
+    }
+
+    /// What `status` tells.
+    pub(crate) fn status(&self) -> Vec<NbdStatus> {
+        let of = |index: usize| self.connections.iter().filter(move |held| usize::from(held.lent.listener) == index);
+        let status = |(index, listener): (usize, &Listener)| NbdStatus {
+            address: listener.listen.address.clone(),
+            connections: u32::try_from(of(index).count()).unwrap_or(u32::MAX),
+            accepted: listener.accepted,
+            carried: listener.carried + of(index).map(|held| held.memory.carried.load(Relaxed)).sum::<u64>(),
+            broken: listener.broken,
+        };
+        self.listeners.iter().enumerate().map(status).collect()
+    }
+
+    /// Ends every connection and listens no longer.
+    pub(crate) fn close(&mut self) {
+        for held in self.connections.drain(..) {
+            held.memory.ended.store(1, Relaxed);
+            let _ = rustix::net::shutdown(&held.socket, Shutdown::Both);
+        }
+        for listener in self.listeners.drain(..) {
+            // Cores may keep the socket a moment longer: nobody is to be left waiting in its queue.
+            let _ = rustix::net::shutdown(&listener.socket, Shutdown::Both);
+            if let NbdAddress::Unix(path) = &listener.listen.address {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn listen(place: &NbdListen) -> io::Result<(NbdListen, OwnedFd)> {
+    match &place.address {
+        NbdAddress::Unix(path) => {
+            remove_stale(path)?;
+            let listener = UnixListener::bind(path)?;
+            let set = || {
+                fs::set_permissions(path, fs::Permissions::from_mode(place.mode & 0o777))?;
+                std::os::unix::fs::chown(path, Some(place.uid), Some(place.gid))?;
+                listener.set_nonblocking(true)
+            };
+            set().inspect_err(|_| drop(fs::remove_file(path)))?;
+            Ok((place.clone(), listener.into()))
+        }
+        NbdAddress::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), *port))?;
+            listener.set_nonblocking(true)?;
+            let address = NbdAddress::Tcp { host: host.clone(), port: listener.local_addr()?.port() };
+            Ok((NbdListen { address, ..place.clone() }, listener.into()))
+        }
+    }
+}
+
+/// Removes the socket of a server that is gone; anything else at the path stays, and is an error.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let in_use = |why| io::Error::new(io::ErrorKind::AddrInUse, why);
+    if !found.file_type().is_socket() {
+        return Err(in_use("there is something else than a socket at that path"));
+    }
+    // Of another type than the listener's: a server that lives refuses it (EPROTOTYPE) and sees nothing of it.
+    match packet::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Err(in_use("somebody listens there")),
+    }
+}
+
+/// Sets what makes a difference; where the system refuses, it goes without.
+fn tune(socket: BorrowedFd<'_>, address: &NbdAddress) {
+    if sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER);
+    }
+    if sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER);
+    }
+    if matches!(address, NbdAddress::Tcp { .. }) {
+        let (idle, interval, count) = KEEPALIVE;
+        let _ = sockopt::set_tcp_nodelay(socket, true);
+        let _ = sockopt::set_socket_keepalive(socket, true);
+        let _ = sockopt::set_tcp_keepidle(socket, idle);
+        let _ = sockopt::set_tcp_keepintvl(socket, interval);
+        let _ = sockopt::set_tcp_keepcnt(socket, count);
+    }
+}
+
+/// Whether nothing more can come or go at a socket.
+fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut poll = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|n| n > 0)
+}

@@ -1,0 +1,315 @@
+//! A connection as a core has it: the socket and the memory that were lent to it, and what its workers share.
+//!
+//! ```text
+//!  socket ─► input ring ─► request ─► carried out ─► output ring ─► socket
+//!            received      parsed        │           committed      sent       positions in the two streams
+//!                                        └ one new record
+//! ```
+//! Whoever has the gate finds `received` and `sent` as the kernel wrote them down, and the record of the last step that was
+//! done; so nothing else has to be handed over. A worker touches the memory only while its ticket says that it reads or is busy.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::Ordering::{Acquire, Relaxed, Release},
+    },
+    time::Instant,
+};
+
+use everdisk_proto::{
+    connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record},
+    frame::LentConnection,
+};
+use everdisk_sys::connection::{ConnectionMemory, Wait};
+use rustix::io::Errno as Os;
+
+use super::{negotiation::State, request::Request};
+use crate::channel::Lead;
+
+/// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
+const RECEIVE_MAX: usize = 512 << 10;
+/// Values of `Page::ended`.
+mod ended {
+    pub(super) const IN_ORDER: u32 = 1;
+    pub(super) const BROKEN: u32 = 2;
+}
+
+/// A connection that was lent to this core.
+#[derive(Debug)]
+pub struct Connection {
+    memory: ConnectionMemory,
+    socket: OwnedFd,
+    /// How the interface describes it.
+    pub lent: LentConnection,
+    /// Its number.
+    pub number: u64,
+    /// Which worker reads from it.
+    pub lead: Lead,
+    shared: Mutex<Shared>,
+}
+
+/// What the workers of a connection share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The valid record.
+    pub(super) record: Record,
+    /// The generation under which it was read; 0 before the first.
+    generation: u64,
+    /// Who carries out the request (or the piece of a long one) that stands at `record.parsed`.
+    pub(super) current: Option<Current>,
+    /// Who carries out the requests that were put aside, by their index.
+    pub(super) hands: [Option<usize>; ASIDE_MAX],
+    /// The peer sends no more.
+    pub(super) is_over: bool,
+    /// When this core began to serve it.
+    pub(super) since: Instant,
+}
+
+/// A request that is being carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Current {
+    /// Index of the worker's ticket.
+    pub(super) worker: usize,
+    /// The request; none when it is a piece of a long one.
+    pub(super) request: Option<Request>,
+}
+
+/// How a worker stands to the request that it has carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mine {
+    /// It stands at `record.parsed`.
+    Current,
+    /// It was put aside.
+    Aside(usize),
+}
+
+/// The memory is not that of a connection that can be gone on with.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection's memory does not make sense")]
+pub(super) struct Broken;
+
+impl Connection {
+    /// A connection whose lead is with the worker of this ticket.
+    pub fn new(lent: LentConnection, socket: OwnedFd, memory: ConnectionMemory, first: usize) -> Self {
+        let shared = Shared {
+            record: Record::default(),
+            generation: 0,
+            current: None,
+            hands: [None; ASIDE_MAX],
+            is_over: false,
+            since: Instant::now(),
+        };
+        Self { memory, socket, lent, number: lent.number, lead: Lead::new(first), shared: Mutex::new(shared) }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Its memory.
+    pub const fn memory(&self) -> &ConnectionMemory {
+        &self.memory
+    }
+
+    /// Whether it has ended, here or in another core.
+    pub fn has_ended(&self) -> bool {
+        self.memory.ended.load(Acquire) != 0
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker was admitted under a generation: of a new one it finds out where the connection stands.
+    pub(super) fn resume(&self, generation: u64) -> Result<(), Broken> {
+        let mut shared = self.lock();
+        if shared.generation == generation {
+            return Ok(());
+        }
+        let page = &self.memory;
+        let turn = page.turn.load(Acquire);
+        let words = page.records[usize::from(turn % 2 == 1)].each_ref().map(|word| word.load(Relaxed));
+        let record = Record::decode(&words).ok_or(Broken)?;
+        let direct = record.direct.map_or(0, |direct| u64::from(direct.len));
+        let (received, sent) = (page.received(), page.sent());
+        let sound = received.checked_sub(self.tail(&record)).is_some_and(|n| n <= INPUT_BYTES as u64)
+            && record.parsed <= received
+            && (record.committed + direct).checked_sub(sent).is_some_and(|n| n <= OUTPUT_BYTES as u64 + direct)
+            && (record.negotiated == 0 || State::from_word(record.negotiated).is_some());
+        if !sound {
+            return Err(Broken);
+        }
+        let before = page.generation.swap(generation, Relaxed);
+        if before != 0 {
+            page.carried.fetch_add(1, Relaxed);
+        }
+        *shared = Shared {
+            record,
+            generation,
+            current: None,
+            hands: [None; ASIDE_MAX],
+            is_over: false,
+            since: Instant::now(),
+        };
+        Ok(())
+    }
+
+    /// Makes a record the valid one.
+    pub(super) fn commit(&self, shared: &mut Shared, record: Record) {
+        let turn = self.memory.turn.load(Relaxed).wrapping_add(1);
+        for (place, word) in self.memory.records[usize::from(turn % 2 == 1)].iter().zip(record.encode()) {
+            place.store(word, Relaxed);
+        }
+        self.memory.turn.store(turn, Release);
+        shared.record = record;
+    }
+
+    /// The input before this position is not needed any more.
+    fn tail(&self, record: &Record) -> u64 {
+        let aside = (0..ASIDE_MAX).filter(|index| record.aside >> index & 1 == 1);
+        aside.filter_map(|index| self.aside_at(index)).fold(record.parsed, u64::min)
+    }
+
+    fn aside_at(&self, index: usize) -> Option<u64> {
+        self.memory.aside.get(index).map(|words| words[4].load(Relaxed))
+    }
+
+    /// Writes a request into the table, where it counts once its bit is committed. `payload`: where its data begins.
+    pub(super) fn write_aside(&self, index: usize, request: &Request, payload: u64) {
+        let Some(words) = self.memory.aside.get(index) else { return };
+        let [a, b, c, d] = request.to_words();
+        for (word, value) in words.iter().zip([a, b, c, d, payload]) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// A request of the table, and where its data begins.
+    pub(super) fn read_aside(&self, index: usize) -> Option<(Request, u64)> {
+        let words = self.memory.aside.get(index)?.each_ref().map(|word| word.load(Relaxed));
+        let [a, b, c, d, payload, ..] = words;
+        Some((Request::from_words([a, b, c, d])?, payload))
+    }
+
+    /// Bytes received and not parsed.
+    pub(super) fn unparsed(&self, record: &Record) -> u64 {
+        self.memory.received().saturating_sub(record.parsed)
+    }
+
+    /// Copies input out of the ring; false when it is not there.
+    #[must_use]
+    pub(super) fn read_input(&self, record: &Record, position: u64, into: &mut [u8]) -> bool {
+        let there = position.saturating_add(into.len() as u64) <= self.memory.received();
+        there && self.memory.read_input(place(position.wrapping_sub(record.input_base), INPUT_BYTES), into)
+    }
+
+    /// Bytes committed and not sent; none that go out directly.
+    pub(super) fn unsent(&self, record: &Record) -> u64 {
+        record.committed.saturating_sub(self.memory.sent())
+    }
+
+    /// Puts a reply behind the committed output, where it counts once it is committed; false when there is no room.
+    #[must_use]
+    pub(super) fn append(&self, record: &mut Record, reply: &[u8]) -> bool {
+        let room = (OUTPUT_BYTES as u64).saturating_sub(self.unsent(record));
+        if record.direct.is_some() || reply.len() as u64 > room {
+            return false;
+        }
+        let written = self.memory.write_output(place(record.committed, OUTPUT_BYTES), reply);
+        record.committed += if written { reply.len() as u64 } else { 0 };
+        written
+    }
+
+    /// Sends committed output as far as the socket takes it; whether nothing is left.
+    pub(super) fn send(&self, record: &Record) -> Result<bool, Os> {
+        loop {
+            let sent = self.memory.sent();
+            let left = record.committed.saturating_sub(sent);
+            if left == 0 {
+                return Ok(true);
+            }
+            let left = usize::try_from(left).map_err(|_| Os::INVAL)?;
+            match os(self.memory.send(self.socket(), place(sent, OUTPUT_BYTES), left.min(OUTPUT_BYTES))) {
+                Ok(n) if n == left => return Ok(true),
+                Ok(_) | Err(Os::INTR) => {}
+                Err(Os::AGAIN) => return Ok(false),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Sends bytes that go out directly, as far as the socket takes them.
+    pub(super) fn send_direct(&self, data: &[u8]) -> Result<usize, Os> {
+        os(self.memory.send_direct(self.socket(), data))
+    }
+
+    /// Receives what there is. Only by the worker that has the lead, and where there is room ([`Connection::room`]).
+    pub(super) fn receive(&self, wait: Wait) -> Result<usize, Os> {
+        let (at, max) = {
+            let mut shared = self.lock();
+            let received = self.memory.received();
+            let mut record = shared.record;
+            if record.parsed == received && record.aside == 0 && record.input_base != received {
+                // Nothing stands in the ring: what comes next goes to its beginning, which the CPU's cache knows.
+                record.input_base = received;
+                self.commit(&mut shared, record);
+            }
+            let taken = usize::try_from(received - self.tail(&record)).map_err(|_| Os::INVAL)?;
+            (place(received.wrapping_sub(record.input_base), INPUT_BYTES), INPUT_BYTES.saturating_sub(taken))
+        };
+        if max == 0 {
+            return Err(Os::AGAIN);
+        }
+        os(self.memory.receive(self.socket(), at, max.min(RECEIVE_MAX), wait))
+    }
+
+    /// Whether anything can be received.
+    pub(super) fn has_room(&self, record: &Record) -> bool {
+        self.memory.received().saturating_sub(self.tail(record)) < INPUT_BYTES as u64
+    }
+
+    /// Ends it: the peer finds the end of the stream, and whoever was lent it closes it.
+    pub(super) fn end(&self, broken: bool) {
+        let how = if broken { ended::BROKEN } else { ended::IN_ORDER };
+        self.memory.ended.store(how, Release);
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+impl Shared {
+    /// How this worker's request stands. None: it is another core's, or another generation's.
+    pub(super) fn mine(&self, worker: usize) -> Option<Mine> {
+        if self.current.is_some_and(|current| current.worker == worker) {
+            return Some(Mine::Current);
+        }
+        self.hands.iter().position(|hand| *hand == Some(worker)).map(Mine::Aside)
+    }
+
+    /// The worker no longer carries anything out.
+    pub(super) fn let_go(&mut self, worker: usize) {
+        if self.current.is_some_and(|current| current.worker == worker) {
+            self.current = None;
+        }
+        self.hands.iter_mut().filter(|hand| **hand == Some(worker)).for_each(|hand| *hand = None);
+    }
+
+    /// A request that was put aside and is in nobody's hands.
+    pub(super) fn orphan(&self) -> Option<usize> {
+        (0..ASIDE_MAX).find(|index| self.record.aside >> index & 1 == 1 && self.hands.get(*index) == Some(&None))
+    }
+
+    /// A free place in the table.
+    pub(super) fn vacancy(&self) -> Option<usize> {
+        (0..ASIDE_MAX).find(|index| self.record.aside >> index & 1 == 0)
+    }
+}
+
+fn place(position: u64, ring: usize) -> usize {
+    usize::try_from(position % ring as u64).unwrap_or(0)
+}
+
+fn os(result: io::Result<usize>) -> Result<usize, Os> {
+    result.map_err(|e| Os::from_io_error(&e).unwrap_or(Os::IO))
+}

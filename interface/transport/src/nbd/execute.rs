@@ -1,0 +1,116 @@
+//! One request of a client, carried out on the disk.
+
+use std::ops::Range;
+
+use super::{
+    protocol::{base_allocation, cmd_flag},
+    request::{Command, Request},
+};
+use crate::disk::{Disk, Errno, Failure, Hold};
+
+/// The most that is read or written at once.
+pub(super) const PIECE: usize = 1 << 20;
+/// Extents in one answer to BLOCK_STATUS: a client that wants more asks on from where it ends.
+const EXTENTS_MAX: usize = 512;
+/// CACHE is advice; more than this is not read ahead.
+const CACHE_MAX: u64 = 32 << 20;
+const ENXIO: Errno = Errno(rustix::io::Errno::NXIO.raw_os_error());
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// Nothing but that it went well.
+    Nothing,
+    /// The data, or the first piece of it, stands in the buffer.
+    Data(usize),
+    /// What is allocated: lengths and flags of base:allocation.
+    Extents(Vec<(u32, u32)>),
+}
+
+/// A buffer of one worker's own, as long as was ever needed.
+#[derive(Debug, Default)]
+pub(super) struct Data(Vec<u8>);
+
+impl Data {
+    /// The first `len` bytes.
+    pub(super) fn first(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            self.0.resize(len.next_power_of_two().max(64 << 10), 0);
+        }
+        self.0.get_mut(..len).unwrap_or_default()
+    }
+
+    /// Bytes that were put there before.
+    pub(super) fn part(&self, range: Range<usize>) -> &[u8] {
+        self.0.get(range).unwrap_or_default()
+    }
+}
+
+/// Carries out a request that was checked against the export. A WRITE's data stands in `data`.
+pub(super) fn execute(disk: &dyn Disk, hold: &dyn Hold, request: &Request, data: &mut Data) -> Result<Done, Failure> {
+    let (offset, len) = (request.offset, u64::from(request.len));
+    let bytes = request.len as usize;
+    match request.command {
+        _ if len == 0 && request.command != Command::Flush => return Ok(Done::Nothing),
+        Command::Read => {
+            let first = bytes.min(PIECE);
+            disk.read(hold, offset, data.first(first))?;
+            return Ok(Done::Data(first));
+        }
+        Command::BlockStatus => return status(disk, hold, request).map(Done::Extents),
+        Command::Write => disk.write(hold, offset, data.first(bytes))?,
+        Command::Flush => disk.flush(hold)?,
+        Command::Trim => disk.discard(hold, offset, len)?,
+        Command::WriteZeroes if request.has(cmd_flag::NO_HOLE) => {
+            disk.write_zeroes(hold, offset, len)?;
+            disk.allocate(hold, offset, len)?;
+        }
+        Command::WriteZeroes => disk.discard(hold, offset, len)?,
+        Command::Cache => cache(disk, hold, offset, len, data)?,
+        Command::Disconnect | Command::Unknown(_) => {}
+    }
+    let changes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+    if changes && request.has(cmd_flag::FUA) {
+        disk.flush(hold)?;
+    }
+    Ok(Done::Nothing)
+}
+
+fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Data) -> Result<(), Failure> {
+    let end = offset + len.min(CACHE_MAX);
+    let mut at = offset;
+    while at < end {
+        let piece = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+        disk.read(hold, at, data.first(piece))?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+/// The extents from the request's offset on.
+fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u32, u32)>, Failure> {
+    let end = request.offset + u64::from(request.len);
+    let most = if request.has(cmd_flag::REQ_ONE) { 1 } else { EXTENTS_MAX };
+    let mut extents: Vec<(u32, u32)> = Vec::new();
+    let mut at = request.offset;
+    while at < end && extents.len() < most {
+        let data = sought(disk, hold, at, false)?.map_or(end, |found| found.min(end));
+        let is_hole = data > at;
+        let next = if is_hole { data } else { sought(disk, hold, at, true)?.map_or(end, |found| found.min(end)) };
+        // A hole that was filled between the two looks has no length; it counts as data as far as is asked.
+        let next = if next > at { next } else { end };
+        let flags = if is_hole { base_allocation::HOLE | base_allocation::ZERO } else { 0 };
+        extents.push((u32::try_from(next - at).unwrap_or(u32::MAX), flags));
+        at = next;
+    }
+    Ok(extents)
+}
+
+/// Where the next data or hole is, if there is one.
+fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Failure> {
+    match disk.seek(hold, at, hole) {
+        Ok(found) => Ok(Some(found)),
+        Err(Failure::Errno(ENXIO)) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}

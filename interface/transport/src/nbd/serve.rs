@@ -1,0 +1,529 @@
+//! A worker of the NBD front end: serves one connection, as its first worker or standing in for one that waits for a
+//! storage node.
+//!
+//! ```text
+//!          ┌──────► parked ── admitted ──► where does the record say that we are? ◄──────────────────────────┐
+//!          │                                │                                                               │
+//!          │                                ├─ a request was put aside and is in nobody's hands ─► execute ─┤
+//!          │                                ├─ the next message is complete ─► negotiate, or execute ───────┤
+//!          │                                └─ it is not ─► send what is committed, receive ────────────────┘
+//!          └◄── the gate is closed, at any of these
+//! ```
+//! Each way back to the top has made one new record, or none. So it does not matter where a worker stops, or dies.
+
+use std::{
+    sync::MutexGuard,
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_gate::ticket::Pass;
+use everdisk_proto::connection::{Long, Record};
+use everdisk_sys::connection::Wait;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno as Os,
+};
+
+use super::{
+    connection::{Connection, Current, Mine, Shared},
+    execute::{Data, PIECE, execute},
+    negotiation::{Export, OPTION_BYTES_MAX, Phase, State, Step, step},
+    protocol::{PAYLOAD_MAX, cmd_flag},
+    reply::{self, NbdError},
+    request::{Command, Request},
+    spin::Spin,
+};
+use crate::{
+    disk::{Disk, Errno, Failure},
+    worker::Seat,
+};
+
+mod answer;
+
+/// The handshake is over within this time, or the connection is.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A peer that has sent a part of a request, or takes no replies, goes on within this time, or the connection ends.
+const STALL_LIMIT: Duration = Duration::from_secs(300);
+/// When nothing is to do but to wait for another worker of the connection.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
+const REPLIES_MAX: u32 = 16;
+/// The longest refused WRITE whose data is thrown away to stay in step.
+const REFUSED_MAX: u64 = 2 * PAYLOAD_MAX as u64;
+
+/// What one worker needs beside the connection.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    data: Data,
+    spin: Spin,
+}
+
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// The connection has ended.
+    Closed,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Look at the record again.
+    Again,
+    /// The gate is closed.
+    Shut,
+    /// The gate was closed while a request was carried out: it stays unanswered.
+    Abandoned,
+    /// The connection is to be closed.
+    Closed,
+}
+
+/// A worker and what it works on.
+struct Worker<'w, 'a> {
+    seat: &'w Seat<'a>,
+    connection: &'w Connection,
+    export: Export<'w>,
+    disk: &'w dyn Disk,
+    buffers: &'w mut Buffers,
+    pass: Pass,
+    /// No request was executed yet since the gate admitted this worker.
+    is_first: bool,
+    /// Replies committed since the last were sent.
+    replies: u32,
+    /// The peer is waited for since then, in vain so far.
+    waiting: Option<Instant>,
+}
+
+/// Serves a connection until it ends, or the core does.
+pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Disk, buffers: &mut Buffers) -> Ended {
+    let export = Export { name, size: disk.size() };
+    loop {
+        if !connection.lead.is_with(seat.index()) {
+            seat.idle();
+            let stop = || seat.must_stop() || connection.has_ended();
+            if !connection.lead.wait(seat.index(), stop) {
+                return if connection.has_ended() { Ended::Closed } else { Ended::Stopped };
+            }
+        }
+        let Some(pass) = seat.wait(disk) else { return Ended::Stopped };
+        if connection.has_ended() {
+            seat.park(false);
+            return Ended::Closed;
+        }
+        let worker =
+            Worker { seat, connection, export, disk, buffers, pass, is_first: true, replies: 0, waiting: None };
+        let turn = worker.run();
+        if turn == Turn::Closed {
+            connection.lead.rouse();
+            seat.park(false);
+            return Ended::Closed;
+        }
+        seat.park(turn == Turn::Abandoned);
+    }
+}
+
+impl Worker<'_, '_> {
+    /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
+    fn run(mut self) -> Turn {
+        let generation = self.pass.word().map_or(0, |gate| gate.generation.0);
+        if let Err(broken) = self.connection.resume(generation) {
+            tracing::error!(connection = self.connection.number, %broken, "closed");
+            self.connection.end(true);
+            return Turn::Closed;
+        }
+        while self.connection.lead.is_with(self.seat.index()) && self.seat.may_read(self.pass) {
+            match self.turn() {
+                Turn::Again => {}
+                Turn::Closed => {
+                    self.connection.end(false);
+                    return Turn::Closed;
+                }
+                turn => return turn,
+            }
+        }
+        Turn::Shut
+    }
+
+    fn turn(&mut self) -> Turn {
+        let connection = self.connection;
+        let mut shared = connection.lock();
+        if let Some(current) = shared.current {
+            // Of the worker that had the lead before, and waits for a storage node.
+            let Some((request, index)) = current.request.zip(shared.vacancy()) else { return self.pause(shared) };
+            self.put_aside(&mut shared, &request, index, current.worker);
+        }
+        let record = shared.record;
+        let orphan = match record.direct.map(|direct| usize::from(direct.index)) {
+            Some(index) if shared.hands.get(index) == Some(&None) => Some(index),
+            Some(_) => return self.pause(shared),
+            None => shared.orphan(),
+        };
+        if let Some(index) = orphan {
+            return self.resume_aside(shared, index);
+        }
+        if record.skip > 0 {
+            return self.skip(shared);
+        }
+        let state = if record.negotiated == 0 { Some(State::START) } else { State::from_word(record.negotiated) };
+        match state {
+            Some(state) if state.phase == Phase::Transmission => self.transmit(shared, state),
+            Some(state) if state.phase == Phase::Ended => self.finish(shared),
+            Some(state) => self.negotiate(shared, state),
+            None => Turn::Closed,
+        }
+    }
+
+    /// Moves the request that stands at `parsed` into the table.
+    fn put_aside(&self, shared: &mut Shared, request: &Request, index: usize, worker: usize) -> Record {
+        let mut record = shared.record;
+        record.parsed += Request::BYTES as u64;
+        // The data of a write stays in the input; nothing of another request has to.
+        let data = if request.payload() > 0 { record.parsed } else { u64::MAX };
+        self.connection.write_aside(index, request, data);
+        record.parsed += request.payload();
+        record.aside |= 1 << index;
+        self.connection.commit(shared, record);
+        shared.current = None;
+        if let Some(hand) = shared.hands.get_mut(index) {
+            *hand = Some(worker);
+        }
+        record
+    }
+
+    /// Throws away what is to be.
+    fn skip(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
+        let mut record = shared.record;
+        let there = self.connection.unparsed(&record).min(record.skip);
+        if there == 0 {
+            return self.fill(shared);
+        }
+        record.parsed += there;
+        record.skip -= there;
+        self.connection.commit(&mut shared, record);
+        Turn::Again
+    }
+
+    fn negotiate(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
+        let mut record = shared.record;
+        let longest = 64 + OPTION_BYTES_MAX as usize;
+        let there = usize::try_from(self.connection.unparsed(&record)).unwrap_or(longest).min(longest);
+        let mut output = Vec::new();
+        let input = self.buffers.data.first(there);
+        if !self.connection.read_input(&record, record.parsed, input) {
+            return Turn::Closed;
+        }
+        let (consumed, skip, next) = match step(state, &self.export, input, &mut output) {
+            Step::Need(_) => return self.fill(shared),
+            Step::Done { consumed, skip, next } => (consumed, skip, next),
+        };
+        if !self.connection.append(&mut record, &output) {
+            return self.fill(shared);
+        }
+        record.parsed += consumed as u64;
+        record.skip = skip;
+        record.negotiated = next.to_word();
+        self.connection.commit(&mut shared, record);
+        if next.phase == Phase::Transmission {
+            tracing::debug!(connection = self.connection.number, structured = next.structured, "an NBD client");
+        }
+        Turn::Again
+    }
+
+    /// Nothing more is to be read: the connection ends when everything is answered and sent.
+    fn finish(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
+        shared.is_over = true;
+        self.fill(shared)
+    }
+
+    fn transmit(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
+        let connection = self.connection;
+        let mut record = shared.record;
+        if let Some(long) = record.long {
+            return self.piece(shared, long);
+        }
+        let mut head = [0; Request::BYTES];
+        if !connection.read_input(&record, record.parsed, &mut head) {
+            return self.fill(shared);
+        }
+        let Some(request) = Request::decode(&head) else {
+            tracing::info!(connection = connection.number, "an NBD client sent something else than a request");
+            return Turn::Closed;
+        };
+        let payload = request.payload();
+        if let Err(error) = request.check(state, self.export.size) {
+            if payload > REFUSED_MAX {
+                return Turn::Closed;
+            }
+            record.parsed += Request::BYTES as u64;
+            record.skip = payload;
+            if !answer::refuse(connection, &mut record, state, &request, error) {
+                return self.fill(shared);
+            }
+            connection.commit(&mut shared, record);
+            return self.replied(&shared);
+        }
+        if request.command == Command::Disconnect {
+            record.parsed += Request::BYTES as u64;
+            record.negotiated = state.with(Phase::Ended).to_word();
+            connection.commit(&mut shared, record);
+            return Turn::Again;
+        }
+        if payload > PIECE as u64 {
+            record.parsed += Request::BYTES as u64;
+            record.long = Some(Long { request: request.to_words(), done: 0, error: 0 });
+            connection.commit(&mut shared, record);
+            return Turn::Again;
+        }
+        let data = record.parsed + Request::BYTES as u64;
+        if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &record) {
+            return self.fill(shared);
+        }
+        if payload > 0 && !connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
+            return Turn::Closed;
+        }
+        shared.current = Some(Current { worker: self.seat.index(), request: Some(request) });
+        drop(shared);
+        self.carry_out(&request, state)
+    }
+
+    /// A request that was put aside, and whose worker is gone.
+    fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> Turn {
+        let record = shared.record;
+        let state = State::from_word(record.negotiated);
+        let Some(((request, data), state)) = self.connection.read_aside(index).zip(state) else { return Turn::Closed };
+        let is_direct = record.direct.is_some();
+        if !is_direct && !answer::has_room(self.connection, &record) {
+            return self.fill(shared);
+        }
+        let is_write = request.payload() > 0;
+        if is_write && !self.connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
+            return Turn::Closed;
+        }
+        if let Some(hand) = shared.hands.get_mut(index) {
+            *hand = Some(self.seat.index());
+        }
+        drop(shared);
+        if !is_direct {
+            return self.carry_out(&request, state);
+        }
+        if !self.enter() {
+            return Turn::Shut;
+        }
+        self.direct(&request, state, 0..0)
+    }
+
+    /// Asks to be let in for a request of this worker's; if not, the request is let go.
+    fn enter(&mut self) -> bool {
+        let may = self.seat.enter(self.pass);
+        if !may {
+            self.connection.lock().let_go(self.seat.index());
+        } else if std::mem::take(&mut self.is_first) {
+            self.seat.note_first_request();
+        }
+        may
+    }
+
+    /// Executes a request that is in this worker's hands, and answers it.
+    fn carry_out(&mut self, request: &Request, state: State) -> Turn {
+        if !self.enter() {
+            return Turn::Shut;
+        }
+        match execute(self.disk, &self.seat.hold(self.pass), request, &mut self.buffers.data) {
+            Ok(done) => self.answer(request, state, done),
+            Err(Failure::Errno(errno)) => self.fail(request, state, errno),
+            Err(Failure::Abandoned) => self.abandon(),
+        }
+    }
+
+    fn abandon(&self) -> Turn {
+        self.connection.lock().let_go(self.seat.index());
+        Turn::Abandoned
+    }
+
+    /// Writes a piece of a long write, when its data is there.
+    fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
+        let connection = self.connection;
+        let Some(request) = Request::from_words(long.request) else { return Turn::Closed };
+        let mut record = shared.record;
+        let left = request.len.saturating_sub(long.done) as usize;
+        let len = left.min(PIECE);
+        if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &record) {
+            return self.fill(shared);
+        }
+        if !connection.read_input(&record, record.parsed, self.buffers.data.first(len)) {
+            return Turn::Closed;
+        }
+        shared.current = Some(Current { worker: self.seat.index(), request: None });
+        drop(shared);
+        if !self.enter() {
+            return Turn::Shut;
+        }
+        let hold = self.seat.hold(self.pass);
+        let offset = request.offset + u64::from(long.done);
+        let mut result = Ok(());
+        if long.error == 0 {
+            result = self.disk.write(&hold, offset, self.buffers.data.first(len));
+            if len == left && request.has(cmd_flag::FUA) && result.is_ok() {
+                result = self.disk.flush(&hold);
+            }
+        }
+        let mut is_io_error = false;
+        match result {
+            Ok(()) => {}
+            Err(Failure::Abandoned) => return self.abandon(),
+            Err(Failure::Errno(errno)) => {
+                is_io_error = errno.0 == Os::IO.raw_os_error();
+                long.error = request.error(errno.0).code();
+            }
+        }
+        let mut shared = connection.lock();
+        if shared.mine(self.seat.index()) != Some(Mine::Current) {
+            return Turn::Abandoned;
+        }
+        record = shared.record;
+        record.parsed += len as u64;
+        long.done += u32::try_from(len).unwrap_or(0);
+        record.long = Some(long);
+        if len == left {
+            record.long = None;
+            let simple = reply::simple_code(request.cookie, long.error);
+            if !connection.append(&mut record, &simple) {
+                return Turn::Closed;
+            }
+        }
+        connection.commit(&mut shared, record);
+        shared.let_go(self.seat.index());
+        self.seat.leave(0, len as u64, is_io_error);
+        if len == left { self.replied(&shared) } else { Turn::Again }
+    }
+
+    /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
+    fn replied(&mut self, shared: &Shared) -> Turn {
+        self.replies += 1;
+        if self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {
+            return Turn::Again;
+        }
+        self.replies = 0;
+        if self.connection.send(&shared.record).is_err() { Turn::Closed } else { Turn::Again }
+    }
+
+    /// Waits a moment for another worker of this connection.
+    fn pause(&self, shared: MutexGuard<'_, Shared>) -> Turn {
+        drop(shared);
+        thread::sleep(PAUSE);
+        Turn::Again
+    }
+
+    /// Nothing can be done with what was received, or nothing more can be put out: sends, and receives.
+    fn fill(&mut self, shared: MutexGuard<'_, Shared>) -> Turn {
+        let connection = self.connection;
+        let record = shared.record;
+        self.replies = 0;
+        let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
+        let (is_over, since) = (shared.is_over, shared.since);
+        if is_over && all_sent {
+            return if record.aside == 0 { Turn::Closed } else { self.pause(shared) };
+        }
+        drop(shared);
+        let is_established = State::from_word(record.negotiated).is_some_and(|s| s.phase == Phase::Transmission);
+        if !is_established && since.elapsed() > HANDSHAKE_LIMIT {
+            tracing::info!(connection = connection.number, "an NBD client did not finish its handshake in time");
+            return Turn::Closed;
+        }
+        let has_room = !is_over && connection.has_room(&record);
+        if !all_sent || !has_room {
+            let mut what = PollFlags::empty();
+            what.set(PollFlags::IN, has_room);
+            what.set(PollFlags::OUT, !all_sent);
+            return if what.is_empty() { self.pause(connection.lock()) } else { self.poll(what) };
+        }
+        let is_idle = is_established && connection.unparsed(&record) == 0 && record.skip == 0 && record.long.is_none();
+        self.receive(is_idle)
+    }
+
+    /// Receives; waits for it without limit only when the peer owes nothing.
+    fn receive(&mut self, is_idle: bool) -> Turn {
+        let (seat, pass, connection) = (self.seat, self.pass, self.connection);
+        let received = self.buffers.spin.until(|| match connection.receive(Wait::Not) {
+            Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) => None,
+            other => Some(other),
+        });
+        match received {
+            Some(Err(Os::AGAIN | Os::INTR)) => Turn::Again,
+            Some(result) => self.received(result),
+            None if is_idle => {
+                let begin = Instant::now();
+                let result = connection.receive(Wait::ForInput);
+                self.buffers.spin.slept(begin.elapsed());
+                self.received(result)
+            }
+            None => {
+                let begin = Instant::now();
+                let turn = self.poll(PollFlags::IN);
+                self.buffers.spin.slept(begin.elapsed());
+                if turn != Turn::Again {
+                    return turn;
+                }
+                let result = connection.receive(Wait::Not);
+                self.received(result)
+            }
+        }
+    }
+
+    fn received(&mut self, result: Result<usize, Os>) -> Turn {
+        match result {
+            Ok(0) => self.connection.lock().is_over = true,
+            Ok(_) => self.waiting = None,
+            Err(Os::AGAIN | Os::INTR) => {}
+            Err(_) => return Turn::Closed,
+        }
+        Turn::Again
+    }
+
+    fn has_waited_too_long(&mut self) -> bool {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let too_long = since.elapsed() > STALL_LIMIT;
+        if too_long {
+            tracing::info!(connection = self.connection.number, "an NBD client has stopped in the middle");
+        }
+        too_long
+    }
+
+    /// Waits until the socket can be read or written; the connection ends when that takes too long.
+    fn poll(&mut self, what: PollFlags) -> Turn {
+        if self.has_waited_too_long() {
+            return Turn::Closed;
+        }
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), what)];
+        match rustix::event::poll(&mut polled, Some(&second)) {
+            Ok(0) | Err(Os::INTR) => {}
+            Ok(_) => {
+                if polled.iter().any(|fd| fd.revents().contains(PollFlags::OUT)) {
+                    self.waiting = None;
+                }
+                let dead = |fd: &PollFd<'_>| {
+                    fd.revents().contains(PollFlags::ERR)
+                        || (fd.revents().contains(PollFlags::HUP) && !what.contains(PollFlags::IN))
+                };
+                if polled.iter().any(dead) {
+                    return Turn::Closed;
+                }
+            }
+            Err(_) => return Turn::Closed,
+        }
+        Turn::Again
+    }
+}
+
+const fn is_io(errno: Errno) -> bool {
+    errno.0 == Os::IO.raw_os_error()
+}
+
+/// What an errno is to the client.
+const fn told(request: &Request, errno: Errno) -> NbdError {
+    request.error(errno.0)
+}

@@ -1,0 +1,243 @@
+//! The memory of one NBD connection (a memfd): everything that a core has to know to go on with a connection which another
+//! core has served, wherever in the streams that one stopped or died.
+//!
+//! ```text
+//! 0      page     cursors, the record twice, the table of requests that are put aside
+//! 4 KiB  input    a ring: what was received and is not done with
+//! … 2 MiB output  a ring: replies that are not sent yet
+//! ```
+//! Nothing of it is ever half done:
+//!
+//! * **How far the socket was read and written** is written down by the kernel itself, inside the system call: `recvmmsg` and
+//!   `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c, `do_recvmmsg`,
+//!   `__sys_sendmmsg`), and that argument lies in this memory. A thread that is killed during the call leaves the number behind. See [`Cursor`].
+//! * **What the core made of it** is the *record*. It stands there twice, and one store says which of the two is valid
+//!   ([`Page::turn`]). A step (read a request, carry it out, put its reply into the output) is one new record; whoever finds
+//!   the old one does the step again.
+//!
+//! Positions count the bytes of a stream from its beginning; the input's byte at position p lies at ([`Record::input_base`] and p's
+//! distance from it) modulo the ring, the output's at p modulo the ring. Version 1, since ABI 3.
+
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use zerocopy::{FromBytes, KnownLayout};
+
+/// `"EVDNBD\0\0"` little-endian.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDNBD\0\0");
+/// Version of the layout.
+pub const VERSION: u32 = 1;
+/// Bytes of the page.
+pub const PAGE_BYTES: usize = 4096;
+/// Bytes of the input ring: twice the largest piece that is carried out at once, so that one is received while another is written.
+pub const INPUT_BYTES: usize = 2 << 20;
+/// Bytes of the output ring: replies larger than a quarter of it do not go through it.
+pub const OUTPUT_BYTES: usize = 256 << 10;
+/// Bytes of the whole.
+pub const BYTES: usize = PAGE_BYTES + INPUT_BYTES + OUTPUT_BYTES;
+/// Requests that can be put aside.
+pub const ASIDE_MAX: usize = 32;
+
+/// The page.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(64))]
+pub struct Page {
+    /// [`MAGIC`], stored last.
+    pub magic: AtomicU64,
+    /// [`VERSION`].
+    pub version: AtomicU32,
+    /// 1: the connection has ended, its socket is shut down, and what was lent may be closed. 2: the same, because this memory was not sound.
+    pub ended: AtomicU32,
+    /// Times the connection went on under another generation.
+    pub carried: AtomicU64,
+    /// The generation that served it last.
+    pub generation: AtomicU64,
+    _pad0: [AtomicU64; 4],
+    /// How far the socket was read.
+    pub received: Cursor,
+    /// How far it was written.
+    pub sent: Cursor,
+    /// Number of records written; `records[turn % 2]` is valid.
+    pub turn: AtomicU64,
+    _pad1: [AtomicU64; 7],
+    /// The record, twice.
+    pub records: [[AtomicU64; Record::WORDS]; 2],
+    /// Requests that were put aside because they take long; those whose bit is set in [`Record::aside`] are valid.
+    pub aside: [[AtomicU64; 8]; ASIDE_MAX],
+    _pad2: [AtomicU64; 160],
+}
+
+/// How far a stream has come: the sum of `base` and `msg_len` of the current call. A new call is prepared beside it, with a
+/// `msg_len` of 0, and then made the current one by one store.
+#[derive(FromBytes, KnownLayout, Debug)]
+#[repr(C, align(64))]
+pub struct Cursor {
+    /// Which of the two calls is the current one: 0 or 1.
+    pub current: AtomicU32,
+    _pad: AtomicU32,
+    /// Position at which each call began.
+    pub base: [AtomicU64; 2],
+    _pad1: [AtomicU64; 5],
+    /// `struct mmsghdr` of each call, as 64-bit kernels lay it out. Its pointers mean something to the calling thread during the
+    /// call only; the low half of the last word is `msg_len`.
+    pub calls: [[AtomicU64; 8]; 2],
+}
+
+/// Word of a `struct mmsghdr` whose low half is `msg_len`.
+pub const CALL_LEN: usize = 7;
+
+/// What a core has made of the input so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// What was negotiated (a word of the front end's own; 0 before the first step).
+    pub negotiated: u64,
+    /// Input before this position is done with, or put aside.
+    pub parsed: u64,
+    /// Output up to this position stands.
+    pub committed: u64,
+    /// Bit i: the request `aside[i]` is not answered yet.
+    pub aside: u32,
+    /// A position of the input that lies at the beginning of the ring.
+    pub input_base: u64,
+    /// So many bytes of input from `parsed` on are to be thrown away unseen.
+    pub skip: u64,
+    /// A write that is carried out in pieces while its data arrives.
+    pub long: Option<Long>,
+    /// A reply whose data goes to the socket without standing in the output ring.
+    pub direct: Option<Direct>,
+}
+
+/// A write that is carried out in pieces. Its data begins at [`Record::parsed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Long {
+    /// The request, as the front end writes it into four words.
+    pub request: [u64; 4],
+    /// Bytes that are done.
+    pub done: u32,
+    /// The protocol's error of the first piece that failed, 0 when none did: the rest is thrown away.
+    pub error: u32,
+}
+
+/// The data of a reply that goes out next, from the position [`Record::committed`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// Index in the table of the request that is answered.
+    pub index: u8,
+    /// Bytes of the request that were answered before.
+    pub done: u32,
+    /// Bytes that go out.
+    pub len: u32,
+}
+
+impl Record {
+    /// Words of a record.
+    pub const WORDS: usize = 16;
+
+    /// The words.
+    pub fn encode(&self) -> [u64; Self::WORDS] {
+        let long = self.long.unwrap_or(Long { request: [0; 4], done: 0, error: 0 });
+        let [a, b, c, d] = long.request;
+        let (direct, amount) = self.direct.map_or((0, 0), |d| (u64::from(d.index) + 1, pair(d.done, d.len)));
+        [
+            self.negotiated,
+            self.parsed,
+            self.committed,
+            pair(self.aside, u32::from(self.long.is_some())),
+            self.input_base,
+            self.skip,
+            a,
+            b,
+            c,
+            d,
+            pair(long.done, long.error),
+            direct,
+            amount,
+            0,
+            0,
+            0,
+        ]
+    }
+
+    /// Reads the words; `None` when they are not those of a record.
+    pub fn decode(words: &[u64; Self::WORDS]) -> Option<Self> {
+        let [negotiated, parsed, committed, flags, input_base, skip, a, b, c, d, progress, direct, amount, ..] = *words;
+        let (aside, is_long) = halves(flags);
+        let (done, error) = halves(progress);
+        let direct = match direct {
+            0 => None,
+            n => {
+                let index = u8::try_from(n - 1).ok().filter(|i| usize::from(*i) < ASIDE_MAX && aside >> i & 1 == 1)?;
+                let (done, len) = halves(amount);
+                Some(Direct { index, done, len })
+            }
+        };
+        let long = match is_long {
+            0 => None,
+            1 => Some(Long { request: [a, b, c, d], done, error }),
+            _ => return None,
+        };
+        (input_base <= parsed).then_some(Self { negotiated, parsed, committed, aside, input_base, skip, long, direct })
+    }
+}
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// The low and the high half.
+fn halves(word: u64) -> (u32, u32) {
+    let low = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+    (low, u32::try_from(word >> 32).unwrap_or(0))
+}
+
+const _: () = {
+    assert!(size_of::<Page>() == PAGE_BYTES);
+    assert!(size_of::<Cursor>() == 192);
+    assert!(core::mem::offset_of!(Page, received) == 64);
+    assert!(core::mem::offset_of!(Page, sent) == 256);
+    assert!(core::mem::offset_of!(Page, turn) == 448);
+    assert!(core::mem::offset_of!(Page, records) == 512);
+    assert!(core::mem::offset_of!(Page, aside) == 768);
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Record {
+        Record {
+            negotiated: 0x0105,
+            parsed: 4096,
+            committed: 77,
+            aside: 0b101,
+            input_base: 128,
+            skip: 9,
+            long: Some(Long { request: [1, 2, 3, 4], done: 5, error: 28 }),
+            direct: Some(Direct { index: 2, done: 6, len: 7 }),
+        }
+    }
+
+    #[test]
+    fn golden_record_of_version_1() {
+        let text: String = sample().encode().iter().map(|word| format!("{word:016x}\n")).collect();
+        assert_eq!(text, include_str!("../golden/connection-v1.hex"));
+        let words: Vec<u64> =
+            include_str!("../golden/connection-v1.hex").lines().map(|l| u64::from_str_radix(l, 16).unwrap()).collect();
+        assert_eq!(Record::decode(&words.try_into().unwrap()), Some(sample()));
+    }
+
+    #[test]
+    fn a_zeroed_page_is_a_connection_at_its_beginning() {
+        assert_eq!(Record::decode(&[0; Record::WORDS]), Some(Record::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_a_record_or_none(words in any::<[u64; Record::WORDS]>()) {
+            if let Some(record) = Record::decode(&words) {
+                prop_assert_eq!(Record::decode(&record.encode()), Some(record));
+            }
+        }
+    }
+}
