@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use everdisk_proto::limits::CONNECTIONS_MAX;
 use everdisk_tests::{
     bytes::{Random, pattern},
     fio::{Job, Load, Target},
@@ -15,8 +16,6 @@ use everdisk_tests::{
     wait::{SOON, until_true, until_within},
 };
 
-/// Most connections of a volume at a time.
-const CONNECTIONS_MAX: usize = 64;
 /// A handshake has to be over by then.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// What the programs of a volume may have grown by when the bad clients have gone: allocators keep a little.
