@@ -3,14 +3,13 @@
 //! A large reply has its head in the ring and its data nowhere: the record says which request is answered, and the number of
 //! bytes sent says how far. Whoever goes on with it reads the data anew. While it goes out nothing else can be put out.
 
-use std::{ops::Range, sync::MutexGuard, thread};
+use std::{ops::Range, thread};
 
 use everdisk_proto::connection::{Direct, OUTPUT_BYTES, Record};
 use rustix::{event::PollFlags, io::Errno as Os};
 
 use super::{
-    Command, Connection, Errno, Failure, Mine, NbdError, PAUSE, PIECE, Request, Shared, State, Turn, Worker, is_io,
-    reply, told,
+    Command, Connection, Errno, Failure, Mine, NbdError, PAUSE, PIECE, Request, State, Turn, Worker, is_io, reply, told,
 };
 use crate::nbd::execute::{Done, INLINE_MAX};
 
@@ -92,7 +91,7 @@ impl Head {
     }
 }
 
-impl<'w> Worker<'w, '_> {
+impl Worker<'_, '_> {
     /// Answers a request of this worker's that went well.
     pub(super) fn answer(&mut self, request: &Request, state: State, done: Done) -> Turn {
         match done {
@@ -137,27 +136,11 @@ impl<'w> Worker<'w, '_> {
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.leave(request, is_io_error);
-                return if mine == Mine::Current { self.replied(&shared) } else { self.send_out(shared) };
+                return self.replied(&shared);
             }
             drop(shared);
             if let Some(turn) = self.wait_for_room() {
                 return turn;
-            }
-        }
-    }
-
-    /// Sends what is committed. Whoever has the lead may be asleep by now, and would not: it waits for requests alone.
-    fn send_out(&mut self, mut shared: MutexGuard<'w, Shared>) -> Turn {
-        loop {
-            match self.connection.send(&shared.record) {
-                Ok(true) => return Turn::Again,
-                Ok(false) => drop(shared),
-                Err(_) => return Turn::Closed,
-            }
-            match self.poll(PollFlags::OUT) {
-                Turn::Again if self.seat.may_read(self.pass) => shared = self.connection.lock(),
-                Turn::Again => return Turn::Shut,
-                turn => return turn,
             }
         }
     }
@@ -310,7 +293,7 @@ impl<'w> Worker<'w, '_> {
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.leave(request, is_io_error);
-                return self.send_out(shared);
+                return Turn::Again;
             }
             let next = Direct { done: direct.done + direct.len, len: left.min(chunk_max()), ..direct };
             let _ = connection.append(&mut record, Head::new(request, state, next.done, next.len).bytes());
