@@ -65,7 +65,7 @@ impl Disk for FileDisk {
     }
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
         // Half of what could be sent so is read, so that both ways are gone.
-        let there = offset / 4096 % 2 == 0 && is_cached(self.0.as_fd(), offset, len);
+        let there = (offset / 4096).is_multiple_of(2) && is_cached(self.0.as_fd(), offset, len);
         there.then(|| FileRange { file: self.0.as_fd(), offset, len })
     }
     fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
