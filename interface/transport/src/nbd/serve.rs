@@ -458,6 +458,13 @@ impl Worker<'_, '_> {
             return Turn::Closed;
         }
         let has_room = !is_over && connection.has_room(&record);
+        if has_room && !all_sent {
+            // A client may say all it has to say before it listens.
+            match connection.receive(self.seat.index()) {
+                Err(Os::AGAIN | Os::INTR) => {}
+                other => return self.received(other),
+            }
+        }
         if !all_sent || !has_room {
             let mut what = PollFlags::empty();
             what.set(PollFlags::IN, has_room);
