@@ -46,7 +46,7 @@ const TARGET_RATIO: f64 = 1.2;
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
     host.attach(VOLUME_SIZE, 1)?;
-    fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+    fio::prefill(&host.target(), VOLUME_BYTES)?;
     say(format!(
         "\nPause: {} upgrades back and forth under fio randrw 4k QD16, O_DIRECT; write buffer of {} MiB, hand-over by \
          flush (the defaults)",
@@ -85,7 +85,7 @@ pub(super) fn number(report: &Value, key: &str) -> u64 {
 /// One fio job, and the upgrades under it. What the application saw is known only if the clocks can be laid together.
 fn round(host: &Host, done: usize, upgrades: usize) -> Result<(Vec<Value>, Result<Windows>)> {
     let mut interface = host.interface();
-    let fio = Background::start(&host.file(), VOLUME_BYTES, JOB, &host.node("fio"))?;
+    let fio = Background::start(&host.target(), VOLUME_BYTES, JOB, &host.node("fio"))?;
     host.interrupt.sleep(2 * SETTLE)?;
     let first = clap(host, &mut interface)?;
     let mut reports = Vec::new();
