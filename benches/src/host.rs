@@ -5,7 +5,6 @@ use std::{
     env,
     ffi::OsStr,
     fs::{self, File},
-    net::SocketAddr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -25,6 +24,7 @@ use crate::{
     fio::Target,
     interface::Interface,
     interrupt::Interrupt,
+    nbd::Address,
     residue,
 };
 
@@ -65,9 +65,9 @@ pub struct Host {
 #[derive(Clone, Debug)]
 pub struct NbdAddresses {
     /// Its UNIX socket.
-    pub unix: PathBuf,
+    pub unix: Address,
     /// Its TCP port.
-    pub tcp: SocketAddr,
+    pub tcp: Address,
 }
 
 /// What an operator's command gave.
@@ -262,7 +262,7 @@ impl Host {
         let mut addresses = fronts.filter_map(|front| front.get("address")?.as_str()?.strip_prefix("tcp:"));
         let bound = addresses.next().and_then(|address| address.parse().ok());
         let tcp = bound.ok_or_else(|| Error::Failed(format!("no TCP address in {status}")))?;
-        Ok(NbdAddresses { unix: socket, tcp })
+        Ok(NbdAddresses { unix: Address::Unix(socket), tcp: Address::Tcp(tcp) })
     }
 
     fn create(&mut self, size: &str, nodes: usize, options: &[&str]) -> Result<()> {

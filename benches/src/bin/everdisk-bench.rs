@@ -49,8 +49,14 @@ enum What {
     Kill,
     /// Of the processes of one volume
     Memory,
-    /// Of the NBD front end, against nbdkit, qemu-nbd and nbd-server
+    /// Throughput of the NBD front end, against nbdkit, qemu-nbd and nbd-server
     Nbd,
+    /// Of an upgrade under an NBD client, inside and as the client saw it
+    NbdPause,
+    /// Of NBD clients that do nothing: CPU time of the serving core
+    NbdIdle,
+    /// Of the serving core under NBD clients, with a warm standby
+    NbdKill,
     /// The write buffer: the six below
     Buffer,
     /// Small writes to storage nodes that take 1 ms each, buffered and synchronous
@@ -89,12 +95,15 @@ const BUSY: f64 = 0.5;
 
 type Measurement = fn(&Scope) -> Result<Value>;
 
-const MEASUREMENTS: [(What, &str, Measurement); 11] = [
+const MEASUREMENTS: [(What, &str, Measurement); 14] = [
     (What::Memory, "memory", memory::run),
     (What::Throughput, "throughput", throughput::run),
     (What::Pause, "pause", pause::run),
     (What::Kill, "kill", kill::run),
-    (What::Nbd, "nbd", nbd::run),
+    (What::Nbd, "nbd", nbd::throughput::run),
+    (What::NbdPause, "nbd_pause", nbd::pause::run),
+    (What::NbdIdle, "nbd_idle", nbd::idle::run),
+    (What::NbdKill, "nbd_kill", nbd::kill::run),
     (What::BufferSlowNodes, "buffer_slow_nodes", buffer::slow_nodes::run),
     (What::BufferQuickNodes, "buffer_quick_nodes", buffer::quick_nodes::run),
     (What::BufferCoalescing, "buffer_coalescing", buffer::coalescing::run),

@@ -2,12 +2,8 @@
 
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::{
-        fd::AsFd,
-        unix::{net::UnixStream, process::CommandExt},
-    },
-    path::{Path, PathBuf},
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -15,50 +11,18 @@ use std::{
 use everdisk_sys::{link::wait_readable, process::pidfd};
 use rustix::process::Signal;
 
-use crate::{Error, Result, command, fio::Target, host, interrupt::Interrupt, residue};
+use super::{Address, client};
+use crate::{
+    Error, Result, command,
+    fio::Target,
+    host::{self, VOLUME},
+    interrupt::Interrupt,
+    residue,
+};
 
 /// A server takes clients, and ends, within this time.
 const WITHIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
-/// The export's name.
-const EXPORT: &str = "v";
-
-/// Where a server awaits clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// A UNIX socket.
-    Unix(PathBuf),
-    /// A TCP port.
-    Tcp(SocketAddr),
-}
-
-impl Address {
-    /// What fio does its I/O to.
-    pub fn target(&self) -> Target {
-        let uri = match self {
-            Self::Unix(path) => format!("nbd+unix:///{EXPORT}?socket={}", path.display()),
-            Self::Tcp(address) => format!("nbd://{address}/{EXPORT}"),
-        };
-        Target::Nbd { uri }
-    }
-
-    fn answers(&self) -> bool {
-        match self {
-            Self::Unix(path) => UnixStream::connect(path).is_ok(),
-            Self::Tcp(address) => TcpStream::connect_timeout(address, LOOK).is_ok(),
-        }
-    }
-}
-
-/// A port of the loopback interface that is free now.
-///
-/// # Errors
-/// There is none.
-pub fn free_port() -> Result<Address> {
-    let bound = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    bound.map(Address::Tcp).map_err(Error::io("find a free port"))
-}
-
 /// A program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -98,7 +62,7 @@ impl Kind {
             }
             Self::QemuNbd => {
                 let mut command = Command::new("qemu-nbd");
-                command.args(["--persistent", "--format=raw", "--shared=8", "--export-name", EXPORT]);
+                command.args(["--persistent", "--format=raw", "--shared=8", "--export-name", VOLUME]);
                 match address {
                     Address::Unix(path) => command.arg("--socket").arg(path),
                     Address::Tcp(to) => {
@@ -113,7 +77,7 @@ impl Kind {
                     Address::Unix(path) => format!("unixsock = {}", path.display()),
                     Address::Tcp(to) => format!("listenaddr = {}\nport = {}", to.ip(), to.port()),
                 };
-                let text = format!("[generic]\n{place}\n[{EXPORT}]\nexportname = {}\n", image.display());
+                let text = format!("[generic]\n{place}\n[{VOLUME}]\nexportname = {}\n", image.display());
                 let file = beside.with_extension("conf");
                 fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
                 let mut command = Command::new("nbd-server");
@@ -161,7 +125,7 @@ impl Peer {
             {
                 return Err(Error::Failed(format!("{} ended with {status}", kind.name())));
             }
-            Ok(address.answers().then_some(()))
+            Ok(client::answers(address).then_some(()))
         })?;
         Ok(peer)
     }
