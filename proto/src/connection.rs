@@ -10,7 +10,7 @@
 //!
 //! * **How far the socket was read and written** is written down by the kernel itself, inside the system call: `recvmmsg` and
 //!   `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c, `do_recvmmsg`,
-//!   `__sys_sendmmsg`), and that argument lies in this memory. A thread that is killed during the call leaves the number behind. See [`Cursor`].
+//!   `__sys_sendmmsg`), `sendfile` the new offset (fs/read_write.c), and those lie in this memory. A thread that is killed during the call leaves the number behind. See [`Cursor`].
 //! * **What the core made of it** is the *record*. It stands there twice, and one store says which of the two is valid
 //!   ([`Page::turn`]). A step (read a request, carry it out, put its reply into the output) is one new record; whoever finds
 //!   the old one does the step again.
@@ -66,7 +66,7 @@ pub struct Page {
     _pad2: [AtomicU64; 160],
 }
 
-/// How far a stream has come: the sum of `base` and `msg_len` of the current call. A new call is prepared beside it, with a
+/// How far a stream has come: the sum of `base` and what the current call has moved. A new call is prepared beside it, with a
 /// `msg_len` of 0, and then made the current one by one store.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(64))]
@@ -78,7 +78,8 @@ pub struct Cursor {
     pub base: [AtomicU64; 2],
     _pad1: [AtomicU64; 5],
     /// `struct mmsghdr` of each call, as 64-bit kernels lay it out. Its pointers mean something to the calling thread during the
-    /// call only; the low half of the last word is `msg_len`.
+    /// call only; the low half of the last word is `msg_len`. Of a sendfile, which is no message, the first two words: the offset
+    /// at which it began, and the one that the kernel writes; of a message they are equal.
     pub calls: [[AtomicU64; 8]; 2],
 }
 

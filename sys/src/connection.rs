@@ -7,7 +7,10 @@ use std::{
     ops::Deref,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 use everdisk_proto::connection::{
@@ -30,15 +33,6 @@ const _: () = {
     assert!(core::mem::offset_of!(libc::msghdr, msg_iov) == 16);
     assert!(core::mem::offset_of!(libc::msghdr, msg_iovlen) == 24);
 };
-
-/// How long [`ConnectionMemory::receive`] waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Until something comes, the peer is done, or a signal comes (EINTR).
-    ForInput,
-    /// Not at all (EAGAIN).
-    Not,
-}
 
 /// The memory of a connection. Who may write what of it, and when, is the gate's to say: one worker at a time is admitted to
 /// each stream.
@@ -137,21 +131,17 @@ impl ConnectionMemory {
         position(&self.sent)
     }
 
-    /// Receives at most `max` bytes into the input ring at `at`; 0 when the peer has said that it sends no more.
+    /// Receives at most `max` bytes into the input ring at `at`, without waiting; 0 when the peer has said that it sends no more.
     ///
     /// # Errors
-    /// The operating system's, EAGAIN and EINTR among them; `InvalidInput` for a place outside of the ring.
-    pub fn receive(&self, socket: BorrowedFd<'_>, at: usize, max: usize, wait: Wait) -> io::Result<usize> {
+    /// The operating system's, EAGAIN among them; `InvalidInput` for a place outside of the ring.
+    pub fn receive(&self, socket: BorrowedFd<'_>, at: usize, max: usize) -> io::Result<usize> {
         let into = self.ring(INPUT_AT, INPUT_BYTES, at, max).ok_or(io::ErrorKind::InvalidInput)?;
-        let flags = match wait {
-            Wait::ForInput => 0,
-            Wait::Not => libc::MSG_DONTWAIT,
-        };
         let mut part = libc::iovec { iov_base: into.as_ptr().cast(), iov_len: max };
-        let call = prepare(&self.received, &raw mut part);
+        let call = prepare(&self.received, message(&raw mut part));
         // SAFETY: `call` is a message header in the live page whose one iovec is `part`, which lives on the stack beyond the
         // call, and whose bytes lie inside the input ring, which no Rust reference covers.
-        let done = unsafe { libc::recvmmsg(socket.as_raw_fd(), call, 1, flags, std::ptr::null_mut()) };
+        let done = unsafe { libc::recvmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
         finish(&self.received, done)
     }
 
@@ -172,8 +162,27 @@ impl ConnectionMemory {
         self.send_part(socket, libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() })
     }
 
+    /// Sends a part of a file without copying it, as much as the (non-blocking) socket takes; 0 at the file's end.
+    ///
+    /// # Errors
+    /// The operating system's, EAGAIN among them.
+    pub fn send_file(
+        &self,
+        socket: BorrowedFd<'_>,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<usize> {
+        let call = prepare(&self.sent, [offset, offset, 0, 0, 0, 0, 0, 0]);
+        // SAFETY: the second word of a call in the live page is a loff_t that the kernel reads, and writes before it returns.
+        let place = unsafe { call.cast::<libc::loff_t>().add(1) };
+        // SAFETY: as above; both descriptors are open.
+        let done = unsafe { libc::sendfile(socket.as_raw_fd(), file.as_raw_fd(), place, len) };
+        finish(&self.sent, i32::from(done >= 0) - 1)
+    }
+
     fn send_part(&self, socket: BorrowedFd<'_>, mut part: libc::iovec) -> io::Result<usize> {
-        let call = prepare(&self.sent, &raw mut part);
+        let call = prepare(&self.sent, message(&raw mut part));
         // SAFETY: `call` is a message header in the live page whose one iovec is `part`, which lives on the stack beyond the
         // call, and whose bytes are live and are only read by the kernel.
         let done = unsafe { libc::sendmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
@@ -209,19 +218,29 @@ impl ConnectionMemory {
 /// Where a stream has come to.
 fn position(cursor: &Cursor) -> u64 {
     let current = current(cursor);
-    cursor.base[current].load(Acquire) + (cursor.calls[current][CALL_LEN].load(Acquire) & 0xffff_ffff)
+    cursor.base[current].load(Acquire).wrapping_add(moved(&cursor.calls[current]))
+}
+
+/// Bytes that a call has moved, as the kernel wrote it down: the `msg_len` of a message, or how far the offset of a sendfile has
+/// come from where it began, which stand in words of the message that are 0.
+fn moved(call: &[AtomicU64; 8]) -> u64 {
+    let [begin, offset] = [0, 1].map(|word: usize| call[word].load(Acquire));
+    (call[CALL_LEN].load(Acquire) & 0xffff_ffff).wrapping_add(offset.wrapping_sub(begin))
 }
 
 fn current(cursor: &Cursor) -> usize {
     usize::from(cursor.current.load(Acquire) & 1 == 1)
 }
 
+/// The words of a message of one part: name, name's length, iovec, number of them, control, its length, flags, msg_len.
+fn message(part: *mut libc::iovec) -> [u64; 8] {
+    [0, 0, part.expose_provenance() as u64, 1, 0, 0, 0, 0]
+}
+
 /// Makes a call the current one that begins where the last one ended.
-fn prepare(cursor: &Cursor, part: *mut libc::iovec) -> *mut libc::mmsghdr {
+fn prepare(cursor: &Cursor, words: [u64; 8]) -> *mut libc::mmsghdr {
     let (begin, next) = (position(cursor), 1 - current(cursor));
     let call = &cursor.calls[next];
-    // name, name's length, iovec, number of them, control, its length, flags, msg_len
-    let words = [0, 0, part.expose_provenance() as u64, 1, 0, 0, 0, 0];
     for (word, value) in call.iter().zip(words) {
         word.store(value, Relaxed);
     }
@@ -235,8 +254,7 @@ fn finish(cursor: &Cursor, done: i32) -> io::Result<usize> {
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    let len = cursor.calls[current(cursor)][CALL_LEN].load(Acquire) & 0xffff_ffff;
-    usize::try_from(len).map_err(|_| io::ErrorKind::InvalidData.into())
+    usize::try_from(moved(&cursor.calls[current(cursor)])).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 impl Deref for ConnectionMemory {

@@ -1,6 +1,7 @@
 //! What the kernel offers and std does not: shared memory, locked buffers, futexes, sockets that pass file
 //! descriptors, process handles, /dev/fuse. All hand-written `unsafe` of the project stands here; the interfaces are safe.
 
+pub mod cache;
 pub mod clock;
 pub mod connection;
 pub mod fuse;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
-use everdisk_store::{Sought, Store, StoreError};
+use everdisk_store::{FileRange, Sought, Store, StoreError};
 
 use crate::{IoError, health::Health, layout::Layout};
 
@@ -64,6 +64,13 @@ impl Engine {
             self.nodes[extent.node].run(|store| store.read_at(extent.node_offset, part))?;
         }
         Ok(())
+    }
+
+    /// The bytes as a part of a node's file, where they are one and lie in memory. See [`Store::in_memory`].
+    pub fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
+        self.inside(offset, len).ok()?;
+        let (node, at) = self.layout.single(offset, usize::try_from(len).ok()?)?;
+        self.nodes.get(node)?.store.in_memory(at, len)
     }
 
     /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.

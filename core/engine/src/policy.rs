@@ -8,7 +8,7 @@
 //!  fill ‰   0        125        250        500          850     1000
 //!  slow              │◄ down to │ sends at full speed ─────────────►│
 //!  quick             │ sends a little, to see whether the nodes take it   │ sends at full speed
-//!                               │ large writes go through  │ all writes go through
+//!        very large writes go through     │ large ones as well       │ all writes go through
 //! ```
 
 use std::time::Duration;
@@ -28,8 +28,10 @@ pub(crate) const PROVEN_FOR: Duration = Duration::from_millis(200);
 /// Above these fills writes go through.
 const THROUGH_ABOVE: u64 = 500;
 const LARGE_THROUGH_ABOVE: u64 = 250;
-/// A large write gains less from the buffer and loses more by the copy.
+/// A large write gains less from the buffer and loses more by the copy; a very large one gains nothing, for it has no neighbours
+/// to wait for.
 const LARGE: u64 = 64 << 10;
+const VERY_LARGE: u64 = 256 << 10;
 
 /// What the sender does of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +61,11 @@ pub(crate) const fn is_tried(fill: u64) -> bool {
     fill > TRY_ABOVE
 }
 
-/// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write since the fill came to where
-/// they are tried, and lately.
+/// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write lately, and where the fill is
+/// such that they are tried, since it came there.
 pub(crate) const fn goes_through(fill: u64, len: u64, quick: bool, proven: bool) -> bool {
     let above = if len >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
-    quick && proven && fill > above
+    quick && proven && (fill > above || len >= VERY_LARGE)
 }
 
 #[cfg(test)]
@@ -82,8 +84,8 @@ mod tests {
     #[test]
     fn quick_nodes_are_tried_before_anything_goes_through_to_them() {
         let through = |fill, len: u64| goes_through(fill, len, true, true);
-        assert!((0..=1000).filter(|fill| through(*fill, 1 << 20)).all(is_tried));
-        assert!(through(251, LARGE) && !through(251, 4096) && through(501, 4096));
+        assert!((0..=1000).filter(|fill| through(*fill, LARGE)).all(is_tried));
+        assert!(through(251, LARGE) && !through(251, 4096) && through(501, 4096) && through(0, VERY_LARGE));
         assert!((0..=1000).all(|fill| !goes_through(fill, 1 << 20, true, false)), "not to nodes that may hang");
         assert_eq!(sending(500, Sending::Rests, true), Sending::Tries);
         assert_eq!(sending(851, Sending::Tries, true), Sending::Hurries);

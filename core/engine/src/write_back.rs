@@ -33,7 +33,7 @@ use everdisk_buffer::{
     log,
 };
 use everdisk_proto::{buffer::Extent, frame::NodeStatus};
-use everdisk_store::Sought;
+use everdisk_store::{FileRange, Sought};
 use everdisk_sys::memory::SharedSegment;
 
 use crate::{
@@ -230,6 +230,17 @@ impl WriteBack {
                 self.engine.read(gap.start, part)
             }),
         }
+    }
+
+    /// The bytes as a part of a node's file, where nothing of them is buffered and all of them lie in memory.
+    pub fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
+        if let Some(buffer) = &self.buffer {
+            let book = buffer.read_book();
+            if book.index().overlaps(offset..offset.saturating_add(len)) || !book.lost().is_empty() {
+                return None;
+            }
+        }
+        self.engine.in_memory(offset, len)
     }
 
     /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use everdisk_engine::{IoError, Stopped, WriteBack};
 use everdisk_store::Sought;
-use everdisk_transport::disk::{Disk, Errno, Failure, Hold};
+use everdisk_transport::disk::{Disk, Errno, Failure, FileRange, Hold};
 
 use crate::gate::Request;
 
@@ -41,6 +41,11 @@ impl Disk for VolumeDisk {
 
     fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.volume.read(&Request(hold), offset, buf).map_err(failure)
+    }
+
+    fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
+        let range = self.volume.in_memory(offset, len)?;
+        Some(FileRange { file: range.file, offset: range.offset, len: range.len })
     }
 
     fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {

@@ -25,6 +25,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
+use everdisk_sys::cache::is_cached;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, retry_on_intr},
@@ -33,7 +34,7 @@ use uuid::Uuid;
 
 pub use self::format::{Created, check_resize, create, destroy, resize};
 use self::whole::Stopped;
-use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
+use crate::{FileRange, NodeFormat, OpenError, Sought, Store, StoreError};
 
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;
@@ -141,6 +142,11 @@ impl Store for DirStore {
             Stopped::Nothing(at) => self.truncated(at),
             Stopped::Failed(e) => self.failed("read", e),
         })
+    }
+
+    fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
+        let is_there = self.inside(offset, len).is_ok() && is_cached(self.data.as_fd(), offset, len);
+        is_there.then(|| FileRange { file: self.data.as_fd(), offset, len })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {

@@ -11,6 +11,8 @@ pub mod conformance;
 pub mod dir;
 mod error;
 
+use std::os::fd::BorrowedFd;
+
 use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use uuid::Uuid;
 
@@ -24,6 +26,17 @@ pub enum Sought {
     Data,
     /// A byte that takes no space and reads as zero; the end of the node counts as one.
     Hole,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct FileRange<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where the part begins.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// One storage node. Every operation may be called from many threads at once.
@@ -52,6 +65,12 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+
+    /// The bytes as a part of a file, where they are one and lie in memory, so that they can be sent from it (sendfile(2))
+    /// without a copy, and without the node being read. `None`: read them.
+    fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {
+        None
+    }
 
     /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.
     ///

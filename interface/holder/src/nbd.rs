@@ -190,7 +190,7 @@ impl NbdFront {
                 if self.connections.len() >= CONNECTIONS_MAX {
                     return first;
                 }
-                let flags = SocketFlags::CLOEXEC;
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 let Ok(socket) = rustix::net::accept_with(&listener.socket, flags) else { break };
                 listener.accepted += 1;
                 tune(socket.as_fd(), &listener.listen.address);

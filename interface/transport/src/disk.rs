@@ -1,5 +1,7 @@
 //! What a front end needs of the core: a disk. Errors are errno values, because that is what applications get.
 
+use std::os::fd::BorrowedFd;
+
 /// An errno value, positive, of Linux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -36,6 +38,17 @@ pub trait Hold {
     fn back(&self) -> bool;
 }
 
+/// A part of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct FileRange<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where the part begins.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
 /// What lies behind a front end. Every call completes on the caller's thread; ranges lie within [`Disk::size`].
 pub trait Disk: Send + Sync {
     /// Bytes.
@@ -46,6 +59,12 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// What the application shall see.
     fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
+
+    /// The range as a part of a file that can be sent from (sendfile(2)): what stands there is what a read would give, and lies
+    /// in memory. `None`: read it.
+    fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {
+        None
+    }
 
     /// Writes `data` at `offset`.
     ///

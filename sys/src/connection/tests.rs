@@ -33,9 +33,9 @@ fn what_is_sent_and_received_is_counted_and_rings_have_no_seam() {
     let memory = ConnectionMemory::create().unwrap();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let seam = INPUT_BYTES - 3;
-    assert_eq!(memory.receive(ours.as_fd(), seam, 10, Wait::Not).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(memory.receive(ours.as_fd(), seam, 10).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     theirs.write_all(b"seamless").unwrap();
-    assert_eq!(memory.receive(ours.as_fd(), seam, 100, Wait::ForInput).unwrap(), 8);
+    assert_eq!(memory.receive(ours.as_fd(), seam, 100).unwrap(), 8);
     let mut got = [0; 8];
     assert!(memory.read_input(seam, &mut got) && &got == b"seamless" && memory.received() == 8);
     assert!(memory.read_input(0, &mut got[..5]) && &got[..5] == b"mless");
@@ -46,10 +46,33 @@ fn what_is_sent_and_received_is_counted_and_rings_have_no_seam() {
     theirs.read_exact(&mut got).unwrap();
     assert!(&got == b"xyz!" && memory.sent() == 4);
     drop(theirs);
-    assert_eq!(memory.receive(ours.as_fd(), 0, 10, Wait::ForInput).unwrap(), 0);
+    assert_eq!(memory.receive(ours.as_fd(), 0, 10).unwrap(), 0);
     assert!(memory.send_direct(ours.as_fd(), b"!").is_err() && memory.sent() == 4);
     let again = ConnectionMemory::adopt(memory.as_fd().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!((again.received(), again.sent()), (8, 4));
+}
+
+#[test]
+fn a_part_of_a_file_is_sent_and_counted_and_a_full_socket_is_no_error() {
+    let memory = ConnectionMemory::create().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes(0, 4 << 20)).unwrap();
+    let mut sent = 0;
+    loop {
+        match memory.send_file(ours.as_fd(), file.as_fd(), sent, 100_000) {
+            Ok(n) => sent += n as u64,
+            Err(e) => break assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+        }
+    }
+    assert!(sent > 0 && memory.sent() == sent);
+    let mut got = vec![0; usize::try_from(sent).unwrap()];
+    theirs.read_exact(&mut got).unwrap();
+    assert_eq!(got, bytes(0, sent));
+    assert_eq!(memory.send_file(ours.as_fd(), file.as_fd(), 4 << 20, 10).unwrap(), 0);
+    assert_eq!(memory.send_direct(ours.as_fd(), b"!").unwrap(), 1);
+    assert_eq!(memory.sent(), sent + 1);
 }
 
 #[test]
@@ -74,19 +97,24 @@ fn victim() {
     let memory = File::options().read(true).write(true).open(memory).unwrap();
     let memory = ConnectionMemory::adopt(memory.into()).unwrap();
     let socket = io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let pattern = tempfile::tempfile().unwrap();
+    (&pattern).write_all(&bytes(0, 4 << 20)).unwrap();
     let mut step: u64 = std::process::id().into();
     loop {
         step = step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let len = 1 + (step >> 33) % 6000;
         let sent = memory.sent();
-        if step >> 63 == 0 {
+        if step >> 62 == 3 {
+            // A file in which the byte of every position below its end stands.
+            let _ = memory.send_file(socket.as_fd(), pattern.as_fd(), sent, usize::try_from(len).unwrap());
+        } else if step >> 63 == 0 {
             assert!(memory.write_output(at(sent, OUTPUT_BYTES), &bytes(sent, len)));
             let _ = memory.send(socket.as_fd(), at(sent, OUTPUT_BYTES), usize::try_from(len).unwrap());
         } else {
             let _ = memory.send_direct(socket.as_fd(), &bytes(sent, len));
         }
         let received = memory.received();
-        let _ = memory.receive(socket.as_fd(), at(received, INPUT_BYTES), usize::try_from(len).unwrap(), Wait::Not);
+        let _ = memory.receive(socket.as_fd(), at(received, INPUT_BYTES), usize::try_from(len).unwrap());
     }
 }
 

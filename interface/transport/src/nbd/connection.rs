@@ -22,11 +22,11 @@ use everdisk_proto::{
     connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record},
     frame::LentConnection,
 };
-use everdisk_sys::connection::{ConnectionMemory, Wait};
+use everdisk_sys::connection::ConnectionMemory;
 use rustix::io::Errno as Os;
 
 use super::{negotiation::State, request::Request};
-use crate::channel::Lead;
+use crate::{channel::Lead, disk::FileRange};
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
 const RECEIVE_MAX: usize = 512 << 10;
@@ -245,8 +245,14 @@ impl Connection {
         os(self.memory.send_direct(self.socket(), data))
     }
 
+    /// Sends a part of a file, as far as the socket takes it.
+    pub(super) fn send_file(&self, range: &FileRange<'_>) -> Result<usize, Os> {
+        let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+        os(self.memory.send_file(self.socket(), range.file, range.offset, len))
+    }
+
     /// Receives what there is. Only by the worker that has the lead, and where there is room ([`Connection::room`]).
-    pub(super) fn receive(&self, wait: Wait) -> Result<usize, Os> {
+    pub(super) fn receive(&self) -> Result<usize, Os> {
         let (at, max) = {
             let mut shared = self.lock();
             let received = self.memory.received();
@@ -262,7 +268,7 @@ impl Connection {
         if max == 0 {
             return Err(Os::AGAIN);
         }
-        os(self.memory.receive(self.socket(), at, max.min(RECEIVE_MAX), wait))
+        os(self.memory.receive(self.socket(), at, max.min(RECEIVE_MAX)))
     }
 
     /// Whether anything can be received.

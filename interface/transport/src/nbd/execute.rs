@@ -10,6 +10,8 @@ use crate::disk::{Disk, Errno, Failure, Hold};
 
 /// The most that is read or written at once.
 pub(super) const PIECE: usize = 1 << 20;
+/// The data of a longer reply goes straight to the socket.
+pub(super) const INLINE_MAX: usize = 64 << 10;
 /// Extents in one answer to BLOCK_STATUS: a client that wants more asks on from where it ends.
 const EXTENTS_MAX: usize = 512;
 /// CACHE is advice; more than this is not read ahead.
@@ -21,7 +23,8 @@ const ENXIO: Errno = Errno(rustix::io::Errno::NXIO.raw_os_error());
 pub(super) enum Done {
     /// Nothing but that it went well.
     Nothing,
-    /// The data, or the first piece of it, stands in the buffer.
+    /// So many bytes of the data stand in the buffer: all, or the first piece; or none of a large one that can be sent from where
+    /// it lies.
     Data(usize),
     /// What is allocated: lengths and flags of base:allocation.
     Extents(Vec<(u32, u32)>),
@@ -54,6 +57,9 @@ pub(super) fn execute(disk: &dyn Disk, hold: &dyn Hold, request: &Request, data:
         _ if len == 0 && request.command != Command::Flush => return Ok(Done::Nothing),
         Command::Read => {
             let first = bytes.min(PIECE);
+            if first > INLINE_MAX && disk.in_memory(offset, first as u64).is_some() {
+                return Ok(Done::Data(0));
+            }
             disk.read(hold, offset, data.first(first))?;
             return Ok(Done::Data(first));
         }

@@ -19,7 +19,6 @@ use std::{
 
 use everdisk_gate::ticket::Pass;
 use everdisk_proto::connection::{Long, Record};
-use everdisk_sys::connection::Wait;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno as Os,
@@ -144,7 +143,30 @@ impl Worker<'_, '_> {
                 turn => return turn,
             }
         }
-        Turn::Shut
+        match self.flush() {
+            Turn::Closed => {
+                self.connection.end(false);
+                Turn::Closed
+            }
+            _ => Turn::Shut,
+        }
+    }
+
+    /// A worker that has lost the lead sends what it has committed: the other may sleep until the client says something.
+    fn flush(&mut self) -> Turn {
+        while self.seat.may_read(self.pass) && !self.connection.lead.is_with(self.seat.index()) {
+            let sent = {
+                let shared = self.connection.lock();
+                self.connection.send(&shared.record)
+            };
+            match sent {
+                Ok(true) => break,
+                Err(_) => return Turn::Closed,
+                Ok(false) if self.poll(PollFlags::OUT) == Turn::Closed => return Turn::Closed,
+                Ok(false) => {}
+            }
+        }
+        Turn::Again
     }
 
     fn turn(&mut self) -> Turn {
@@ -447,29 +469,31 @@ impl Worker<'_, '_> {
     /// Receives; waits for it without limit only when the peer owes nothing.
     fn receive(&mut self, is_idle: bool) -> Turn {
         let (seat, pass, connection) = (self.seat, self.pass, self.connection);
-        let received = self.buffers.spin.until(|| match connection.receive(Wait::Not) {
+        let received = self.buffers.spin.until(|| match connection.receive() {
             Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) => None,
             other => Some(other),
         });
-        match received {
-            Some(Err(Os::AGAIN | Os::INTR)) => Turn::Again,
-            Some(result) => self.received(result),
-            None if is_idle => {
-                let begin = Instant::now();
-                let result = connection.receive(Wait::ForInput);
-                self.buffers.spin.slept(begin.elapsed());
-                self.received(result)
-            }
-            None => {
-                let begin = Instant::now();
-                let turn = self.poll(PollFlags::IN);
-                self.buffers.spin.slept(begin.elapsed());
-                if turn != Turn::Again {
-                    return turn;
-                }
-                let result = connection.receive(Wait::Not);
-                self.received(result)
-            }
+        if let Some(result) = received {
+            return self.received(result);
+        }
+        if is_idle {
+            self.waiting = None;
+        }
+        let begin = Instant::now();
+        let turn = if is_idle { self.sleep() } else { self.poll(PollFlags::IN) };
+        self.buffers.spin.slept(begin.elapsed());
+        if turn != Turn::Again {
+            return turn;
+        }
+        self.received(connection.receive())
+    }
+
+    /// Sleeps until the client says something, or the gate is closed.
+    fn sleep(&self) -> Turn {
+        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), PollFlags::IN)];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Os::INTR) => Turn::Again,
+            Err(_) => Turn::Closed,
         }
     }
 

@@ -11,10 +11,8 @@ use rustix::{event::PollFlags, io::Errno as Os};
 use super::{
     Command, Connection, Errno, Failure, Mine, NbdError, PAUSE, PIECE, Request, State, Turn, Worker, is_io, reply, told,
 };
-use crate::nbd::execute::Done;
+use crate::nbd::execute::{Done, INLINE_MAX};
 
-/// The data of a longer reply goes straight to the socket.
-const INLINE_MAX: usize = 64 << 10;
 /// Room that every reply finds beside its data.
 const HEAD_MAX: usize = 8 << 10;
 /// So many bytes are sent although more may come together.
@@ -214,6 +212,7 @@ impl Worker<'_, '_> {
     /// Sends the data of a large reply that is in this worker's hands. `have`: which part of it stands in the buffer.
     pub(super) fn direct(&mut self, request: &Request, state: State, mut have: Range<usize>) -> Turn {
         let connection = self.connection;
+        let mut is_stuck = false;
         loop {
             let mut shared = connection.lock();
             let mut record = shared.record;
@@ -230,6 +229,14 @@ impl Worker<'_, '_> {
                 } else if have.contains(&at) {
                     let part = at - have.start..have.end.min(end) - have.start;
                     connection.send_direct(self.buffers.data.part(part))
+                } else if let Some(range) =
+                    self.disk.in_memory(request.offset + at as u64, (end - at).min(PIECE) as u64)
+                    && !is_stuck
+                {
+                    let sent = connection.send_file(&range);
+                    // Nothing sent, and no reason: it has to be read to learn why.
+                    is_stuck = sent.is_ok_and(|n| n == 0);
+                    sent
                 } else {
                     drop(shared);
                     match self.read_piece(request, at, end) {
@@ -257,7 +264,8 @@ impl Worker<'_, '_> {
             }
             let left = request.len - (direct.done + direct.len);
             let (mut failed, mut is_io_error) = (None, false);
-            if left > 0 && !have.contains(&end) {
+            let there = have.contains(&end) || self.is_in_memory(request, end);
+            if left > 0 && !there {
                 drop(shared);
                 match self.read_piece(request, end, request.len as usize) {
                     Ok(piece) => {
@@ -292,6 +300,12 @@ impl Worker<'_, '_> {
             record.direct = Some(next);
             connection.commit(&mut shared, record);
         }
+    }
+
+    /// Whether the next chunk of the request can be sent from where it lies.
+    fn is_in_memory(&self, request: &Request, at: usize) -> bool {
+        let len = (request.len as usize).saturating_sub(at).min(PIECE) as u64;
+        self.disk.in_memory(request.offset + at as u64, len).is_some()
     }
 
     /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
