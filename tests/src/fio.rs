@@ -53,12 +53,19 @@ impl Job {
         [Self::mixed(1, true), Self::writes(32, true), Self::writes(1, false), Self::mixed(32, false)]
     }
 
-    fn command(&self, file: &Path, directory: &Path, seed: u64) -> Command {
+    fn command(&self, target: &Target, directory: &Path, seed: u64) -> Command {
         need("fio");
         let mut command = Command::new("fio");
         command.current_dir(directory);
-        command.args(["--name=verify", "--output-format=json", "--ioengine=libaio", "--thread", "--numjobs=2"]);
-        command.arg(format!("--filename={}", file.display()));
+        command.args(["--name=verify", "--output-format=json", "--thread", "--numjobs=2"]);
+        match target {
+            Target::File(file) => {
+                command.arg("--ioengine=libaio").arg(format!("--filename={}", file.display()));
+            }
+            Target::Nbd { uri, offset } => {
+                command.arg("--ioengine=nbd").arg(format!("--uri={uri}")).arg(format!("--offset={offset}"));
+            }
+        }
         command.args([format!("--rw={}", self.pattern), format!("--iodepth={}", self.depth)]);
         command.args([format!("--direct={}", u8::from(self.direct)), format!("--loops={}", self.loops)]);
         command.args([format!("--size={}", self.region), format!("--offset_increment={}", self.region)]);
@@ -66,6 +73,33 @@ impl Job {
         command.args(["--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0"]);
         command.args(["--exitall_on_error=1", "--fsync=64"]);
         command
+    }
+}
+
+/// What a load goes to.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A file, from its beginning.
+    File(PathBuf),
+    /// An NBD export, by a connection for each job. fio never connects again: a connection that is lost is a failure.
+    Nbd {
+        /// The export.
+        uri: String,
+        /// Where the load begins: `64m`.
+        offset: &'static str,
+    },
+}
+
+impl Target {
+    /// An NBD export, from its beginning.
+    pub const fn nbd(uri: String) -> Self {
+        Self::Nbd { uri, offset: "0" }
+    }
+}
+
+impl<P: AsRef<Path> + ?Sized> From<&P> for Target {
+    fn from(file: &P) -> Self {
+        Self::File(file.as_ref().to_owned())
     }
 }
 
@@ -99,18 +133,18 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts it on `file`.
-    pub fn start(job: &Job, file: &Path) -> Self {
+    /// Starts it.
+    pub fn start(job: &Job, target: impl Into<Target>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let runs = Arc::new(AtomicU64::new(0));
-        let (job, file): (Job, PathBuf) = (job.clone(), file.to_owned());
+        let (job, target) = (job.clone(), target.into());
         let (stopping, counter) = (Arc::clone(&stop), Arc::clone(&runs));
         let body = move || {
             let directory = tempfile::tempdir().expect("a directory for fio");
             let mut ios = 0;
             while !stopping.load(SeqCst) {
                 let seed = counter.load(SeqCst) + 1;
-                ios += check(&run(job.command(&file, directory.path(), seed), RUN_LIMIT));
+                ios += check(&run(job.command(&target, directory.path(), seed), RUN_LIMIT));
                 counter.fetch_add(1, SeqCst);
             }
             ios

@@ -10,6 +10,8 @@
 //!  programs.rs    where the programs are
 //!  faults.rs     storage nodes that are slow, fail or hang on command
 //!  fio.rs         fio as a load that verifies
+//!  nbd.rs         a volume with NBD front ends, and NBD clients
+//!  guest.rs       a virtual machine
 //!  load.rs        a load that knows what was acknowledged
 //!  promises.rs    the promises of a disk with a write cache, and a load that holds a volume to them
 //!  buffer.rs      the size of the write buffers
@@ -24,8 +26,10 @@ pub mod bytes;
 pub mod faults;
 pub mod fio;
 pub mod guards;
+pub mod guest;
 pub mod host;
 pub mod load;
+pub mod nbd;
 pub mod processes;
 pub mod programs;
 pub mod promises;

@@ -140,7 +140,7 @@ fn peers_that_pretend_to_be_cores_do_no_harm() {
     let file = LentFile { path: "/x".into(), channels: 1 };
     let null: Vec<OwnedFd> = devices(2);
     let fds: Vec<_> = null.iter().map(AsFd::as_fd).collect();
-    let _ = thief.send(2, ToInterface::Returned { file: Some(file) }, &fds);
+    let _ = thief.send(2, ToInterface::Returned { file: Some(file), nbd: Vec::new(), connections: 0 }, &fds);
     load.goes_on(50);
     drop((foreign, thief));
 

@@ -8,7 +8,7 @@ use crate::child::Stdout;
 use crate::phases::Phases;
 use crate::setup::{self, Program};
 use crate::workspace::{Workspace, cargo, root};
-use crate::{TaskError, check};
+use crate::{TaskError, check, guest};
 
 /// Every child of `test` together.
 const TEST_LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -19,12 +19,18 @@ const BENCH_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 /// At most this many soak tests, one after another.
 const SOAK_TESTS: u32 = 12;
 
+/// Everything that the tests call and the build does not make.
+pub(crate) fn set_up() -> Result<(), TaskError> {
+    setup::run(setup::TESTS)?;
+    guest::run()
+}
+
 /// Set-up, check, release build, and every test: the packages beside each other, then end to end one by one, then
 /// loom.
 pub(crate) fn test() -> Result<(), TaskError> {
     let root = root();
     let mut phases = Phases::within(TEST_LIMIT);
-    if !phases.act("set-up", || setup::run(setup::TESTS)) {
+    if !phases.act("set-up", set_up) {
         return phases.finish();
     }
     phases.run("check", cargo(&root).args(["xtask", "check"]), Stdout::Inherited);
@@ -53,7 +59,7 @@ pub(crate) fn bench(arguments: &[String]) -> Result<(), TaskError> {
 
 /// The ignored end-to-end tests, each of which goes on for `secs`.
 pub(crate) fn soak(secs: u64, arguments: &[String]) -> Result<(), TaskError> {
-    setup::run(setup::TESTS)?;
+    set_up()?;
     let root = root();
     let mut phases = Phases::within(BUILD_LIMIT + (Duration::from_secs(secs) + DEMO_LIMIT) * SOAK_TESTS);
     if phases.run("build", &mut release_build(&root), Stdout::Inherited) {

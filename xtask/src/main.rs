@@ -4,6 +4,7 @@
 mod check;
 mod child;
 mod commands;
+mod guest;
 mod phases;
 mod setup;
 mod source;
@@ -30,6 +31,8 @@ enum Task {
         #[arg(long, value_enum)]
         only: Vec<check::Law>,
     },
+    /// Install what the tests call (as root), nothing more.
+    Setup,
     /// Install what the tests call (as root), check, build, and run every test.
     Test,
     /// Build, then upgrade a volume under load before your eyes.
@@ -79,6 +82,7 @@ impl TaskError {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().task {
         Task::Check { only } => check::run(&only),
+        Task::Setup => commands::set_up(),
         Task::Test => commands::test(),
         Task::Demo { arguments } => commands::demo(&arguments),
         Task::Bench { arguments } => commands::bench(&arguments),

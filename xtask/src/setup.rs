@@ -2,6 +2,8 @@
 //!
 //! What is missing is told by its program on PATH, not by its package: which package holds a program differs between
 //! releases (a backported qemu-utils holds qemu-storage-daemon and conflicts with the older package that did).
+//!
+//! What a virtual machine needs is in `guest.rs`: it is not installed at all.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::TaskError;
 use crate::child::{self, Stdout};
 
-const APT_LIMIT: Duration = Duration::from_secs(10 * 60);
+pub(crate) const APT_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// A program that something here calls.
 pub(crate) struct Program {
@@ -55,6 +57,9 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "qemu-img", packages: &["qemu-utils"], purpose: "reads volumes as QEMU does" },
     Program { name: "python3", packages: &["python3"], purpose: "speaks to sockets as another user" },
     Program { name: "qemu-io", packages: &["qemu-utils"], purpose: "does I/O as QEMU does" },
+    Program { name: "nbdinfo", packages: &["libnbd-bin"], purpose: "asks NBD servers what they can do" },
+    Program { name: "nbdcopy", packages: &["libnbd-bin"], purpose: "copies to and from NBD servers" },
+    Program { name: "nbdsh", packages: &["python3-libnbd"], purpose: "sends NBD servers what no other client sends" },
 ];
 
 /// Sees to it that every program is there: installs what is missing as root, else says how.
@@ -91,7 +96,7 @@ pub(crate) fn run(programs: &[Program]) -> Result<(), TaskError> {
     if missing.is_empty() { Ok(()) } else { Err(TaskError::Failed(advice(&missing, "even after the installation"))) }
 }
 
-fn apt_get(arguments: &[&str], deadline: Instant) -> Result<(), TaskError> {
+pub(crate) fn apt_get(arguments: &[&str], deadline: Instant) -> Result<(), TaskError> {
     let mut command = Command::new("apt-get");
     command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
     let ended = child::run(&mut command, deadline, Stdout::Inherited)?;
@@ -102,7 +107,7 @@ fn apt_get(arguments: &[&str], deadline: Instant) -> Result<(), TaskError> {
 }
 
 /// The directories of PATH, and those of the administrator's programs, which PATH often lacks.
-fn search_path() -> Vec<PathBuf> {
+pub(crate) fn search_path() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(administrators).collect()
@@ -112,7 +117,7 @@ fn missing<'a>(programs: &'a [Program], path: &[PathBuf]) -> Vec<&'a Program> {
     programs.iter().filter(|program| !is_on(path, program.name)).collect()
 }
 
-fn is_on(path: &[PathBuf], name: &str) -> bool {
+pub(crate) fn is_on(path: &[PathBuf], name: &str) -> bool {
     path.iter().any(|directory| is_program(&directory.join(name)))
 }
 

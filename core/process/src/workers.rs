@@ -42,6 +42,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const TICKET_LIMIT: Duration = Duration::from_secs(2);
 /// A request that has taken longer than one of these looks (two at most) takes long.
 const WATCH: Duration = Duration::from_millis(10);
+/// So many workers of connections may probe at once: more would be in each other's way.
+const PROBERS_MAX: usize = 4;
 /// While nothing is asked for, the looks are this far apart.
 const WATCH_IDLE: Duration = Duration::from_millis(100);
 
@@ -156,7 +158,7 @@ impl Workers {
             let shared = &taken.shared;
             let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
             let _ = ready.send(());
-            seat.stand_guard(&*shared.disk);
+            seat.stand_guard(&*shared.disk, || shared.has_few_connections());
         })?;
         await_parked(&parked)
     }
@@ -178,7 +180,9 @@ impl Workers {
         let (ready, parked) = mpsc::channel();
         Shared::start(&served, taken, ready)?;
         lock(&self.0.served).push(served);
-        await_parked(&parked)
+        await_parked(&parked)?;
+        self.0.rouse();
+        Ok(())
     }
 
     /// Lets go of connections that have ended, here or in another core.
@@ -307,6 +311,12 @@ impl Shared {
             }
             (What::Fuse(..), None) => {}
         }
+    }
+
+    /// Whether there are connections, and so few that all their workers may probe at once.
+    fn has_few_connections(&self) -> bool {
+        let connections = lock(&self.served).iter().filter(|served| served.connection().is_some()).count();
+        (1..=PROBERS_MAX).contains(&connections)
     }
 
     fn ticket(&self, index: usize) -> Option<&Ticket> {

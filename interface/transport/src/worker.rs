@@ -5,6 +5,7 @@ use std::{
         AtomicBool,
         Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
     },
+    thread,
     time::Duration,
 };
 
@@ -24,6 +25,9 @@ use crate::disk::{Disk, Hold};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_LOOK: Duration = Duration::from_secs(1);
+
+/// Workers that are to probe have begun to within this time, or are held up.
+const OTHERS_PROBE: Duration = Duration::from_millis(1);
 
 /// One worker's seat in the segment.
 pub struct Seat<'a> {
@@ -154,16 +158,33 @@ impl<'a> Seat<'a> {
         ticket::leave(&self.ticket.state);
     }
 
-    /// Does nothing but probe for a core that has no other worker to do it, until the core is to end.
-    pub fn stand_guard(&self, disk: &dyn Disk) {
+    /// Does nothing but probe for a core that has no other worker to do it, until the core is to end. While `others` says so,
+    /// others do it, who need not be woken anew when the gate is open; this one only where they do not come to it.
+    pub fn stand_guard(&self, disk: &dyn Disk, others: impl Fn() -> bool) {
         loop {
             let seen = self.core.wake.load(Acquire);
             if self.must_stop() {
                 return;
             }
-            match GateWord::decode(self.gate.word.load(Acquire)) {
-                Some(gate) if gate.slot == self.slot && gate.mode == Mode::Probe => self.probe(gate, disk),
-                _ => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who),
+            let others = others();
+            if others {
+                // The interface wakes them all when the first is not parked.
+                ticket::away(&self.ticket.state);
+            } else {
+                ticket::park(&self.ticket.state);
+            }
+            let probe = GateWord::decode(self.gate.word.load(Acquire))
+                .filter(|gate| gate.slot == self.slot && gate.mode == Mode::Probe);
+            match probe {
+                None => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who),
+                Some(gate) => {
+                    if others {
+                        thread::sleep(OTHERS_PROBE);
+                    }
+                    if self.gate.word.load(Acquire) == gate.encode() {
+                        self.probe(gate, disk);
+                    }
+                }
             }
         }
     }

@@ -136,20 +136,22 @@ impl Worker<'_, '_> {
         while self.connection.lead.is_with(self.seat.index()) && self.seat.may_read(self.pass) {
             match self.turn() {
                 Turn::Again => {}
-                Turn::Closed => {
-                    self.connection.end(false);
-                    return Turn::Closed;
-                }
+                Turn::Closed => return self.close(),
                 turn => return turn,
             }
         }
         match self.flush() {
-            Turn::Closed => {
-                self.connection.end(false);
-                Turn::Closed
-            }
+            Turn::Closed => self.close(),
             _ => Turn::Shut,
         }
+    }
+
+    /// Ends the connection, after what the client can still be told.
+    fn close(&self) -> Turn {
+        let shared = self.connection.lock();
+        let _ = self.connection.send(&shared.record);
+        self.connection.end(false);
+        Turn::Closed
     }
 
     /// A worker that has lost the lead sends what it has committed: the other may sleep until the client says something.
@@ -576,3 +578,6 @@ const fn is_io(errno: Errno) -> bool {
 const fn told(request: &Request, errno: Errno) -> NbdError {
     request.error(errno.0)
 }
+
+#[cfg(test)]
+mod tests;
