@@ -287,7 +287,7 @@ impl Worker<'_, '_> {
                 return self.fill(shared);
             }
             connection.commit(&mut shared, record);
-            return self.replied(shared);
+            return self.replied(&shared);
         }
         if request.command == Command::Disconnect {
             record.parsed += Request::BYTES as u64;
@@ -421,42 +421,17 @@ impl Worker<'_, '_> {
         connection.commit(&mut shared, record);
         shared.let_go(self.seat.index());
         self.seat.leave(0, len as u64, is_io_error);
-        if len == left { self.replied(shared) } else { Turn::Again }
+        if len == left { self.replied(&shared) } else { Turn::Again }
     }
 
-    /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`). But a
-    /// worker that has lost the lead sends at once: whoever has it may sleep already until the peer sends more.
-    fn replied(&mut self, shared: MutexGuard<'_, Shared>) -> Turn {
+    /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
+    fn replied(&mut self, shared: &Shared) -> Turn {
         self.replies += 1;
-        let leads = self.connection.lead.is_with(self.seat.index());
-        if leads && self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {
+        if self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {
             return Turn::Again;
         }
         self.replies = 0;
-        let sent = self.connection.send(&shared.record);
-        drop(shared);
-        match sent {
-            Ok(all_sent) if all_sent || leads => Turn::Again,
-            Ok(_) => self.send_rest(),
-            Err(_) => Turn::Closed,
-        }
-    }
-
-    /// Sends what the socket did not take at once, without the lead.
-    fn send_rest(&mut self) -> Turn {
-        while self.seat.may_read(self.pass) {
-            match self.poll(PollFlags::OUT) {
-                Turn::Again => {}
-                turn => return turn,
-            }
-            let shared = self.connection.lock();
-            match self.connection.send(&shared.record) {
-                Ok(true) => return Turn::Again,
-                Ok(false) => {}
-                Err(_) => return Turn::Closed,
-            }
-        }
-        Turn::Shut
+        if self.connection.send(&shared.record).is_err() { Turn::Closed } else { Turn::Again }
     }
 
     /// Waits a moment for another worker of this connection.

@@ -136,7 +136,7 @@ impl Worker<'_, '_> {
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.leave(request, is_io_error);
-                return self.replied(shared);
+                return self.replied(&shared);
             }
             drop(shared);
             if let Some(turn) = self.wait_for_room() {
@@ -293,7 +293,7 @@ impl Worker<'_, '_> {
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.leave(request, is_io_error);
-                return self.replied(shared);
+                return Turn::Again;
             }
             let next = Direct { done: direct.done + direct.len, len: left.min(chunk_max()), ..direct };
             let _ = connection.append(&mut record, Head::new(request, state, next.done, next.len).bytes());
