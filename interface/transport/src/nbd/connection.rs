@@ -251,24 +251,28 @@ impl Connection {
         os(self.memory.send_file(self.socket(), range.file, range.offset, len))
     }
 
-    /// Receives what there is. Only by the worker that has the lead, and where there is room ([`Connection::room`]).
-    pub(super) fn receive(&self) -> Result<usize, Os> {
-        let (at, max) = {
-            let mut shared = self.lock();
-            let received = self.memory.received();
-            let mut record = shared.record;
-            if record.parsed == received && record.aside == 0 && record.input_base != received {
-                // Nothing stands in the ring: what comes next goes to its beginning, which the CPU's cache knows.
-                record.input_base = received;
-                self.commit(&mut shared, record);
-            }
-            let taken = usize::try_from(received - self.tail(&record)).map_err(|_| Os::INVAL)?;
-            (place(received.wrapping_sub(record.input_base), INPUT_BYTES), INPUT_BYTES.saturating_sub(taken))
-        };
+    /// Receives what there is, where there is room ([`Connection::has_room`]). Only the worker that has the lead may, and the
+    /// lead may go to another one at any moment: that is looked up under the lock, and received under it. So what one
+    /// receives stands where it belongs, and the next leader, which locks too before it sleeps, knows of it.
+    pub(super) fn receive(&self, worker: usize) -> Result<usize, Os> {
+        let mut shared = self.lock();
+        if !self.lead.is_with(worker) {
+            return Err(Os::AGAIN);
+        }
+        let received = self.memory.received();
+        let mut record = shared.record;
+        if record.parsed == received && record.aside == 0 && record.input_base != received {
+            // Nothing stands in the ring: what comes next goes to its beginning, which the CPU's cache knows.
+            record.input_base = received;
+            self.commit(&mut shared, record);
+        }
+        let taken = usize::try_from(received - self.tail(&record)).map_err(|_| Os::INVAL)?;
+        let at = place(received.wrapping_sub(record.input_base), INPUT_BYTES);
+        let max = INPUT_BYTES.saturating_sub(taken).min(RECEIVE_MAX);
         if max == 0 {
             return Err(Os::AGAIN);
         }
-        os(self.memory.receive(self.socket(), at, max.min(RECEIVE_MAX)))
+        os(self.memory.receive(self.socket(), at, max))
     }
 
     /// Whether anything can be received.

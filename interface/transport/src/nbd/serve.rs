@@ -471,7 +471,7 @@ impl Worker<'_, '_> {
     /// Receives; waits for it without limit only when the peer owes nothing.
     fn receive(&mut self, is_idle: bool) -> Turn {
         let (seat, pass, connection) = (self.seat, self.pass, self.connection);
-        let received = self.buffers.spin.until(|| match connection.receive() {
+        let received = self.buffers.spin.until(|| match connection.receive(seat.index()) {
             Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) => None,
             other => Some(other),
         });
@@ -487,7 +487,7 @@ impl Worker<'_, '_> {
         if turn != Turn::Again {
             return turn;
         }
-        self.received(connection.receive())
+        self.received(connection.receive(seat.index()))
     }
 
     /// Sleeps until the client says something, or the gate is closed.
