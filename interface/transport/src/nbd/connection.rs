@@ -251,9 +251,8 @@ impl Connection {
         os(self.memory.send_file(self.socket(), range.file, range.offset, len))
     }
 
-    /// Receives what there is, where there is room ([`Connection::has_room`]). Only the worker that has the lead may, and the
-    /// lead may go to another one at any moment: that is looked up under the lock, and received under it. So what one
-    /// receives stands where it belongs, and the next leader, which locks too before it sleeps, knows of it.
+    /// Receives what there is, if this worker still has the lead. Under the lock, so that the next leader's first look comes
+    /// either before it, and then this one has lost the lead, or finds what it received.
     pub(super) fn receive(&self, worker: usize) -> Result<usize, Os> {
         let mut shared = self.lock();
         if !self.lead.is_with(worker) {
@@ -267,12 +266,11 @@ impl Connection {
             self.commit(&mut shared, record);
         }
         let taken = usize::try_from(received - self.tail(&record)).map_err(|_| Os::INVAL)?;
-        let at = place(received.wrapping_sub(record.input_base), INPUT_BYTES);
         let max = INPUT_BYTES.saturating_sub(taken).min(RECEIVE_MAX);
         if max == 0 {
             return Err(Os::AGAIN);
         }
-        os(self.memory.receive(self.socket(), at, max))
+        os(self.memory.receive(self.socket(), place(received.wrapping_sub(record.input_base), INPUT_BYTES), max))
     }
 
     /// Whether anything can be received.

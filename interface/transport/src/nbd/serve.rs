@@ -46,6 +46,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const STALL_LIMIT: Duration = Duration::from_secs(300);
 /// When nothing is to do but to wait for another worker of the connection.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
+const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
 const REPLIES_MAX: u32 = 16;
 /// The longest refused WRITE whose data is thrown away to stay in step.
@@ -134,6 +136,10 @@ impl Worker<'_, '_> {
             return Turn::Closed;
         }
         while self.connection.lead.is_with(self.seat.index()) && self.seat.may_read(self.pass) {
+            if self.connection.has_ended() {
+                // Another worker has found the client gone; what it had in hand is nobody's any more.
+                return Turn::Closed;
+            }
             match self.turn() {
                 Turn::Again => {}
                 Turn::Closed => return self.close(),
@@ -371,7 +377,7 @@ impl Worker<'_, '_> {
     fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
         let connection = self.connection;
         let Some(request) = Request::from_words(long.request) else { return Turn::Closed };
-        let mut record = shared.record;
+        let record = shared.record;
         let left = request.len.saturating_sub(long.done) as usize;
         let len = left.min(PIECE);
         if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &record) {
@@ -403,25 +409,27 @@ impl Worker<'_, '_> {
                 long.error = request.error(errno.0).code();
             }
         }
-        let mut shared = connection.lock();
-        if shared.mine(self.seat.index()) != Some(Mine::Current) {
-            return Turn::Abandoned;
-        }
-        record = shared.record;
-        record.parsed += len as u64;
         long.done += u32::try_from(len).unwrap_or(0);
-        record.long = Some(long);
-        if len == left {
-            record.long = None;
-            let simple = reply::simple_code(request.cookie, long.error);
-            if !connection.append(&mut record, &simple) {
-                return Turn::Closed;
+        loop {
+            let mut shared = connection.lock();
+            if shared.mine(self.seat.index()) != Some(Mine::Current) {
+                return Turn::Abandoned;
+            }
+            let mut record = shared.record;
+            record.parsed += len as u64;
+            record.long = (len < left).then_some(long);
+            if len < left || connection.append(&mut record, &reply::simple_code(request.cookie, long.error)) {
+                connection.commit(&mut shared, record);
+                shared.let_go(self.seat.index());
+                self.seat.leave(0, len as u64, is_io_error);
+                return if len == left { self.replied(&shared) } else { Turn::Again };
+            }
+            drop(shared);
+            // A reply of another worker's has taken the room meanwhile.
+            if let Some(turn) = self.wait_for_room() {
+                return turn;
             }
         }
-        connection.commit(&mut shared, record);
-        shared.let_go(self.seat.index());
-        self.seat.leave(0, len as u64, is_io_error);
-        if len == left { self.replied(&shared) } else { Turn::Again }
     }
 
     /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
@@ -458,6 +466,13 @@ impl Worker<'_, '_> {
             return Turn::Closed;
         }
         let has_room = !is_over && connection.has_room(&record);
+        if has_room && !all_sent {
+            // A client may say all it has to say before it listens.
+            match connection.receive(self.seat.index()) {
+                Err(Os::AGAIN | Os::INTR) => {}
+                other => return self.received(other),
+            }
+        }
         if !all_sent || !has_room {
             let mut what = PollFlags::empty();
             what.set(PollFlags::IN, has_room);
@@ -465,14 +480,14 @@ impl Worker<'_, '_> {
             return if what.is_empty() { self.pause(connection.lock()) } else { self.poll(what) };
         }
         let is_idle = is_established && connection.unparsed(&record) == 0 && record.skip == 0 && record.long.is_none();
-        self.receive(is_idle)
+        self.receive(is_idle, record.aside != 0)
     }
 
-    /// Receives; waits for it without limit only when the peer owes nothing.
-    fn receive(&mut self, is_idle: bool) -> Turn {
+    /// Receives; waits for it without limit only when the peer owes nothing, and nobody else's request may be left to this worker.
+    fn receive(&mut self, is_idle: bool, has_aside: bool) -> Turn {
         let (seat, pass, connection) = (self.seat, self.pass, self.connection);
         let received = self.buffers.spin.until(|| match connection.receive(seat.index()) {
-            Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) => None,
+            Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) && connection.lead.is_with(seat.index()) => None,
             other => Some(other),
         });
         if let Some(result) = received {
@@ -482,7 +497,7 @@ impl Worker<'_, '_> {
             self.waiting = None;
         }
         let begin = Instant::now();
-        let turn = if is_idle { self.sleep() } else { self.poll(PollFlags::IN) };
+        let turn = if is_idle { self.sleep(has_aside.then_some(ASIDE_LOOK)) } else { self.poll(PollFlags::IN) };
         self.buffers.spin.slept(begin.elapsed());
         if turn != Turn::Again {
             return turn;
@@ -490,10 +505,10 @@ impl Worker<'_, '_> {
         self.received(connection.receive(seat.index()))
     }
 
-    /// Sleeps until the client says something, or the gate is closed.
-    fn sleep(&self) -> Turn {
+    /// Sleeps until the client says something, the gate is closed, or it is time to look around.
+    fn sleep(&self, limit: Option<Timespec>) -> Turn {
         let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), PollFlags::IN)];
-        match rustix::event::poll(&mut polled, None) {
+        match rustix::event::poll(&mut polled, limit.as_ref()) {
             Ok(_) | Err(Os::INTR) => Turn::Again,
             Err(_) => Turn::Closed,
         }
