@@ -53,21 +53,51 @@ impl Measured {
     }
 }
 
-fn base(file: &Path, job: Job, direct: bool) -> Command {
+/// What a job does its I/O to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A file, by libaio.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Past the page cache, by O_DIRECT.
+        direct: bool,
+    },
+    /// An NBD server, by libnbd.
+    Nbd {
+        /// Where it is: `nbd+unix:///NAME?socket=PATH` or `nbd://HOST:PORT/NAME`.
+        uri: String,
+    },
+}
+
+impl Target {
+    /// A file past the page cache.
+    pub const fn direct(path: PathBuf) -> Self {
+        Self::File { path, direct: true }
+    }
+}
+
+fn base(target: &Target, job: Job) -> Command {
     let mut command = Command::new("fio");
-    command.args(["--name=job", "--ioengine=libaio", "--norandommap"]);
-    command.arg(format!("--filename={}", file.display())).arg(format!("--direct={}", u8::from(direct)));
+    command.args(["--name=job", "--norandommap"]);
+    match target {
+        Target::File { path, direct } => command
+            .arg("--ioengine=libaio")
+            .arg(format!("--filename={}", path.display()))
+            .arg(format!("--direct={}", u8::from(*direct))),
+        Target::Nbd { uri } => command.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
+    };
     command.arg(format!("--rw={}", job.pattern)).arg(format!("--bs={}", job.block));
     command.arg(format!("--iodepth={}", job.depth));
     command
 }
 
-/// Writes `bytes` bytes of noise to the whole file.
+/// Writes `bytes` bytes of noise to the whole of `target`.
 ///
 /// # Errors
 /// fio's.
-pub fn prefill(file: &Path, bytes: u64, direct: bool) -> Result<()> {
-    let mut command = base(file, Job { pattern: "write", block: "1M", depth: 4 }, direct);
+pub fn prefill(target: &Target, bytes: u64) -> Result<()> {
+    let mut command = base(target, Job { pattern: "write", block: "1M", depth: 4 });
     command.arg(format!("--size={bytes}")).arg("--refill_buffers=1").arg("--output-format=json");
     parse(&command::run(&mut command, GRACE * 2)?).map(drop)
 }
@@ -76,8 +106,8 @@ pub fn prefill(file: &Path, bytes: u64, direct: bool) -> Result<()> {
 ///
 /// # Errors
 /// fio's, an I/O error among them.
-pub fn measure(file: &Path, bytes: u64, job: Job, direct: bool, seconds: u64) -> Result<Measured> {
-    let mut command = base(file, job, direct);
+pub fn measure(target: &Target, bytes: u64, job: Job, seconds: u64) -> Result<Measured> {
+    let mut command = base(target, job);
     command.arg(format!("--size={bytes}")).args(["--time_based", "--ramp_time=500ms", "--output-format=json"]);
     command.arg(format!("--runtime={seconds}"));
     Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
@@ -87,8 +117,8 @@ pub fn measure(file: &Path, bytes: u64, job: Job, direct: bool, seconds: u64) ->
 ///
 /// # Errors
 /// fio's, an I/O error among them.
-pub fn burst(file: &Path, bytes: u64, job: Job, io_bytes: u64, seconds: u64) -> Result<Measured> {
-    let mut command = base(file, job, true);
+pub fn burst(target: &Target, bytes: u64, job: Job, io_bytes: u64, seconds: u64) -> Result<Measured> {
+    let mut command = base(target, job);
     command.arg(format!("--size={bytes}")).arg(format!("--io_size={io_bytes}")).arg("--output-format=json");
     command.arg(format!("--runtime={seconds}"));
     Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
@@ -98,8 +128,8 @@ pub fn burst(file: &Path, bytes: u64, job: Job, io_bytes: u64, seconds: u64) -> 
 ///
 /// # Errors
 /// fio's, an I/O error among them.
-pub fn cover(file: &Path, bytes: u64, job: Job) -> Result<Measured> {
-    let mut command = base(file, job, true);
+pub fn cover(target: &Target, bytes: u64, job: Job) -> Result<Measured> {
+    let mut command = base(target, job);
     command.arg(format!("--size={bytes}")).args(["--norandommap=0", "--output-format=json"]);
     Ok(measured(&parse(&command::run(&mut command, GRACE * 2)?)?))
 }
@@ -142,8 +172,8 @@ impl Background {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(file: &Path, bytes: u64, job: Job, prefix: &Path) -> Result<Self> {
-        let mut command = base(file, job, true);
+    pub fn start(target: &Target, bytes: u64, job: Job, prefix: &Path) -> Result<Self> {
+        let mut command = base(target, job);
         command.arg(format!("--size={bytes}")).args(["--time_based", "--runtime=3600", "--output-format=json"]);
         command.args(["--disable_clat=1", "--disable_slat=1"]).arg(format!("--write_lat_log={}", prefix.display()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

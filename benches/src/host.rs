@@ -21,8 +21,10 @@ use tempfile::TempDir;
 use crate::{
     Error, Result,
     command::{self, Ended},
+    fio::Target,
     interface::Interface,
     interrupt::Interrupt,
+    nbd::Address,
     residue,
 };
 
@@ -57,6 +59,15 @@ pub struct Host {
     fault_files: Vec<PathBuf>,
     /// Ends everything early.
     pub interrupt: Interrupt,
+}
+
+/// Where an NBD server awaits clients.
+#[derive(Clone, Debug)]
+pub struct NbdAddresses {
+    /// Its UNIX socket.
+    pub unix: Address,
+    /// Its TCP port.
+    pub tcp: Address,
 }
 
 /// What an operator's command gave.
@@ -180,6 +191,11 @@ impl Host {
         self.path("volume.img")
     }
 
+    /// The same for fio.
+    pub fn target(&self) -> Target {
+        Target::direct(self.file())
+    }
+
     /// The volume's interface.
     pub fn interface(&self) -> Interface {
         Interface::new(self.directories.run.join("volumes").join(VOLUME).join("interface.sock"))
@@ -224,6 +240,32 @@ impl Host {
     /// # Errors
     /// As the commands'.
     pub fn attach_with(&mut self, size: &str, nodes: usize, options: &[&str]) -> Result<()> {
+        self.create(size, nodes, options)?;
+        self.attach_to(&[])
+    }
+
+    /// As [`Host::attach_with`], with one storage node, and serves NBD clients, too.
+    ///
+    /// # Errors
+    /// As the commands'.
+    pub fn attach_nbd(&mut self, size: &str, options: &[&str]) -> Result<NbdAddresses> {
+        self.create(size, 1, options)?;
+        let socket = self.path("nbd.sock");
+        self.attach_to(&[
+            "--nbd".into(),
+            format!("unix:{}", socket.display()),
+            "--nbd".into(),
+            "tcp:127.0.0.1:0".into(),
+        ])?;
+        let status = self.do_everdisk(&["status", VOLUME])?;
+        let fronts = status.get("frontends").and_then(Value::as_array).into_iter().flatten();
+        let mut addresses = fronts.filter_map(|front| front.get("address")?.as_str()?.strip_prefix("tcp:"));
+        let bound = addresses.next().and_then(|address| address.parse().ok());
+        let tcp = bound.ok_or_else(|| Error::Failed(format!("no TCP address in {status}")))?;
+        Ok(NbdAddresses { unix: Address::Unix(socket), tcp: Address::Tcp(tcp) })
+    }
+
+    fn create(&mut self, size: &str, nodes: usize, options: &[&str]) -> Result<()> {
         let mut create: Vec<String> = ["volume", "create", VOLUME, "--size", size].map(str::to_owned).to_vec();
         for index in 0..nodes {
             let path = self.node(&format!("node-{index}"));
@@ -232,11 +274,16 @@ impl Host {
             self.fault_files.push(fault_file(&NodeUrl::Dir(path)));
         }
         create.extend(options.iter().map(|option| (*option).to_owned()));
-        self.do_everdisk(&create)?;
+        self.do_everdisk(&create).map(drop)
+    }
+
+    /// Attaches the volume to its file, and to other front ends.
+    fn attach_to(&mut self, others: &[String]) -> Result<()> {
         self.attached = true;
         let file = self.file();
-        self.do_everdisk(&[OsStr::new("attach"), OsStr::new(VOLUME), OsStr::new("--file"), file.as_os_str()])?;
-        Ok(())
+        let mut words = vec![OsStr::new("attach"), OsStr::new(VOLUME), OsStr::new("--file"), file.as_os_str()];
+        words.extend(others.iter().map(OsStr::new));
+        self.do_everdisk(&words).map(drop)
     }
 
     /// Upgrades the volume to a program, with a soak of 200 ms.

@@ -15,6 +15,7 @@ pub mod interrupt;
 pub mod load;
 pub mod machine;
 pub mod measure;
+pub mod nbd;
 pub mod peer;
 pub mod residue;
 pub mod stats;

@@ -90,6 +90,31 @@ impl Tally {
     }
 }
 
+/// What a thread of the load does its I/O to.
+pub trait Disk: Send {
+    /// Reads.
+    ///
+    /// # Errors
+    /// An I/O error of the application.
+    fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// An I/O error of the application.
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+}
+
+impl Disk for File {
+    fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, bytes, offset)
+    }
+
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, offset)
+    }
+}
+
 /// Load that runs.
 #[derive(Debug)]
 pub struct Load {
@@ -104,17 +129,27 @@ impl Load {
     /// # Errors
     /// The file cannot be opened.
     pub fn start(path: &Path, threads: u64, bytes: u64) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let done = Arc::new(AtomicU64::new(0));
-        let blocks = bytes / BLOCK_BYTES as u64 / threads;
-        let mut load = Self { stop, done, threads: Vec::new() };
-        for index in 0..threads {
-            let doing = || format!("open {} with O_DIRECT", path.display());
+        let open = |_| {
             let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
             let file = OpenOptions::new().read(true).write(true).custom_flags(direct).open(path);
+            file.map_err(Error::io(format!("open {} with O_DIRECT", path.display())))
+        };
+        Self::start_on((0..threads).map(open).collect::<Result<_>>()?, bytes)
+    }
+
+    /// Starts a thread on each of these ways to the first `bytes` of a volume, which must read as zeros.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start_on<D: Disk + 'static>(disks: Vec<D>, bytes: u64) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let done = Arc::new(AtomicU64::new(0));
+        let blocks = bytes / BLOCK_BYTES as u64 / disks.len() as u64;
+        let mut load = Self { stop, done, threads: Vec::new() };
+        for (index, disk) in (0..).zip(disks) {
             let bytes = BLOCK_BYTES * usize::try_from(IO_BLOCKS_MAX).unwrap_or(1);
             let worker = Worker {
-                file: file.map_err(Error::io(doing()))?,
+                disk,
                 first: index * blocks,
                 written: vec![0; usize::try_from(blocks).unwrap_or(0)],
                 buffer: LockedBuffer::new(bytes).map_err(Error::io("lock memory for the load"))?,
@@ -160,8 +195,8 @@ impl Drop for Load {
     }
 }
 
-struct Worker {
-    file: File,
+struct Worker<D> {
+    disk: D,
     first: u64,
     /// Number of the write that was acknowledged last, for each block; 0 for none.
     written: Vec<u64>,
@@ -170,7 +205,7 @@ struct Worker {
     tally: Tally,
 }
 
-impl Worker {
+impl<D: Disk> Worker<D> {
     fn run(mut self, stop: &AtomicBool, done: &AtomicU64) -> Tally {
         let blocks = self.written.len() as u64;
         while !stop.load(Acquire) {
@@ -210,7 +245,7 @@ impl Worker {
             })
             .collect();
         let began = monotonic_ns();
-        let result = again(|| self.file.write_at(bytes, offset));
+        let result = again(|| self.disk.write_at(bytes, offset));
         self.log(began);
         let expected = bytes_of(count);
         let wrote = matches!(&result, Ok(n) if *n == expected);
@@ -227,7 +262,7 @@ impl Worker {
         let offset = self.offset(start);
         let Some(bytes) = self.buffer.get_mut(..count * BLOCK_BYTES) else { return false };
         let began = monotonic_ns();
-        let result = again(|| self.file.read_at(bytes, offset));
+        let result = again(|| self.disk.read_at(bytes, offset));
         self.log(began);
         match result {
             Ok(n) if n == bytes_of(count) => self.tally.reads += 1,

@@ -61,6 +61,19 @@ pub fn line(machine: &Value) -> String {
     )
 }
 
+/// CPU time that a process used so far, all its threads together, the kernel's work for it among it.
+///
+/// # Errors
+/// It has gone.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
+    // The name may hold anything, a parenthesis too; utime and stime are the fields 14 and 15, the state behind it is 3.
+    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    let ticks: u64 = behind.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
 /// Memory of a process, KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -100,5 +113,19 @@ impl Memory {
     /// For the JSON.
     pub fn json(self) -> Value {
         json!({"rss_kib": self.rss, "pss_kib": self.pss, "private_kib": self.private, "locked_kib": self.locked})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_goes_on_with_work() {
+        let before = cpu_time(std::process::id()).unwrap();
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_secs(5) && cpu_time(std::process::id()).unwrap() == before {}
+        let used = cpu_time(std::process::id()).unwrap() - before;
+        assert!(!used.is_zero() && used < Duration::from_secs(5), "{used:?}");
     }
 }

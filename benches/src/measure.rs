@@ -13,6 +13,7 @@ use crate::{Error, Result, interrupt::Interrupt};
 pub mod buffer;
 pub mod kill;
 pub mod memory;
+pub mod nbd;
 pub mod pause;
 pub mod throughput;
 pub mod windows;
@@ -26,14 +27,18 @@ pub const LOAD_THREADS: u64 = 8;
 /// Bytes it works on.
 pub const LOAD_BYTES: u64 = 256 << 20;
 
-/// Room for the storage nodes of two volumes, and for the segments.
-const ROOM_BYTES: u64 = VOLUME_BYTES * 7 / 2;
+/// Room for segments, buffers in them, and logs, beside the images.
+const ROOM_BYTES: u64 = VOLUME_BYTES * 3 / 2;
 
 /// How thorough to be.
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// Alternating rounds of the throughput measurement.
     pub rounds: usize,
+    /// The same of NBD servers.
+    pub nbd_rounds: usize,
+    /// Whether a volume without a write buffer is measured beside NBD servers, too.
+    pub unbuffered: bool,
     /// Seconds of each of its jobs.
     pub seconds: u64,
     /// Upgrades of the pause measurement.
@@ -53,12 +58,21 @@ pub struct Scope {
 /// # Errors
 /// The operating system's.
 pub fn memory_directory() -> Result<PathBuf> {
+    memory_directory_for(2)
+}
+
+/// As [`memory_directory`], with room for so many images.
+///
+/// # Errors
+/// As [`memory_directory`].
+pub fn memory_directory_for(images: u64) -> Result<PathBuf> {
     let shm = Path::new("/dev/shm");
+    let needed = VOLUME_BYTES * images + ROOM_BYTES;
     let room = rustix::fs::statvfs(shm).map(|s| s.f_bavail * s.f_frsize).unwrap_or(0);
-    if room > ROOM_BYTES {
+    if room > needed {
         return Ok(shm.to_owned());
     }
-    Err(Error::Failed(format!("/dev/shm has {} MiB of room, {} are needed", room >> 20, ROOM_BYTES >> 20)))
+    Err(Error::Failed(format!("/dev/shm has {} MiB of room, {} are needed", room >> 20, needed >> 20)))
 }
 
 /// A suspension as the JSON has it.

@@ -32,10 +32,17 @@ const QEMU_STORAGE_DAEMON: Program = Program {
     purpose: "is the peer that the bench measures against",
 };
 
+const NBDKIT: Program =
+    Program { name: "nbdkit", packages: &["nbdkit"], purpose: "is a peer that the bench measures NBD against" };
+const QEMU_NBD: Program =
+    Program { name: "qemu-nbd", packages: &["qemu-utils"], purpose: "is a peer that the bench measures NBD against" };
+const NBD_SERVER: Program =
+    Program { name: "nbd-server", packages: &["nbd-server"], purpose: "is a peer that the bench measures NBD against" };
+
 /// What the demo calls.
 pub(crate) const DEMO: &[Program] = &[FIO, FUSERMOUNT];
 /// What the bench calls.
-pub(crate) const BENCH: &[Program] = &[FIO, FUSERMOUNT, QEMU_STORAGE_DAEMON];
+pub(crate) const BENCH: &[Program] = &[FIO, FUSERMOUNT, QEMU_STORAGE_DAEMON, NBDKIT, QEMU_NBD, NBD_SERVER];
 /// What the tests call.
 pub(crate) const TESTS: &[Program] = &[
     FIO,

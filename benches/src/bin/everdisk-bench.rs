@@ -13,7 +13,7 @@ use everdisk_benches::{
     Error, Result,
     interrupt::Interrupt,
     machine,
-    measure::{Scope, buffer, kill, memory, pause, throughput},
+    measure::{Scope, buffer, kill, memory, nbd, pause, throughput},
     say,
 };
 use serde_json::{Map, Value, json};
@@ -25,9 +25,12 @@ struct Arguments {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     what: What,
-    /// Alternating rounds of the throughput measurement [default: 7, with --quick 2]
+    /// Alternating rounds of the throughput measurements [default: 7, of NBD servers 5, with --quick 2]
     #[arg(long)]
     rounds: Option<usize>,
+    /// Of `nbd`: a volume without a write buffer, too
+    #[arg(long)]
+    unbuffered: bool,
     /// Where the results go, every raw round in it
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     json: PathBuf,
@@ -46,6 +49,14 @@ enum What {
     Kill,
     /// Of the processes of one volume
     Memory,
+    /// Throughput of the NBD front end, against nbdkit, qemu-nbd and nbd-server
+    Nbd,
+    /// Of an upgrade under an NBD client, inside and as the client saw it
+    NbdPause,
+    /// Of NBD clients that do nothing: CPU time of the serving core
+    NbdIdle,
+    /// Of the serving core under NBD clients, with a warm standby
+    NbdKill,
     /// The write buffer: the six below
     Buffer,
     /// Small writes to storage nodes that take 1 ms each, buffered and synchronous
@@ -84,11 +95,15 @@ const BUSY: f64 = 0.5;
 
 type Measurement = fn(&Scope) -> Result<Value>;
 
-const MEASUREMENTS: [(What, &str, Measurement); 10] = [
+const MEASUREMENTS: [(What, &str, Measurement); 14] = [
     (What::Memory, "memory", memory::run),
     (What::Throughput, "throughput", throughput::run),
     (What::Pause, "pause", pause::run),
     (What::Kill, "kill", kill::run),
+    (What::Nbd, "nbd", nbd::throughput::run),
+    (What::NbdPause, "nbd_pause", nbd::pause::run),
+    (What::NbdIdle, "nbd_idle", nbd::idle::run),
+    (What::NbdKill, "nbd_kill", nbd::kill::run),
     (What::BufferSlowNodes, "buffer_slow_nodes", buffer::slow_nodes::run),
     (What::BufferQuickNodes, "buffer_quick_nodes", buffer::quick_nodes::run),
     (What::BufferCoalescing, "buffer_coalescing", buffer::coalescing::run),
@@ -118,6 +133,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let quick = |thorough, quick| if arguments.quick { quick } else { thorough };
     let scope = Scope {
         rounds: arguments.rounds.unwrap_or(quick(7, 2)).max(1),
+        nbd_rounds: arguments.rounds.unwrap_or(quick(5, 2)).max(1),
+        unbuffered: arguments.unbuffered,
         seconds: if arguments.quick { 1 } else { 2 },
         upgrades: quick(200, 20),
         kills: quick(100, 10),

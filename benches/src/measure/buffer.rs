@@ -51,7 +51,7 @@ impl Both {
         let start = |options: &[&str]| {
             let mut host = host(scope)?;
             host.attach_with(VOLUME_SIZE, 1, options)?;
-            fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+            fio::prefill(&host.target(), VOLUME_BYTES)?;
             sync(&host)?;
             Ok(host)
         };
@@ -124,7 +124,7 @@ impl<T: Send + 'static> Waiting<T> {
 }
 
 /// Waits until nothing is buffered any more.
-fn sync(host: &Host) -> Result<()> {
+pub(super) fn sync(host: &Host) -> Result<()> {
     flushing(host)?.finish(host, SYNC_WITHIN)
 }
 

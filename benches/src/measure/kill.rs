@@ -68,12 +68,16 @@ pub fn run(scope: &Scope) -> Result<Value> {
         scope.kills,
         BUFFER_DEFAULT >> 20
     ));
-    let load = Load::start(&host.file(), LOAD_THREADS, LOAD_BYTES)?;
+    crashes(scope, &host, Load::start(&host.file(), LOAD_THREADS, LOAD_BYTES)?)
+}
+
+/// Kills cores under a load and reports.
+pub(super) fn crashes(scope: &Scope, host: &Host, load: Load) -> Result<Value> {
     let mut interface = host.interface();
     let mut kills = Vec::new();
     let mut failure = None;
     while kills.len() < scope.kills {
-        match kill(&host, &mut interface) {
+        match kill(host, &mut interface) {
             Ok(killed) => kills.push(killed),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(e) => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Scope, VOLUME_BYTES, VOLUME_SIZE, memory_directory};
 use crate::{
     Result,
-    fio::{self, Job, Measured},
+    fio::{self, Job, Measured, Target},
     host::Host,
     peer::Peer,
     say,
@@ -41,6 +41,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let (ours, peers) = (host.file(), host.path("peer.img"));
     let peer = Peer::start(&scope.interrupt, &host.node("peer.raw"), &peers, VOLUME_BYTES)?;
     let direct = peer.takes_direct();
+    let [ours, peers] = [ours, peers].map(|path| Target::File { path, direct });
     say(format!(
         "\nThroughput: {} rounds of {} s, fio libaio, one job, write buffer of {} MiB (the default), {}",
         scope.rounds,
@@ -48,15 +49,15 @@ pub fn run(scope: &Scope) -> Result<Value> {
         BUFFER_DEFAULT >> 20,
         if direct { "O_DIRECT on both" } else { "buffered on both (the peer refuses O_DIRECT)" }
     ));
-    fio::prefill(&ours, VOLUME_BYTES, direct)?;
-    fio::prefill(&peers, VOLUME_BYTES, direct)?;
+    fio::prefill(&ours, VOLUME_BYTES)?;
+    fio::prefill(&peers, VOLUME_BYTES)?;
 
     let mut results = vec![Rounds::default(); JOBS.len()];
     for round in 0..scope.rounds {
         for ((name, job, _), rounds) in JOBS.iter().zip(&mut results) {
-            let run = |file| {
+            let run = |target| {
                 scope.interrupt.check()?;
-                fio::measure(file, VOLUME_BYTES, *job, direct, scope.seconds)
+                fio::measure(target, VOLUME_BYTES, *job, scope.seconds)
             };
             // Who begins alternates too.
             let (first, second) = if round % 2 == 0 { (&ours, &peers) } else { (&peers, &ours) };

@@ -26,7 +26,7 @@ const TARGET_KIB: f64 = 64.0;
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = faulty(scope)?;
     host.attach(VOLUME_SIZE, 1)?;
-    fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+    fio::prefill(&host.target(), VOLUME_BYTES)?;
     sync(&host)?;
     let rounds = scope.rounds.min(3);
     say(format!(
@@ -42,7 +42,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
             for _ in 0..rounds {
                 host.interrupt.check()?;
                 let before = host.counts();
-                fio::cover(&host.file(), mib << 20, JOB)?;
+                fio::cover(&host.target(), mib << 20, JOB)?;
                 sync(&host)?;
                 let after = host.counts();
                 let writes = (after.operations(Operation::Write) - before.operations(Operation::Write)) as f64;

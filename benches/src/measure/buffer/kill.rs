@@ -54,7 +54,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
 
 /// The kills of one volume, by what was buffered, in turn.
 fn round(host: &Host, kills: usize) -> Result<[Vec<Killed>; FILLS.len()]> {
-    fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+    fio::prefill(&host.target(), VOLUME_BYTES)?;
     sync(host)?;
     let readers = Readers::start(host)?;
     let mut interface = host.interface();

@@ -37,8 +37,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let mut results: [Vec<Pair>; JOBS.len()] = Default::default();
     for round in 0..scope.rounds {
         for ((name, job, _), pairs) in JOBS.iter().zip(&mut results) {
-            let pair =
-                both.measure(round, |host| fio::measure(&host.file(), VOLUME_BYTES, *job, true, scope.seconds))?;
+            let pair = both.measure(round, |host| fio::measure(&host.target(), VOLUME_BYTES, *job, scope.seconds))?;
             say(format!(
                 "  round {} {name}: {} against {}",
                 round + 1,

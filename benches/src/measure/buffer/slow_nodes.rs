@@ -43,7 +43,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
     let mut results: [Vec<Pair>; 2] = Default::default();
     for round in 0..rounds {
         for ((name, bytes, seconds), pairs) in phases.iter().zip(&mut results) {
-            let pair = both.measure(round, |host| fio::burst(&host.file(), VOLUME_BYTES, JOB, *bytes, *seconds))?;
+            let pair = both.measure(round, |host| fio::burst(&host.target(), VOLUME_BYTES, JOB, *bytes, *seconds))?;
             say(format!(
                 "  round {} {name}: {} against {}",
                 round + 1,

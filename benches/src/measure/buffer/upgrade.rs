@@ -38,7 +38,7 @@ const CASES: [Case; 5] = [
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = faulty(scope)?;
     host.attach_with(VOLUME_SIZE, 1, &ROOMY)?;
-    fio::prefill(&host.file(), VOLUME_BYTES, true)?;
+    fio::prefill(&host.target(), VOLUME_BYTES)?;
     sync(&host)?;
     say(format!(
         "\nWrite buffer, upgrades: {} of each kind in turn, under two threads that read 4k; extents of 4 KiB in a buffer of \

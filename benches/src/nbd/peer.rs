@@ -1,0 +1,165 @@
+//! The peers of the NBD front end: other servers of the protocol, each with a raw image of its own and its own defaults.
+
+use std::{
+    fs::{self, File},
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use everdisk_sys::{link::wait_readable, process::pidfd};
+use rustix::process::Signal;
+
+use super::{Address, client};
+use crate::{
+    Error, Result, command,
+    fio::Target,
+    host::{self, VOLUME},
+    interrupt::Interrupt,
+    residue,
+};
+
+/// A server takes clients, and ends, within this time.
+const WITHIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+/// A program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// nbdkit with its plugin `file`; 16 threads.
+    Nbdkit,
+    /// qemu-nbd, for up to 8 clients; cache writeback, aio threads.
+    QemuNbd,
+    /// nbd-server; 4 threads, simple replies only.
+    NbdServer,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nbdkit, Self::QemuNbd, Self::NbdServer];
+
+    /// For tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nbdkit => "nbdkit file",
+            Self::QemuNbd => "qemu-nbd",
+            Self::NbdServer => "nbd-server",
+        }
+    }
+
+    /// What is run; `beside` is where further files of it may be.
+    fn command(self, image: &Path, address: &Address, beside: &Path) -> Result<Command> {
+        match self {
+            Self::Nbdkit => {
+                let mut command = Command::new("nbdkit");
+                command.args(["--foreground", "--exit-with-parent"]);
+                match address {
+                    Address::Unix(path) => command.arg("-U").arg(path),
+                    Address::Tcp(to) => command.args(["-i", &to.ip().to_string(), "-p", &to.port().to_string()]),
+                };
+                command.arg("file").arg(image);
+                Ok(command)
+            }
+            Self::QemuNbd => {
+                let mut command = Command::new("qemu-nbd");
+                command.args(["--persistent", "--format=raw", "--shared=8", "--export-name", VOLUME]);
+                match address {
+                    Address::Unix(path) => command.arg("--socket").arg(path),
+                    Address::Tcp(to) => {
+                        command.args(["--bind", &to.ip().to_string(), "--port", &to.port().to_string()])
+                    }
+                };
+                command.arg(image);
+                Ok(command)
+            }
+            Self::NbdServer => {
+                let place = match address {
+                    Address::Unix(path) => format!("unixsock = {}", path.display()),
+                    Address::Tcp(to) => format!("listenaddr = {}\nport = {}", to.ip(), to.port()),
+                };
+                let text = format!("[generic]\n{place}\n[{VOLUME}]\nexportname = {}\n", image.display());
+                let file = beside.with_extension("conf");
+                fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
+                let mut command = Command::new("nbd-server");
+                command.arg("-C").arg(file).arg("-p").arg(beside.with_extension("pid"));
+                Ok(command)
+            }
+        }
+    }
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Peer {
+    running: Running,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Running {
+    Child(Child),
+    /// nbd-server takes more than one client only as a daemon.
+    Daemon(u32),
+}
+
+impl Peer {
+    /// Makes a raw image at `image` and serves it at `address`; what else the server needs is beside the image.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(interrupt: &Interrupt, kind: Kind, image: &Path, bytes: u64, address: &Address) -> Result<Self> {
+        let made = File::create(image).and_then(|image| image.set_len(bytes));
+        made.map_err(Error::io(format!("make the image of {}", kind.name())))?;
+        let mut command = kind.command(image, address, image)?;
+        let running = match kind {
+            Kind::Nbdkit | Kind::QemuNbd => {
+                command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+                Running::Child(command.spawn().map_err(Error::io(format!("start {}", kind.name())))?)
+            }
+            Kind::NbdServer => Running::Daemon(daemon(interrupt, &mut command, &image.with_extension("pid"))?),
+        };
+        let mut peer = Self { running, target: address.target() };
+        interrupt.wait_for(&format!("{} takes clients", kind.name()), WITHIN, LOOK, || {
+            if let Running::Child(child) = &mut peer.running
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                return Err(Error::Failed(format!("{} ended with {status}", kind.name())));
+            }
+            Ok(client::answers(address).then_some(()))
+        })?;
+        Ok(peer)
+    }
+
+    /// For fio.
+    pub const fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+/// Starts a daemon and waits until it has told its process id.
+fn daemon(interrupt: &Interrupt, command: &mut Command, pid_file: &Path) -> Result<u32> {
+    let name = command::name(command);
+    let _ = fs::remove_file(pid_file);
+    let ended = command::run(command, WITHIN)?;
+    if !ended.status.success() {
+        return Err(Error::Failed(format!("{name}: {}", ended.complaint())));
+    }
+    interrupt.wait_for(&format!("{name} tells its process id"), WITHIN, LOOK, || {
+        Ok(fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok()))
+    })
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        match &mut self.running {
+            Running::Child(child) => drop(host::end(child)),
+            Running::Daemon(pid) => {
+                let Ok(handle) = pidfd(*pid) else { return };
+                residue::kill(*pid, Signal::TERM);
+                if !wait_readable(handle.as_fd(), WITHIN).unwrap_or(false) {
+                    residue::kill(*pid, Signal::KILL);
+                }
+            }
+        }
+    }
+}
