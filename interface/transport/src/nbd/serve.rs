@@ -371,7 +371,7 @@ impl Worker<'_, '_> {
     fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
         let connection = self.connection;
         let Some(request) = Request::from_words(long.request) else { return Turn::Closed };
-        let mut record = shared.record;
+        let record = shared.record;
         let left = request.len.saturating_sub(long.done) as usize;
         let len = left.min(PIECE);
         if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &record) {
@@ -403,25 +403,27 @@ impl Worker<'_, '_> {
                 long.error = request.error(errno.0).code();
             }
         }
-        let mut shared = connection.lock();
-        if shared.mine(self.seat.index()) != Some(Mine::Current) {
-            return Turn::Abandoned;
-        }
-        record = shared.record;
-        record.parsed += len as u64;
         long.done += u32::try_from(len).unwrap_or(0);
-        record.long = Some(long);
-        if len == left {
-            record.long = None;
-            let simple = reply::simple_code(request.cookie, long.error);
-            if !connection.append(&mut record, &simple) {
-                return Turn::Closed;
+        loop {
+            let mut shared = connection.lock();
+            if shared.mine(self.seat.index()) != Some(Mine::Current) {
+                return Turn::Abandoned;
+            }
+            let mut record = shared.record;
+            record.parsed += len as u64;
+            record.long = (len < left).then_some(long);
+            if len < left || connection.append(&mut record, &reply::simple_code(request.cookie, long.error)) {
+                connection.commit(&mut shared, record);
+                shared.let_go(self.seat.index());
+                self.seat.leave(0, len as u64, is_io_error);
+                return if len == left { self.replied(&shared) } else { Turn::Again };
+            }
+            drop(shared);
+            // A reply of another worker's has taken the room meanwhile.
+            if let Some(turn) = self.wait_for_room() {
+                return turn;
             }
         }
-        connection.commit(&mut shared, record);
-        shared.let_go(self.seat.index());
-        self.seat.leave(0, len as u64, is_io_error);
-        if len == left { self.replied(&shared) } else { Turn::Again }
     }
 
     /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).

@@ -155,7 +155,7 @@ impl Worker<'_, '_> {
     }
 
     /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again.
-    fn wait_for_room(&mut self) -> Option<Turn> {
+    pub(super) fn wait_for_room(&mut self) -> Option<Turn> {
         self.seat.read_on();
         let sent = {
             let shared = self.connection.lock();
