@@ -134,6 +134,10 @@ impl Worker<'_, '_> {
             return Turn::Closed;
         }
         while self.connection.lead.is_with(self.seat.index()) && self.seat.may_read(self.pass) {
+            if self.connection.has_ended() {
+                // Another worker has found the client gone; what it had in hand is nobody's any more.
+                return Turn::Closed;
+            }
             match self.turn() {
                 Turn::Again => {}
                 Turn::Closed => return self.close(),
