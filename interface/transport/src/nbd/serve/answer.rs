@@ -279,6 +279,8 @@ impl Worker<'_, '_> {
                 if shared.mine(self.seat.index()) != Some(Mine::Aside(index)) {
                     return Turn::Abandoned;
                 }
+                // Another request may have been put aside meanwhile.
+                record = shared.record;
             }
             record.committed += u64::from(direct.len);
             record.direct = None;
