@@ -46,6 +46,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const STALL_LIMIT: Duration = Duration::from_secs(300);
 /// When nothing is to do but to wait for another worker of the connection.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
+const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
 const REPLIES_MAX: u32 = 16;
 /// The longest refused WRITE whose data is thrown away to stay in step.
@@ -478,11 +480,11 @@ impl Worker<'_, '_> {
             return if what.is_empty() { self.pause(connection.lock()) } else { self.poll(what) };
         }
         let is_idle = is_established && connection.unparsed(&record) == 0 && record.skip == 0 && record.long.is_none();
-        self.receive(is_idle)
+        self.receive(is_idle, record.aside != 0)
     }
 
-    /// Receives; waits for it without limit only when the peer owes nothing.
-    fn receive(&mut self, is_idle: bool) -> Turn {
+    /// Receives; waits for it without limit only when the peer owes nothing, and nobody else's request may be left to this worker.
+    fn receive(&mut self, is_idle: bool, has_aside: bool) -> Turn {
         let (seat, pass, connection) = (self.seat, self.pass, self.connection);
         let received = self.buffers.spin.until(|| match connection.receive(seat.index()) {
             Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) && connection.lead.is_with(seat.index()) => None,
@@ -495,7 +497,7 @@ impl Worker<'_, '_> {
             self.waiting = None;
         }
         let begin = Instant::now();
-        let turn = if is_idle { self.sleep() } else { self.poll(PollFlags::IN) };
+        let turn = if is_idle { self.sleep(has_aside.then_some(ASIDE_LOOK)) } else { self.poll(PollFlags::IN) };
         self.buffers.spin.slept(begin.elapsed());
         if turn != Turn::Again {
             return turn;
@@ -503,10 +505,10 @@ impl Worker<'_, '_> {
         self.received(connection.receive(seat.index()))
     }
 
-    /// Sleeps until the client says something, or the gate is closed.
-    fn sleep(&self) -> Turn {
+    /// Sleeps until the client says something, the gate is closed, or it is time to look around.
+    fn sleep(&self, limit: Option<Timespec>) -> Turn {
         let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), PollFlags::IN)];
-        match rustix::event::poll(&mut polled, None) {
+        match rustix::event::poll(&mut polled, limit.as_ref()) {
             Ok(_) | Err(Os::INTR) => Turn::Again,
             Err(_) => Turn::Closed,
         }
