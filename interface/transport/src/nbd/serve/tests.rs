@@ -38,6 +38,8 @@ use crate::{
     nbd::protocol::{REQUEST_MAGIC, cmd},
 };
 
+mod team;
+
 const SIZE: u64 = 4 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
