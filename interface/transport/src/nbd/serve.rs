@@ -19,10 +19,7 @@ use std::{
 
 use everdisk_gate::ticket::Pass;
 use everdisk_proto::connection::{Long, Record};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec},
-    io::Errno as Os,
-};
+use rustix::{event::PollFlags, io::Errno as Os};
 
 use super::{
     connection::{Connection, Current, Mine, Shared},
@@ -39,15 +36,11 @@ use crate::{
 };
 
 mod answer;
+mod direct;
+mod input;
 
-/// The handshake is over within this time, or the connection is.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// A peer that has sent a part of a request, or takes no replies, goes on within this time, or the connection ends.
-const STALL_LIMIT: Duration = Duration::from_secs(300);
 /// When nothing is to do but to wait for another worker of the connection.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
-const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
 const REPLIES_MAX: u32 = 16;
 /// The longest refused WRITE whose data is thrown away to stay in step.
@@ -446,116 +439,6 @@ impl Worker<'_, '_> {
     fn pause(&self, shared: MutexGuard<'_, Shared>) -> Turn {
         drop(shared);
         thread::sleep(PAUSE);
-        Turn::Again
-    }
-
-    /// Nothing can be done with what was received, or nothing more can be put out: sends, and receives.
-    fn fill(&mut self, shared: MutexGuard<'_, Shared>) -> Turn {
-        let connection = self.connection;
-        let record = shared.record;
-        self.replies = 0;
-        let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
-        let (is_over, since) = (shared.is_over, shared.since);
-        if is_over && all_sent {
-            return if record.aside == 0 { Turn::Closed } else { self.pause(shared) };
-        }
-        drop(shared);
-        let is_established = State::from_word(record.negotiated).is_some_and(|s| s.phase == Phase::Transmission);
-        if !is_established && since.elapsed() > HANDSHAKE_LIMIT {
-            tracing::info!(connection = connection.number, "an NBD client did not finish its handshake in time");
-            return Turn::Closed;
-        }
-        let has_room = !is_over && connection.has_room(&record);
-        if has_room && !all_sent {
-            // A client may say all it has to say before it listens.
-            match connection.receive(self.seat.index()) {
-                Err(Os::AGAIN | Os::INTR) => {}
-                other => return self.received(other),
-            }
-        }
-        if !all_sent || !has_room {
-            let mut what = PollFlags::empty();
-            what.set(PollFlags::IN, has_room);
-            what.set(PollFlags::OUT, !all_sent);
-            return if what.is_empty() { self.pause(connection.lock()) } else { self.poll(what) };
-        }
-        let is_idle = is_established && connection.unparsed(&record) == 0 && record.skip == 0 && record.long.is_none();
-        self.receive(is_idle, record.aside != 0)
-    }
-
-    /// Receives; waits for it without limit only when the peer owes nothing, and nobody else's request may be left to this worker.
-    fn receive(&mut self, is_idle: bool, has_aside: bool) -> Turn {
-        let (seat, pass, connection) = (self.seat, self.pass, self.connection);
-        let received = self.buffers.spin.until(|| match connection.receive(seat.index()) {
-            Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) && connection.lead.is_with(seat.index()) => None,
-            other => Some(other),
-        });
-        if let Some(result) = received {
-            return self.received(result);
-        }
-        if is_idle {
-            self.waiting = None;
-        }
-        let begin = Instant::now();
-        let turn = if is_idle { self.sleep(has_aside.then_some(ASIDE_LOOK)) } else { self.poll(PollFlags::IN) };
-        self.buffers.spin.slept(begin.elapsed());
-        if turn != Turn::Again {
-            return turn;
-        }
-        self.received(connection.receive(seat.index()))
-    }
-
-    /// Sleeps until the client says something, the gate is closed, or it is time to look around.
-    fn sleep(&self, limit: Option<Timespec>) -> Turn {
-        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), PollFlags::IN)];
-        match rustix::event::poll(&mut polled, limit.as_ref()) {
-            Ok(_) | Err(Os::INTR) => Turn::Again,
-            Err(_) => Turn::Closed,
-        }
-    }
-
-    fn received(&mut self, result: Result<usize, Os>) -> Turn {
-        match result {
-            Ok(0) => self.connection.lock().is_over = true,
-            Ok(_) => self.waiting = None,
-            Err(Os::AGAIN | Os::INTR) => {}
-            Err(_) => return Turn::Closed,
-        }
-        Turn::Again
-    }
-
-    fn has_waited_too_long(&mut self) -> bool {
-        let since = *self.waiting.get_or_insert_with(Instant::now);
-        let too_long = since.elapsed() > STALL_LIMIT;
-        if too_long {
-            tracing::info!(connection = self.connection.number, "an NBD client has stopped in the middle");
-        }
-        too_long
-    }
-
-    /// Waits until the socket can be read or written; the connection ends when that takes too long.
-    fn poll(&mut self, what: PollFlags) -> Turn {
-        if self.has_waited_too_long() {
-            return Turn::Closed;
-        }
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), what)];
-        match rustix::event::poll(&mut polled, Some(&second)) {
-            Ok(0) | Err(Os::INTR) => {}
-            Ok(_) => {
-                if polled.iter().any(|fd| fd.revents().contains(PollFlags::OUT)) {
-                    self.waiting = None;
-                }
-                let dead = |fd: &PollFd<'_>| {
-                    fd.revents().contains(PollFlags::ERR)
-                        || (fd.revents().contains(PollFlags::HUP) && !what.contains(PollFlags::IN))
-                };
-                if polled.iter().any(dead) {
-                    return Turn::Closed;
-                }
-            }
-            Err(_) => return Turn::Closed,
-        }
         Turn::Again
     }
 }

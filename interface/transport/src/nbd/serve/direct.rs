@@ -1,0 +1,204 @@
+//! Replies whose data goes straight to the socket, from where it lies in memory or from the worker's own buffer.
+//!
+//! Such a reply has its head in the output ring and its data nowhere: the record says which request is answered, and the number of
+//! bytes sent says how far. Whoever goes on with it reads the data anew. While it goes out nothing else can be put out.
+//!
+//! ```text
+//!  head ─► data ─► … all of the chunk is out ─► the last one? ─ yes ─► answered
+//!   ▲                                              no
+//!   └──────────── its data can be had ◄────────────┘
+//! ```
+
+use std::ops::Range;
+
+use everdisk_proto::connection::Direct;
+use rustix::io::Errno as Os;
+
+use super::{
+    Errno, Failure, Mine, PIECE, Request, State, Turn, Worker,
+    answer::{Head, in_chunks},
+    is_io, reply, told,
+};
+use crate::disk::FileRange;
+
+/// How far a chunk of data has come.
+enum Pushed {
+    /// Some of it went.
+    Some,
+    /// The socket takes no more.
+    Full,
+    /// What comes next, up to the end of the chunk, has to be read.
+    Lacks(Range<usize>),
+    /// All of it is out, up to this byte of the request.
+    Out(usize),
+}
+
+/// Bytes of the largest chunk.
+fn chunk_max() -> u32 {
+    u32::try_from(PIECE).unwrap_or(u32::MAX)
+}
+
+impl Worker<'_, '_> {
+    /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
+    pub(super) fn begin_direct(&mut self, request: &Request, state: State, have: usize) -> Turn {
+        let connection = self.connection;
+        loop {
+            let mut shared = connection.lock();
+            let index = match (shared.mine(self.seat.index()), shared.vacancy()) {
+                (None, _) => return Turn::Abandoned,
+                (Some(Mine::Aside(index)), _) => Some(index),
+                (Some(Mine::Current), Some(index)) => {
+                    self.put_aside(&mut shared, request, index, self.seat.index());
+                    Some(index)
+                }
+                (Some(Mine::Current), None) => None,
+            };
+            let mut record = shared.record;
+            let len = if in_chunks(request, state) { request.len.min(chunk_max()) } else { request.len };
+            let place = index.and_then(|index| u8::try_from(index).ok());
+            if let Some(index) = place
+                && connection.append(&mut record, Head::new(request, state, 0, len).bytes())
+            {
+                record.direct = Some(Direct { index, done: 0, len });
+                connection.commit(&mut shared, record);
+                drop(shared);
+                return self.direct(request, state, 0..have);
+            }
+            drop(shared);
+            if let Some(turn) = self.wait_for_room() {
+                return turn;
+            }
+        }
+    }
+
+    /// Sends the data of a large reply that is in this worker's hands. `have`: which part of it stands in the buffer.
+    pub(super) fn direct(&mut self, request: &Request, state: State, mut have: Range<usize>) -> Turn {
+        let mut may_lend = true;
+        loop {
+            let lacks = match self.push(request, &have, &mut may_lend) {
+                Err(turn) => return turn,
+                Ok(Pushed::Some) => continue,
+                Ok(Pushed::Full) => match self.wait_for_output() {
+                    Some(turn) => return turn,
+                    None => continue,
+                },
+                Ok(Pushed::Lacks(range)) => range,
+                Ok(Pushed::Out(end)) => match self.next_chunk(request, state, end, &have, None) {
+                    Err(turn) => return turn,
+                    Ok(None) => continue,
+                    Ok(Some(lacks)) => lacks,
+                },
+            };
+            let begins_chunk = lacks.end == usize::MAX;
+            match self.read_piece(request, lacks.start, lacks.end.min(request.len as usize)) {
+                Ok(piece) => have = piece,
+                Err(Failure::Abandoned) => return self.abandon(),
+                Err(Failure::Errno(errno)) if begins_chunk => {
+                    match self.next_chunk(request, state, lacks.start, &have, Some(errno)) {
+                        Err(turn) => return turn,
+                        Ok(_) => return Turn::Closed,
+                    }
+                }
+                Err(Failure::Errno(errno)) => {
+                    // The data was promised: there is no other way to say that it does not come.
+                    tracing::error!(connection = self.connection.number, errno = errno.0, "closed within a reply");
+                    return Turn::Closed;
+                }
+            }
+        }
+    }
+
+    /// Sends what can be sent of the chunk that is under way. `may_lend`: whether data may be sent from where it lies.
+    fn push(&mut self, request: &Request, have: &Range<usize>, may_lend: &mut bool) -> Result<Pushed, Turn> {
+        let connection = self.connection;
+        let shared = connection.lock();
+        let record = shared.record;
+        let (Some(Mine::Aside(_)), Some(direct)) = (shared.mine(self.seat.index()), record.direct) else {
+            return Err(Turn::Abandoned);
+        };
+        match connection.send(&record) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Pushed::Full),
+            Err(_) => return Err(Turn::Closed),
+        }
+        let out = connection.memory().sent().saturating_sub(record.committed);
+        let at = direct.done as usize + usize::try_from(out).unwrap_or(usize::MAX);
+        let end = (direct.done + direct.len) as usize;
+        if at >= end {
+            return Ok(Pushed::Out(end));
+        }
+        let sent = if have.contains(&at) {
+            let part = at - have.start..have.end.min(end) - have.start;
+            connection.send_direct(self.buffers.data.part(part))
+        } else if let (true, Some(range)) = (*may_lend, self.in_memory(request, at, end)) {
+            let sent = connection.send_file(&range);
+            // Nothing sent, and no reason: it has to be read to learn why.
+            *may_lend = !sent.is_ok_and(|n| n == 0);
+            sent
+        } else {
+            return Ok(Pushed::Lacks(at..end));
+        };
+        match sent {
+            Ok(_) | Err(Os::INTR) => Ok(Pushed::Some),
+            Err(Os::AGAIN) => Ok(Pushed::Full),
+            Err(_) => Err(Turn::Closed),
+        }
+    }
+
+    /// A chunk is out, up to `end`. Commits the head of the next one if its data can be had, else tells what has to be read for it;
+    /// the turn, when the request is answered: because this was the last one, or because the next `failed`.
+    fn next_chunk(
+        &mut self,
+        request: &Request,
+        state: State,
+        end: usize,
+        have: &Range<usize>,
+        failed: Option<Errno>,
+    ) -> Result<Option<Range<usize>>, Turn> {
+        let connection = self.connection;
+        let is_there = have.contains(&end) || self.in_memory(request, end, request.len as usize).is_some();
+        let mut shared = connection.lock();
+        let mut record = shared.record;
+        let (Some(Mine::Aside(index)), Some(direct)) = (shared.mine(self.seat.index()), record.direct) else {
+            return Err(Turn::Abandoned);
+        };
+        let left = request.len - (direct.done + direct.len);
+        if left > 0 && !is_there && failed.is_none() {
+            return Ok(Some(end..usize::MAX));
+        }
+        record.committed += u64::from(direct.len);
+        record.direct = None;
+        if left > 0 && failed.is_none() {
+            let next = Direct { done: direct.done + direct.len, len: left.min(chunk_max()), ..direct };
+            let _ = connection.append(&mut record, Head::new(request, state, next.done, next.len).bytes());
+            record.direct = Some(next);
+            connection.commit(&mut shared, record);
+            return Ok(None);
+        }
+        if let Some(errno) = failed {
+            let (mut buf, error) = ([0; reply::ERROR_BYTES_MAX], told(request, errno));
+            let at = request.offset + end as u64;
+            let len = reply::error_at(&mut buf, request.cookie, error, error.message(), at, true).unwrap_or(0);
+            let _ = connection.append(&mut record, buf.get(..len).unwrap_or_default());
+        }
+        record.aside &= !(1 << index);
+        connection.commit(&mut shared, record);
+        shared.let_go(self.seat.index());
+        self.leave(request, failed.is_some_and(is_io));
+        Err(Turn::Again)
+    }
+
+    /// Where a piece of the request's range lies in memory, from `at` on.
+    fn in_memory(&self, request: &Request, at: usize, end: usize) -> Option<FileRange<'_>> {
+        let len = end.saturating_sub(at).min(PIECE) as u64;
+        self.disk.in_memory(request.offset + at as u64, len)
+    }
+
+    /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
+    fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Failure> {
+        let piece = at..end.min(at + PIECE);
+        let hold = self.seat.hold(self.pass);
+        self.disk.read(&hold, request.offset + at as u64, self.buffers.data.first(piece.len()))?;
+        Ok(piece)
+    }
+}
