@@ -1,53 +1,114 @@
-//! What of a file lies in memory.
+//! What of a file lies in memory, and can be sent from there without waiting for its disk.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{fs::File, io, os::fd::AsFd, ptr::NonNull};
 
-/// cachestat(2), Linux 6.5; new system calls have the same number on every architecture. Not in libc yet.
-const CACHESTAT: libc::c_long = 451;
+use rustix::{
+    fs::Advice,
+    mm::{MapFlags, ProtFlags},
+};
+
 const PAGE: u64 = 4096;
+/// Pages that are asked about at once.
+const PAGES: usize = 512;
+/// File systems on which reading what lies in memory waits for nobody (include/uapi/linux/magic.h): ext4, Btrfs, tmpfs. Others take a lock
+/// that a writer holds (XFS), or ask a server whether the file has changed (NFS).
+const SURE: [u64; 3] = [0xef53, 0x9123_683e, 0x0102_1994];
 
-#[repr(C)]
-struct Range {
-    offset: u64,
-    len: u64,
+/// A file of which is known what lies in memory.
+#[derive(Debug)]
+pub struct Resident {
+    file: File,
+    /// The whole file, mapped without access.
+    base: NonNull<u8>,
+    len: usize,
 }
 
-#[derive(Default)]
-#[repr(C)]
-struct Stat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
+// SAFETY: the mapping is never accessed; it belongs to this value, and nothing about it is bound to a thread.
+unsafe impl Send for Resident {}
+// SAFETY: as above.
+unsafe impl Sync for Resident {}
+
+impl Resident {
+    /// Takes a file that nobody else uses the open description of. It should have been opened with `O_NOATIME`: to note the time of
+    /// access waits for the disk as well.
+    ///
+    /// # Errors
+    /// `Unsupported` on a file system where it cannot be told; the operating system's, where the file is too large to be mapped.
+    pub fn new(file: File) -> io::Result<Self> {
+        let kind = u64::try_from(rustix::fs::fstatfs(&file)?.f_type).unwrap_or(0);
+        if !SURE.contains(&kind) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // Without reading ahead, which waits where the disk has no place for another request.
+        rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address the kernel chooses, which nobody can access.
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::empty(), flags, &file, 0) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { file, base, len })
+    }
+
+    /// The file.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the range is not empty and lies in memory, read in and not only about to be: which cachestat(2) does not tell.
+    pub fn has(&self, offset: u64, len: u64) -> bool {
+        let begin = offset / PAGE * PAGE;
+        let range = offset.checked_add(len).map(|end| (usize::try_from(begin), usize::try_from(end)));
+        let Some((Ok(mut at), Ok(end))) = range else { return false };
+        if len == 0 || end > self.len {
+            return false;
+        }
+        let mut resident = [0_u8; PAGES];
+        while at < end {
+            let part = (end - at).min(PAGES * 4096);
+            // SAFETY: at <= len, so this is inside the mapping or its end.
+            let address = unsafe { self.base.add(at) };
+            // SAFETY: [at, at + part) lies in the mapping, `at` at a page's beginning, and the kernel writes a byte for each page of it,
+            // PAGES at most.
+            let done = unsafe { libc::mincore(address.as_ptr().cast(), part, resident.as_mut_ptr()) };
+            let pages = part.div_ceil(4096);
+            if done != 0 || !resident.iter().take(pages).all(|page| page & 1 == 1) {
+                return false;
+            }
+            at += part;
+        }
+        true
+    }
 }
 
-/// Whether every page of the range is in the page cache. False also where the kernel does not tell.
-pub fn is_cached(file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
-    let (range, mut stat) = (Range { offset, len }, Stat::default());
-    // SAFETY: the kernel reads a Range and writes a Stat, plain integers in its layout (include/uapi/linux/mman.h); both live on
-    // the stack beyond the call.
-    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
-    let pages = (offset + len).div_ceil(PAGE) - offset / PAGE;
-    done == 0 && len > 0 && stat.cached >= pages
+impl Drop for Resident {
+    fn drop(&mut self) {
+        // SAFETY: base and length are those of the mapping this value made, and nobody has a reference into it.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+impl AsFd for Resident {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::fd::AsFd};
+    use std::io::Write;
 
     use super::*;
 
     #[test]
-    fn what_was_written_is_cached_and_a_hole_is_not() {
+    fn what_was_written_is_in_memory_and_a_hole_is_not() {
         let mut file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 20).unwrap();
+        file.set_len(4 << 20).unwrap();
+        let Ok(resident) = Resident::new(file.try_clone().unwrap()) else { return };
         file.write_all(&[1; 10_000]).unwrap();
-        if !is_cached(file.as_fd(), 0, 4096) {
-            // A kernel before 6.5.
-            return;
-        }
-        assert!(is_cached(file.as_fd(), 4000, 6000));
-        assert!(!is_cached(file.as_fd(), 8192, 8192) && !is_cached(file.as_fd(), 0, 0));
+        assert!(resident.has(0, 4096) && resident.has(4000, 6000));
+        assert!(!resident.has(8192, 8192) && !resident.has(0, 0));
+        assert!(!resident.has(u64::MAX, 1) && !resident.has(4 << 20, 1));
+        file.write_all(&vec![1; (4 << 20) - 10_000]).unwrap();
+        assert!(resident.has(0, 4 << 20) && resident.has(1, (4 << 20) - 1) && !resident.has(1, 4 << 20));
     }
 }
