@@ -25,7 +25,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_sys::cache::CachedFile;
+use everdisk_sys::cache::Resident;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, retry_on_intr},
@@ -46,8 +46,8 @@ pub struct DirStore {
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
-    /// For what is sent from the page cache, where the file system is fit for it.
-    cached: Option<CachedFile>,
+    /// The data once more, to be sent from where they lie in memory; none where that might wait.
+    sent: Option<Resident>,
 }
 
 impl DirStore {
@@ -60,8 +60,8 @@ impl DirStore {
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
-        let cached = CachedFile::open(data.as_fd(), format.len).ok();
-        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, cached })
+        let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
+        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, sent })
     }
 
     /// Bytes of disk that the data take.
@@ -148,8 +148,8 @@ impl Store for DirStore {
     }
 
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
-        let cached = self.cached.as_ref().filter(|cached| cached.holds(offset, len))?;
-        Some(FileRange { file: cached.file(), offset, len })
+        let sent = self.sent.as_ref().filter(|sent| self.inside(offset, len).is_ok() && sent.has(offset, len))?;
+        Some(FileRange { file: sent.as_fd(), offset, len })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {

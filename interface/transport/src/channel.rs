@@ -54,11 +54,11 @@ impl Lead {
     pub fn wait(&self, worker: usize, stop: impl Fn() -> bool) -> bool {
         let mut idle = self.idle();
         loop {
-            if stop() {
-                return false;
-            }
-            if self.leader.load(Acquire) == worker {
-                return true;
+            let is_stopped = stop();
+            if is_stopped || self.leader.load(Acquire) == worker {
+                // Whoever was given the lead without being asked for is idle no longer, either.
+                idle.retain(|other| *other != worker);
+                return !is_stopped;
             }
             if !idle.contains(&worker) {
                 idle.push(worker);
@@ -115,5 +115,19 @@ mod tests {
         stop.store(true, Release);
         lead.rouse();
         assert!(!first.join().unwrap());
+        assert!(!lead.pass_on(), "who has stopped is not idle");
+    }
+
+    #[test]
+    fn who_was_given_the_lead_is_not_idle() {
+        let lead = Arc::new(Lead::new(0));
+        let l = Arc::clone(&lead);
+        let second = thread::spawn(move || l.wait(1, || false));
+        while lead.idle().is_empty() {
+            thread::yield_now();
+        }
+        lead.give(1);
+        lead.rouse();
+        assert!(second.join().unwrap() && !lead.pass_on() && lead.leader() == 1);
     }
 }

@@ -186,6 +186,12 @@ pub(super) fn open_data(directory: BorrowedFd<'_>, path: &Path) -> Result<File, 
     open_file(directory, path, DATA, OFlags::RDWR)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
 }
 
+/// Opens the data file to send from it: reading it leaves no trace that a disk would have to take. `None` where this user may not.
+pub(super) fn open_sent(directory: BorrowedFd<'_>) -> Option<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME;
+    retry_on_intr(|| rustix::fs::openat(directory, DATA, flags, Mode::empty())).ok().map(File::from)
+}
+
 /// Whether the data file has the length the layout needs.
 pub(super) fn check_length(data: &File, expected: u64, path: &Path) -> Result<(), OpenError> {
     let found = length(data, path)?;

@@ -170,6 +170,15 @@ impl Team {
         &self.segment.cores[0].tickets[worker].state
     }
 
+    fn is_out_of_poll(&self, worker: usize) -> bool {
+        let ticket = &self.segment.cores[0].tickets[worker];
+        if ticket::may_be_reading(&ticket.state) {
+            signal::evict(std::process::id(), ticket.tid.load(Relaxed));
+            thread::sleep(Duration::from_micros(50));
+        }
+        ticket::is_in(&ticket.state)
+    }
+
     fn send(&mut self, command: u16, cookie: u64, offset: u64, len: u32, data: &[u8]) {
         let mut bytes = Vec::new();
         request(&mut bytes, command, 0, offset, len, data);
@@ -231,6 +240,8 @@ fn beyond4_a_lead_that_changes_while_its_holder_receives_loses_no_byte() {
         if round % 3 == 0 {
             thread::sleep(Duration::from_micros(100));
         }
+        // It may have slept through the last message, which the other received.
+        until("the other is idle", || team.is_out_of_poll(1 - leader));
         team.lead(1 - leader);
         until("the next leader waits for the client", || ticket::may_be_reading(team.state(1 - leader)));
         let data = vec![u8::try_from(round % 251).unwrap(); 30_000];
@@ -336,11 +347,7 @@ fn beyond4_a_request_that_is_let_go_after_the_gate_is_open_again_is_answered_tho
     until("it is put aside", || team.connection.lock().record.aside != 0);
     team.disk.with(|node| node.lingers = true);
     team.set_gate(Mode::Closed);
-    until("the leader is in", || {
-        signal::evict(std::process::id(), team.segment.cores[0].tickets[1].tid.load(Relaxed));
-        thread::sleep(Duration::from_micros(50));
-        ticket::is_in(team.state(1))
-    });
+    until("the leader is in", || team.is_out_of_poll(1));
     team.disk.release(0);
     until("the first is back", || team.state(0).load(Acquire) == everdisk_proto::segment::ticket_state::BUSY);
     team.set_gate(Mode::Open);
