@@ -10,6 +10,7 @@ use everdisk_sys::clock::monotonic_ns;
 
 use crate::{
     Error, Result,
+    fio::{Target, Verifying},
     host::Host,
     interrupt::Interrupt,
     load::{Load, Tally},
@@ -20,6 +21,8 @@ use crate::{
 const THREADS: u64 = 8;
 /// Bytes it works on: both storage nodes have their share.
 const BYTES: u64 = 128 << 20;
+/// Where on the volume the NBD client works, and how many bytes.
+const NBD_REGION: [u64; 2] = [192 << 20, 64 << 20];
 /// Load without events at the beginning and the end.
 const CALM: Duration = Duration::from_secs(3);
 /// At the end everything is read back within this time.
@@ -70,6 +73,10 @@ pub struct Seen {
     pub span: [u64; 2],
     /// Inode and file system of the file, before and after.
     pub identity: [(u64, u64); 2],
+    /// Reads and writes of the NBD client, or what was wrong with it.
+    pub nbd: std::result::Result<[u64; 2], String>,
+    /// Times that its connection went on in another core.
+    pub carried: u64,
 }
 
 /// Runs the demo. True: no error, no mismatch, every event as it should be, and nothing left behind.
@@ -79,12 +86,18 @@ pub struct Seen {
 pub fn run(interrupt: &Interrupt) -> Result<bool> {
     say("Everdisk: a volume whose client is replaced while applications use it\n");
     let mut host = Host::start(interrupt, None)?;
-    host.attach("256M", 2)?;
-    say(format!("volume of 256 MiB on two directories, attached to {}", host.file().display()));
+    let nbd = host.attach_nbd("256M", 2, &[])?;
     say(format!(
-        "{THREADS} threads read and write it with O_DIRECT; every block read is checked against what was written last\n"
+        "volume of 256 MiB on two directories, attached to {} and served to NBD clients",
+        host.file().display()
     ));
-    let seen = watch(&host);
+    say(format!(
+        "{THREADS} threads read and write it with O_DIRECT; every block read is checked against what was written last"
+    ));
+    say(
+        "fio does the same over one NBD connection, on a part of its own; it fails if that connection is ever dropped\n",
+    );
+    let seen = watch(&host, &nbd.unix.target());
     let left = host.end();
     let seen = seen?;
     let mut well = report::tell(&seen);
@@ -97,18 +110,21 @@ pub fn run(interrupt: &Interrupt) -> Result<bool> {
     Ok(well)
 }
 
-fn watch(host: &Host) -> Result<Seen> {
+fn watch(host: &Host, nbd: &Target) -> Result<Seen> {
     let identity = || {
         let found = fs::metadata(host.file()).map_err(Error::io("look at the file"))?;
         Ok((found.ino(), found.dev()))
     };
     let before = identity()?;
     let load = Load::start(&host.file(), THREADS, BYTES)?;
+    let client = Verifying::start(nbd, NBD_REGION[0], NBD_REGION[1])?;
     let begin = monotonic_ns();
     host.interrupt.sleep(CALM)?;
     let events = script::play(host, &load)?;
     host.interrupt.sleep(CALM)?;
     let end = monotonic_ns();
+    let carried = host.interface().status()?.nbd.iter().map(|place| place.carried).sum();
+    let nbd = client.finish().map_err(|error| error.to_string());
     let tally = load.finish(FINISH_WITHIN);
-    Ok(Seen { events, tally, span: [begin, end], identity: [before, identity()?] })
+    Ok(Seen { events, tally, span: [begin, end], identity: [before, identity()?], nbd, carried })
 }

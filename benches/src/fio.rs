@@ -187,23 +187,9 @@ impl Background {
     /// # Errors
     /// fio's, an I/O error among them.
     pub fn finish(mut self) -> Result<Vec<Io>> {
-        let Some(mut child) = self.child.take() else { return Ok(Vec::new()) };
-        residue::kill(child.id(), Signal::INT);
-        let deadline = Instant::now() + GRACE;
-        while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
-        let _ = child.kill();
-        let output = child.wait_with_output().map_err(Error::io("wait for fio"))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let ended = Ended { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) };
-        let start = ended.stdout.find("\n{").unwrap_or(0);
-        let all: Value = serde_json::from_str(ended.stdout.get(start..).unwrap_or_default()).unwrap_or_default();
-        // Ended by a signal it still reports the first error that any I/O had.
-        match all.pointer("/jobs/0/error").and_then(Value::as_i64) {
-            Some(0) => self.read(),
-            error => Err(Error::Failed(format!("fio ended with error {error:?}: {}", ended.complaint()))),
-        }
+        let Some(child) = self.child.take() else { return Ok(Vec::new()) };
+        stop(child)?;
+        self.read()
     }
 
     fn read(&self) -> Result<Vec<Io>> {
@@ -223,6 +209,70 @@ impl Background {
 }
 
 impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Ends a job that goes on until it is stopped; what it says of itself.
+fn stop(mut child: Child) -> Result<Value> {
+    residue::kill(child.id(), Signal::INT);
+    let deadline = Instant::now() + GRACE;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().map_err(Error::io("wait for fio"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let ended = Ended { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) };
+    let start = ended.stdout.find("\n{").unwrap_or(0);
+    let all: Value = serde_json::from_str(ended.stdout.get(start..).unwrap_or_default()).unwrap_or_default();
+    // Ended by a signal it still reports the first error that any I/O had.
+    match all.pointer("/jobs/0/error").and_then(Value::as_i64) {
+        Some(0) => Ok(all.pointer("/jobs/0").cloned().unwrap_or_default()),
+        error => Err(Error::Failed(format!("fio ended with error {error:?}: {}", ended.complaint()))),
+    }
+}
+
+/// An NBD client in the background that writes, reads back and verifies. fio never reconnects: whoever drops its connection
+/// has failed it.
+#[derive(Debug)]
+pub struct Verifying {
+    child: Option<Child>,
+}
+
+impl Verifying {
+    /// Starts it on `bytes` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(target: &Target, offset: u64, bytes: u64) -> Result<Self> {
+        let mut command = base(target, Job { pattern: "randrw", block: "4k", depth: 8 });
+        command.arg(format!("--offset={offset}")).arg(format!("--size={bytes}"));
+        command.args(["--norandommap=0", "--serialize_overlap=1", "--time_based", "--runtime=3600"]);
+        command.args(["--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--output-format=json"]);
+        // Room for other load beside it.
+        command.arg("--thinktime=200us");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        Ok(Self { child: Some(command.spawn().map_err(Error::io("start fio"))?) })
+    }
+
+    /// Ends it; the number of its reads and writes.
+    ///
+    /// # Errors
+    /// fio's: an I/O error, data that is not what was written, a connection that was dropped.
+    pub fn finish(mut self) -> Result<[u64; 2]> {
+        let Some(child) = self.child.take() else { return Ok([0, 0]) };
+        let job = stop(child)?;
+        Ok(["read", "write"]
+            .map(|side| job.pointer(&format!("/{side}/total_ios")).and_then(Value::as_u64).unwrap_or(0)))
+    }
+}
+
+impl Drop for Verifying {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();

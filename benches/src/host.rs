@@ -244,12 +244,12 @@ impl Host {
         self.attach_to(&[])
     }
 
-    /// As [`Host::attach_with`], with one storage node, and serves NBD clients, too.
+    /// As [`Host::attach_with`], and serves NBD clients, too.
     ///
     /// # Errors
     /// As the commands'.
-    pub fn attach_nbd(&mut self, size: &str, options: &[&str]) -> Result<NbdAddresses> {
-        self.create(size, 1, options)?;
+    pub fn attach_nbd(&mut self, size: &str, nodes: usize, options: &[&str]) -> Result<NbdAddresses> {
+        self.create(size, nodes, options)?;
         let socket = self.path("nbd.sock");
         self.attach_to(&[
             "--nbd".into(),

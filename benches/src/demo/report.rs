@@ -136,7 +136,19 @@ fn totals(seen: &Seen) -> bool {
     let same = seen.identity[0] == seen.identity[1];
     let identity = if same { "the same all the time" } else { "NOT THE SAME" };
     say(format!("  the file's inode and mount, and every thread's open file: {identity}"));
-    tally.is_clean() && same
+    tally.is_clean() && same && connection(seen)
+}
+
+fn connection(seen: &Seen) -> bool {
+    match &seen.nbd {
+        Ok([reads, writes]) => say(format!(
+            "  the NBD client: {reads} reads and {writes} writes verified, no error, on one connection that went on in another \
+             core {} times",
+            seen.carried
+        )),
+        Err(why) => say(format!("  the NBD client FAILED: {why}")),
+    }
+    seen.nbd.is_ok()
 }
 
 fn pauses(seen: &Seen) {

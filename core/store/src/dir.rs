@@ -25,7 +25,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_sys::cache::is_cached;
+use everdisk_sys::cache::CachedFile;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, retry_on_intr},
@@ -46,6 +46,8 @@ pub struct DirStore {
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
+    /// For what is sent from the page cache, where the file system is fit for it.
+    cached: Option<CachedFile>,
 }
 
 impl DirStore {
@@ -58,7 +60,8 @@ impl DirStore {
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
-        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data })
+        let cached = CachedFile::open(data.as_fd(), format.len).ok();
+        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, cached })
     }
 
     /// Bytes of disk that the data take.
@@ -145,8 +148,8 @@ impl Store for DirStore {
     }
 
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
-        let is_there = self.inside(offset, len).is_ok() && is_cached(self.data.as_fd(), offset, len);
-        is_there.then(|| FileRange { file: self.data.as_fd(), offset, len })
+        let cached = self.cached.as_ref().filter(|cached| cached.holds(offset, len))?;
+        Some(FileRange { file: cached.file(), offset, len })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {

@@ -30,7 +30,7 @@ const TARGET_PERCENT: f64 = 1.0;
 /// Whatever went wrong, an I/O error among it.
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
-    let addresses = host.attach_nbd(VOLUME_SIZE, &[])?;
+    let addresses = host.attach_nbd(VOLUME_SIZE, 1, &[])?;
     let pid = host.interface().standby(&host.interrupt)?.serving.pid;
     let over = Duration::from_secs(scope.sustained);
     say(format!(

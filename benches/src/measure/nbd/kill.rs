@@ -23,7 +23,7 @@ use crate::{
 /// Whatever went wrong. Errors and mismatches of the load are counted, printed and returned.
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
-    let addresses = host.attach_nbd("512M", &[])?;
+    let addresses = host.attach_nbd("512M", 1, &[])?;
     say(format!(
         "\nCrash over NBD: kill -9 of the serving core, {} times, under {LOAD_THREADS} verifying clients, half of them \
          over TCP; write buffer of {} MiB (the default)",

@@ -26,7 +26,7 @@ const FILE_EVERY: usize = 2;
 /// connection that breaks is an error.
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory()?))?;
-    let nbd = host.attach_nbd(VOLUME_SIZE, &[])?;
+    let nbd = host.attach_nbd(VOLUME_SIZE, 1, &[])?;
     fio::prefill(&host.target(), VOLUME_BYTES)?;
     say(format!(
         "\nPause over NBD: {} upgrades back and forth by flush and by carry, under fio randrw 4k QD16 over a UNIX \

@@ -84,7 +84,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
 fn start(scope: &Scope, name: &'static str, options: &[&str]) -> Result<Ours> {
     let images = Kind::ALL.len() + 1 + usize::from(scope.unbuffered);
     let mut host = Host::start(&scope.interrupt, Some(&memory_directory_for(images as u64)?))?;
-    let at = host.attach_nbd(VOLUME_SIZE, options)?;
+    let at = host.attach_nbd(VOLUME_SIZE, 1, options)?;
     Ok(Ours { name, host, addresses: [at.unix, at.tcp] })
 }
 

@@ -24,7 +24,7 @@ use everdisk_proto::{
     ids::{Generation, Slot},
 };
 use everdisk_sys::{
-    cache::is_cached,
+    cache::CachedFile,
     connection::ConnectionMemory,
     memory::SharedSegment,
     signal,
@@ -38,19 +38,22 @@ use crate::{
     nbd::protocol::{REQUEST_MAGIC, cmd},
 };
 
+mod team;
+
 const SIZE: u64 = 4 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
 /// A volume that is one file.
-struct FileDisk(File);
+struct FileDisk(File, CachedFile);
 
 impl FileDisk {
     fn new() -> Self {
-        let file = tempfile::tempfile().unwrap();
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
         file.set_len(SIZE).unwrap();
         let pattern: Vec<u8> = (0..1 << 20).map(|i: u32| u8::try_from(i * 7 % 251).unwrap()).collect();
         file.write_all_at(&pattern, 0).unwrap();
-        Self(file)
+        let cached = CachedFile::open(file.as_fd(), SIZE).unwrap();
+        Self(file, cached)
     }
 }
 
@@ -65,8 +68,8 @@ impl Disk for FileDisk {
     }
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
         // Half of what could be sent so is read, so that both ways are gone.
-        let there = (offset / 4096).is_multiple_of(2) && is_cached(self.0.as_fd(), offset, len);
-        there.then(|| FileRange { file: self.0.as_fd(), offset, len })
+        let there = (offset / 4096).is_multiple_of(2) && self.1.holds(offset, len);
+        there.then(|| FileRange { file: self.1.file(), offset, len })
     }
     fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
         hold.writing();
