@@ -15,8 +15,11 @@ fn field(text: &str, name: &str) -> Option<String> {
     line.split_once(':').map(|(_, value)| value.trim().to_owned())
 }
 
-fn version(program: &str) -> String {
-    let ended = command::run(Command::new(program).arg("--version"), Duration::from_secs(5));
+/// What a program says about its version.
+pub fn version(program: &str) -> String {
+    // nbd-server knows no other.
+    let option = if program == "nbd-server" { "-V" } else { "--version" };
+    let ended = command::run(Command::new(program).arg(option), Duration::from_secs(5));
     ended.ok().and_then(|ended| ended.stdout.lines().next().map(str::to_owned)).unwrap_or_else(|| "none".to_owned())
 }
 

@@ -47,11 +47,20 @@ impl Kind {
         }
     }
 
-    /// What is run; `beside` is where further files of it may be.
-    fn command(self, image: &Path, address: &Address, beside: &Path) -> Result<Command> {
+    /// The program.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Nbdkit => "nbdkit",
+            Self::QemuNbd => "qemu-nbd",
+            Self::NbdServer => "nbd-server",
+        }
+    }
+
+    /// What is run; further files of it are beside the image.
+    fn command(self, image: &Path, address: &Address) -> Result<Command> {
         match self {
             Self::Nbdkit => {
-                let mut command = Command::new("nbdkit");
+                let mut command = Command::new(self.program());
                 command.args(["--foreground", "--exit-with-parent"]);
                 match address {
                     Address::Unix(path) => command.arg("-U").arg(path),
@@ -61,7 +70,7 @@ impl Kind {
                 Ok(command)
             }
             Self::QemuNbd => {
-                let mut command = Command::new("qemu-nbd");
+                let mut command = Command::new(self.program());
                 command.args(["--persistent", "--format=raw", "--shared=8", "--export-name", VOLUME]);
                 match address {
                     Address::Unix(path) => command.arg("--socket").arg(path),
@@ -78,10 +87,10 @@ impl Kind {
                     Address::Tcp(to) => format!("listenaddr = {}\nport = {}", to.ip(), to.port()),
                 };
                 let text = format!("[generic]\n{place}\n[{VOLUME}]\nexportname = {}\n", image.display());
-                let file = beside.with_extension("conf");
+                let file = image.with_extension("conf");
                 fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
-                let mut command = Command::new("nbd-server");
-                command.arg("-C").arg(file).arg("-p").arg(beside.with_extension("pid"));
+                let mut command = Command::new(self.program());
+                command.arg("-C").arg(file).arg("-p").arg(image.with_extension("pid"));
                 Ok(command)
             }
         }
@@ -110,7 +119,7 @@ impl Peer {
     pub fn start(interrupt: &Interrupt, kind: Kind, image: &Path, bytes: u64, address: &Address) -> Result<Self> {
         let made = File::create(image).and_then(|image| image.set_len(bytes));
         made.map_err(Error::io(format!("make the image of {}", kind.name())))?;
-        let mut command = kind.command(image, address, image)?;
+        let mut command = kind.command(image, address)?;
         let running = match kind {
             Kind::Nbdkit | Kind::QemuNbd => {
                 command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);

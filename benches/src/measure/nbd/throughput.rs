@@ -14,7 +14,7 @@ use crate::{
     Result,
     fio::{self, Job, Measured, Target},
     host::Host,
-    machine::load_average,
+    machine::{load_average, version},
     nbd::{
         Address,
         peer::{Kind, Peer},
@@ -75,7 +75,10 @@ pub fn run(scope: &Scope) -> Result<Value> {
     for (index, transport) in TRANSPORTS.into_iter().enumerate() {
         results.insert(transport.to_owned(), over(scope, transport, index, &ours)?);
     }
-    Ok(json!({"seconds": scope.seconds, "buffer_bytes": BUFFER_DEFAULT, "transports": results}))
+    let versions = Kind::ALL.map(|kind| version(kind.program()));
+    Ok(json!({
+        "seconds": scope.seconds, "buffer_bytes": BUFFER_DEFAULT, "peers": versions, "transports": results,
+    }))
 }
 
 fn start(scope: &Scope, name: &'static str, options: &[&str]) -> Result<Ours> {
@@ -136,7 +139,7 @@ fn one_round(scope: &Scope, round: usize, job: Job, servers: &[Server<'_>]) -> R
 
 /// The first `ours` servers are ours; what is judged is the first.
 fn summary(transport: &str, servers: &[Server<'_>], ours: usize, results: &[Rounds]) -> Value {
-    let mut heading = vec![format!("over a {transport}")];
+    let mut heading = vec![transport.to_owned()];
     heading.extend(servers.iter().map(|server| server.name.to_owned()));
     heading.extend(row(["ratio to the best peer", "target", ""]));
     let columns = heading.len();
