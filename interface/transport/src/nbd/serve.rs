@@ -90,6 +90,8 @@ struct Worker<'w, 'a> {
     disk: &'w dyn Disk,
     buffers: &'w mut Buffers,
     pass: Pass,
+    /// When the gate admitted it.
+    admitted: Instant,
     /// No request was executed yet since the gate admitted this worker.
     is_first: bool,
     /// Replies committed since the last were sent.
@@ -114,8 +116,19 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
             seat.park(false);
             return Ended::Closed;
         }
-        let worker =
-            Worker { seat, connection, export, disk, buffers, pass, is_first: true, replies: 0, waiting: None };
+        let admitted = Instant::now();
+        let worker = Worker {
+            seat,
+            connection,
+            export,
+            disk,
+            buffers,
+            pass,
+            admitted,
+            is_first: true,
+            replies: 0,
+            waiting: None,
+        };
         let turn = worker.run();
         if turn == Turn::Closed {
             connection.lead.rouse();
@@ -455,7 +468,8 @@ impl Worker<'_, '_> {
         let record = shared.record;
         self.replies = 0;
         let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
-        let (is_over, since) = (shared.is_over, shared.since);
+        // While the gate was closed nobody heard the client.
+        let (is_over, since) = (shared.is_over, shared.since.max(self.admitted));
         if is_over && all_sent {
             return if record.aside == 0 { Turn::Closed } else { self.pause(shared) };
         }
