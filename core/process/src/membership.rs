@@ -11,7 +11,7 @@ use std::{
 
 use everdisk_engine::{Engine, WriteBack};
 use everdisk_proto::{
-    frame::{FromInterface, LentFile, NbdListen, ToInterface},
+    frame::{FromInterface, LentConnection, LentFile, NbdListen, ToInterface},
     gate_word::GateWord,
     ids::Slot,
     limits::PEER_DEADLINE,
@@ -45,10 +45,24 @@ struct Lent {
     file: Option<(LentFile, Vec<Arc<OwnedFd>>)>,
     /// Where NBD clients are awaited: by the interface, or by the next one, for which this core keeps the sockets.
     nbd: Option<(Vec<NbdListen>, Vec<OwnedFd>)>,
+    /// Connections for which there was no worker yet, and what was lent with them.
+    waiting: Vec<(LentConnection, [OwnedFd; 2])>,
     workers: Workers,
 }
 
 impl Lent {
+    /// Starts workers for connections, as long as there is a place for one. What is left waits: those whose request hangs in a
+    /// storage node, although their client has gone, end with it.
+    fn serve_waiting(&mut self) {
+        while !self.waiting.is_empty() && self.workers.have_room() {
+            let (connection, [socket, memory]) = self.waiting.remove(0);
+            // The others are served all the same; where it is this core's turn, this one waits for another core.
+            if let Err(error) = self.workers.add_connection(connection, socket, memory) {
+                tracing::error!(connection = connection.number, %error, "an NBD connection cannot be served");
+            }
+        }
+    }
+
     /// Front ends that were lent.
     fn fronts(&self) -> u8 {
         u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
@@ -82,7 +96,7 @@ pub(crate) fn serve(
     loop {
         match attend(&link, &mut lent)? {
             Next::Quit => break,
-            Next::Reconnect => match reconnect(identity, &lent, socket) {
+            Next::Reconnect => match reconnect(identity, &mut lent, socket) {
                 Some(new) => link = new,
                 None => break,
             },
@@ -150,7 +164,7 @@ fn join(
     let disk =
         VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
     let workers = Workers::new(&segment, slot, &Arc::new(disk))?;
-    let mut lent = Lent { slot, segment, file: None, nbd: None, workers };
+    let mut lent = Lent { slot, segment, file: None, nbd: None, waiting: Vec::new(), workers };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
         if let Some(other) = take(&mut lent, frame.body, fds)? {
@@ -175,10 +189,10 @@ fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Opti
             let Ok([socket, memory]) = <[OwnedFd; 2]>::try_from(fds) else {
                 return Err(Fatal::Interface("lent a connection without its memory".to_owned()));
             };
-            // The others are served all the same; where it is this core's turn, this one waits for another core.
-            if let Err(error) = lent.workers.add_connection(connection, socket, memory) {
-                tracing::error!(connection = connection.number, %error, "an NBD connection cannot be served");
+            if lent.waiting.iter().all(|(other, _)| other.number != connection.number) {
+                lent.waiting.push((connection, [socket, memory]));
             }
+            lent.serve_waiting();
         }
         other => return Ok(Some(other)),
     }
@@ -213,6 +227,7 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
             Ok(received) => received,
             Err(LinkError::Deadline(_)) => {
                 lent.workers.sweep();
+                lent.serve_waiting();
                 if lent.has_ended() {
                     tracing::info!("the file was unmounted");
                     return Ok(Next::Quit);
@@ -264,17 +279,20 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
         nbd.clone()
     });
     let connections = lent.workers.connections();
-    let count = u32::try_from(connections.len()).unwrap_or(0);
+    let count = u32::try_from(connections.len() + lent.waiting.len()).unwrap_or(0);
     link.send(3, ToInterface::Returned { file, nbd, connections: count }, &fds)?;
     for connection in connections.iter().filter_map(|served| served.connection()) {
         let fds = [connection.socket(), connection.memory().as_fd()];
         link.send(3, ToInterface::ReturnedConnection(connection.lent), &fds)?;
     }
+    for (connection, fds) in &lent.waiting {
+        link.send(3, ToInterface::ReturnedConnection(*connection), &fds.each_ref().map(AsFd::as_fd))?;
+    }
     link.send(4, armed(lent), &[])
 }
 
 /// Finds the interface that takes the dead one's place; meanwhile the workers go on. `None`: the core is to end.
-fn reconnect(identity: &CoreIdentity, lent: &Lent, socket: &Path) -> Option<InterfaceLink> {
+fn reconnect(identity: &CoreIdentity, lent: &mut Lent, socket: &Path) -> Option<InterfaceLink> {
     let since = Instant::now();
     loop {
         thread::sleep(RECONNECT);
@@ -282,6 +300,7 @@ fn reconnect(identity: &CoreIdentity, lent: &Lent, socket: &Path) -> Option<Inte
             return None;
         }
         lent.workers.sweep();
+        lent.serve_waiting();
         let has_gate =
             GateWord::decode(lent.segment.gate.word.load(Acquire)).is_some_and(|gate| gate.slot == lent.slot);
         let removed = !has_gate && fs::symlink_metadata(socket).is_err() && lent.fronts() == 0;

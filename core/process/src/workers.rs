@@ -185,6 +185,11 @@ impl Workers {
         Ok(())
     }
 
+    /// Whether there is a ticket for another worker.
+    pub(crate) fn have_room(&self) -> bool {
+        lock(&self.0.tickets).contains(&false)
+    }
+
     /// Lets go of connections that have ended, here or in another core.
     pub(crate) fn sweep(&self) {
         let ended = |served: &Served| served.connection().is_some_and(Connection::has_ended);

@@ -424,9 +424,12 @@ impl Holder {
                 self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link: Some(peer.link) });
                 self.custody.joined(slot);
             }
-            // It knows nothing of clients that came meanwhile.
+            // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
             if let Some(core) = self.cores.get_mut(slot) {
                 let _ = self.fronts.lend(core);
+                if self.fronts.nbd.is_some() {
+                    let _ = core.tell(FromInterface::Recall, &[]);
+                }
             }
             return;
         }

@@ -83,6 +83,8 @@ struct Worker<'w, 'a> {
     disk: &'w dyn Disk,
     buffers: &'w mut Buffers,
     pass: Pass,
+    /// When the gate admitted it.
+    admitted: Instant,
     /// No request was executed yet since the gate admitted this worker.
     is_first: bool,
     /// Replies committed since the last were sent.
@@ -107,8 +109,19 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
             seat.park(false);
             return Ended::Closed;
         }
-        let worker =
-            Worker { seat, connection, export, disk, buffers, pass, is_first: true, replies: 0, waiting: None };
+        let admitted = Instant::now();
+        let worker = Worker {
+            seat,
+            connection,
+            export,
+            disk,
+            buffers,
+            pass,
+            admitted,
+            is_first: true,
+            replies: 0,
+            waiting: None,
+        };
         let turn = worker.run();
         if turn == Turn::Closed {
             connection.lead.rouse();

@@ -26,7 +26,8 @@ impl Worker<'_, '_> {
         let record = shared.record;
         self.replies = 0;
         let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
-        let (is_over, since) = (shared.is_over, shared.since);
+        // While the gate was closed nobody heard the client.
+        let (is_over, since) = (shared.is_over, shared.since.max(self.admitted));
         if is_over && all_sent {
             return if record.aside == 0 { Turn::Closed } else { self.pause(shared) };
         }
