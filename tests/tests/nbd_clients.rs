@@ -1,6 +1,9 @@
 //! Clients that nobody here has written, on the exports of a volume: libnbd's and QEMU's (M5).
 
-use std::{io::Read, io::Write, os::unix::fs::FileExt};
+use std::{
+    io::{Read, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+};
 
 use everdisk_tests::{
     bytes::pattern,
@@ -99,9 +102,24 @@ fn m5_nbdsh_every_command_does_what_it_says() {
     let host = Host::new();
     for number in 0..2 {
         let exported = Exported::new(&host, &format!("v{number}"), "64M");
-        println!("{}", exported.both()[number].nbdsh(include_str!("nbdsh/commands.py")));
+        exported.both()[number].nbdsh(include_str!("nbdsh/commands.py"));
         exported.detach();
     }
+}
+
+/// M5: zeros that may be no hole take their space on the storage nodes, those that may be one give it back. A map does not
+/// tell: most file systems show what was allocated and never written as a hole.
+#[test]
+fn m5_zeros_that_may_be_no_hole_have_their_space() {
+    let host = Host::new();
+    let exported = Exported::new(&host, "v", "64M");
+    let taken = || (0..2).map(|node| exported.volume.node(node).join("data").metadata().unwrap().blocks() * 512).sum();
+    let before: u64 = taken();
+    exported.unix.nbdsh("h.zero(8 << 20, 16 << 20, nbd.CMD_FLAG_NO_HOLE); h.flush()");
+    assert!(taken() >= before + (8 << 20), "{before} and {} bytes", taken());
+    exported.unix.nbdsh("assert h.pread(8 << 20, 16 << 20) == bytes(8 << 20); h.zero(8 << 20, 16 << 20); h.flush()");
+    assert!(taken() < before + (1 << 20), "{before} and {} bytes", taken());
+    exported.detach();
 }
 
 /// M5: whatever a client asks for and may not get fails by the error that the protocol gives it, and nothing else.

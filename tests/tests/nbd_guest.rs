@@ -58,7 +58,7 @@ fn m5_m6_beyond7_a_virtual_machine_has_its_disk_on_an_export_through_upgrades_an
     let host = Host::new();
     let exported = Exported::new(&host, "v", "64M");
     let disk = format!("file={},format=raw,if=virtio,cache=none,discard=unmap", exported.unix.uri_of("v"));
-    let guest = Guest::boot(host.root(), &[disk], &script("/dev/vda", "", 16, ""));
+    let guest = Guest::boot(host.root(), &[disk], &script("/dev/vda", "", 10, ""));
     through_upgrades(&exported, guest);
     exported.detach();
 }
@@ -73,7 +73,7 @@ fn m5_m6_beyond7_the_kernels_client_works_through_upgrades_and_a_kill() {
     let before = format!("{connect}\n[ $(cat /sys/block/nbd0/size) = 131072 ]");
     let after = "echo by the kernel | dd of=/dev/nbd0 bs=4096 seek=12500 conv=fsync\nblkdiscard -o 0 -l 1048576 /dev/nbd0\n\
                  nbd-client -d /dev/nbd0";
-    let guest = Guest::boot(host.root(), &[], &script("/dev/nbd0", &before, 16, after));
+    let guest = Guest::boot(host.root(), &[], &script("/dev/nbd0", &before, 10, after));
     through_upgrades(&exported, guest);
     // What the machine wrote and what it discarded, seen from here.
     let bytes = fs::read(&exported.volume.path).unwrap();
