@@ -20,6 +20,7 @@ use crate::{
     fio::{self, Background, Job, Target},
     host::{Host, VOLUME},
     interface::Interface,
+    machine::load_average,
     residue, say,
     stats::{Sorted, time},
     table::{at_most, row, table},
@@ -87,7 +88,11 @@ impl Rounds {
         let (round, seen) = round(host, way, self.reports.len(), upgrades)?;
         let paused: Sorted = round.iter().map(|report| number(report, "suspended_us")).collect();
         let (median, longest) = (paused.median(), paused.max());
-        say(format!("  {name}: {} upgrades, pause median {median} µs, longest {longest} µs", round.len()));
+        say(format!(
+            "  {name}: {} upgrades, pause median {median} µs, longest {longest} µs (load {:.1})",
+            round.len(),
+            load_average()
+        ));
         self.reports.extend(round);
         match seen {
             Ok(seen) => self.windows.add(seen),
