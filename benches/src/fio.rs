@@ -253,9 +253,9 @@ impl Verifying {
         let mut command = base(target, Job { pattern: "randrw", block: "4k", depth: 8 });
         command.arg(format!("--offset={offset}")).arg(format!("--size={bytes}"));
         command.args(["--norandommap=0", "--serialize_overlap=1", "--time_based", "--runtime=3600"]);
-        command.args(["--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--output-format=json"]);
+        command.args(["--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--verify_state_save=0"]);
         // Room for other load beside it.
-        command.arg("--thinktime=200us");
+        command.args(["--thinktime=200us", "--output-format=json"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         Ok(Self { child: Some(command.spawn().map_err(Error::io("start fio"))?) })
     }

@@ -180,7 +180,7 @@ fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Opti
     match frame {
         FromInterface::LendFile(file) => take_file(lent, file, fds)?,
         FromInterface::LendNbd { nbd } => {
-            if lent.file.is_none() && lent.nbd.is_none() {
+            if lent.nbd.is_none() {
                 lent.workers.add_guard()?;
             }
             lent.nbd = Some((nbd, fds));

@@ -149,8 +149,8 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts a worker that probes the storage nodes when the gate is given to this core, where no file's worker does: there
-    /// may be no connection.
+    /// Starts a worker that probes the storage nodes when the gate is given to this core and nobody else does: there may be no
+    /// connection, and the file may have been unmounted.
     pub(crate) fn add_guard(&self) -> io::Result<()> {
         let taken = self.0.take_ticket()?;
         let (ready, parked) = mpsc::channel();
@@ -158,7 +158,7 @@ impl Workers {
             let shared = &taken.shared;
             let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
             let _ = ready.send(());
-            seat.stand_guard(&*shared.disk, || shared.has_few_connections());
+            seat.stand_guard(&*shared.disk, || shared.has_probers());
         })?;
         await_parked(&parked)
     }
@@ -318,10 +318,12 @@ impl Shared {
         }
     }
 
-    /// Whether there are connections, and so few that all their workers may probe at once.
-    fn has_few_connections(&self) -> bool {
-        let connections = lock(&self.served).iter().filter(|served| served.connection().is_some()).count();
-        (1..=PROBERS_MAX).contains(&connections)
+    /// Whether others probe when this core is given the gate: a worker of the file, or those of connections that are so few that all
+    /// of them may at once.
+    fn has_probers(&self) -> bool {
+        let served = lock(&self.served);
+        let connections = served.iter().filter(|served| served.connection().is_some()).count();
+        connections < served.len() || (1..=PROBERS_MAX).contains(&connections)
     }
 
     fn ticket(&self, index: usize) -> Option<&Ticket> {

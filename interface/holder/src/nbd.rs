@@ -22,7 +22,10 @@ use everdisk_proto::{
     nbd::NbdAddress,
 };
 use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, packet};
-use rustix::net::{Shutdown, SocketFlags, sockopt};
+use rustix::{
+    io::Errno as Os,
+    net::{Shutdown, SocketFlags, sockopt},
+};
 
 /// Socket buffers: room for a full batch of requests or replies, so that neither side sleeps half-way.
 const SOCKET_BUFFER: usize = 1 << 20;
@@ -30,6 +33,8 @@ const SOCKET_BUFFER: usize = 1 << 20;
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 6);
 /// Clients taken in one turn of the loop.
 const ACCEPTED_AT_ONCE: usize = 16;
+/// After an accept that failed for want of something; the clients wait in the listener's queue.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A connection whose client has gone is looked at this often until a core has dealt with what it left.
 const LINGER_LOOK: Duration = Duration::from_millis(20);
 
@@ -81,6 +86,8 @@ impl Held {
 pub(crate) struct NbdFront {
     listeners: Vec<Listener>,
     connections: Vec<Held>,
+    /// No client is taken before: there was no descriptor or memory for the last one.
+    paused_until: Option<Instant>,
 }
 
 impl NbdFront {
@@ -89,7 +96,7 @@ impl NbdFront {
         if places.len() > LISTENERS_MAX {
             return Err(format!("{} places for NBD clients; at most {LISTENERS_MAX} are possible", places.len()));
         }
-        let mut front = Self { listeners: Vec::new(), connections: Vec::new() };
+        let mut front = Self { listeners: Vec::new(), connections: Vec::new(), paused_until: None };
         for place in places {
             match listen(place) {
                 Ok((listen, socket)) => {
@@ -108,7 +115,7 @@ impl NbdFront {
     pub(crate) fn adopt(places: Vec<NbdListen>, sockets: Vec<OwnedFd>) -> Self {
         let pairs = places.into_iter().zip(sockets);
         let listeners = pairs.map(|(listen, socket)| Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
-        Self { listeners: listeners.collect(), connections: Vec::new() }
+        Self { listeners: listeners.collect(), connections: Vec::new(), paused_until: None }
     }
 
     /// Takes up a connection that a core gave back, unless it is known; whether it was not.
@@ -153,14 +160,16 @@ impl NbdFront {
     /// those that only tell that they have ended.
     pub(crate) fn watched(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
         // Whoever comes when there is no place waits in the listener's queue.
-        let listening = if self.connections.len() < CONNECTIONS_MAX { self.sockets() } else { Vec::new() };
+        let takes = self.connections.len() < CONNECTIONS_MAX && self.paused_until.is_none();
+        let listening = if takes { self.sockets() } else { Vec::new() };
         let clients = self.connections.iter().filter(|held| held.lingers.is_none());
         (listening, clients.map(|held| held.socket.as_fd()).collect())
     }
 
     /// So long the loop may wait.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        self.connections.iter().any(|held| held.lingers.is_some()).then_some(LINGER_LOOK)
+        let waits = self.paused_until.is_some() || self.connections.iter().any(|held| held.lingers.is_some());
+        waits.then_some(LINGER_LOOK)
     }
 
     /// Closes connections that have ended.
@@ -171,7 +180,7 @@ impl NbdFront {
                 held.lingers = has_hung_up(held.socket.as_fd()).then(Instant::now);
             }
         }
-        let Self { listeners, connections } = self;
+        let Self { listeners, connections, .. } = self;
         connections.retain(|held| {
             let ended = held.has_ended();
             if let Some(listener) = listeners.get_mut(usize::from(held.lent.listener)).filter(|_| ended) {
@@ -185,13 +194,26 @@ impl NbdFront {
     /// Takes clients that wait; the index of the first new connection.
     pub(crate) fn accept(&mut self) -> usize {
         let first = self.connections.len();
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return first;
+        }
+        self.paused_until = None;
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             for _ in 0..ACCEPTED_AT_ONCE {
                 if self.connections.len() >= CONNECTIONS_MAX {
                     return first;
                 }
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                let Ok(socket) = rustix::net::accept_with(&listener.socket, flags) else { break };
+                let socket = match rustix::net::accept_with(&listener.socket, flags) {
+                    Ok(socket) => socket,
+                    Err(Os::AGAIN) => break,
+                    Err(Os::INTR | Os::CONNABORTED) => continue,
+                    Err(error) => {
+                        tracing::error!(%error, "no NBD client can be taken for the moment");
+                        self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                        return first;
+                    }
+                };
                 listener.accepted += 1;
                 tune(socket.as_fd(), &listener.listen.address);
                 match ConnectionMemory::create() {

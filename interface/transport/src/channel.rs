@@ -11,7 +11,7 @@ use std::{
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicUsize,
+            AtomicBool, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -25,6 +25,7 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Lead {
     leader: AtomicUsize,
+    was_passed_on: AtomicBool,
     idle: Mutex<Vec<usize>>,
     changed: Condvar,
 }
@@ -32,7 +33,12 @@ pub struct Lead {
 impl Lead {
     /// The channel's first worker leads.
     pub const fn new(first: usize) -> Self {
-        Self { leader: AtomicUsize::new(first), idle: Mutex::new(Vec::new()), changed: Condvar::new() }
+        Self {
+            leader: AtomicUsize::new(first),
+            was_passed_on: AtomicBool::new(false),
+            idle: Mutex::new(Vec::new()),
+            changed: Condvar::new(),
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<usize>> {
@@ -72,13 +78,19 @@ impl Lead {
     pub fn pass_on(&self) -> bool {
         let mut idle = self.idle();
         let Some(next) = idle.pop() else { return false };
-        self.leader.store(next, Release);
+        self.give(next);
         self.changed.notify_all();
         true
     }
 
+    /// Whether it was ever with another worker than the first.
+    pub fn was_passed_on(&self) -> bool {
+        self.was_passed_on.load(Relaxed)
+    }
+
     /// Gives the lead to a worker that will [`Lead::wait`] for it.
     pub fn give(&self, worker: usize) {
+        self.was_passed_on.store(true, Relaxed);
         self.leader.store(worker, Release);
     }
 

@@ -91,6 +91,8 @@ struct Worker<'w, 'a> {
     replies: u32,
     /// The peer is waited for since then, in vain so far.
     waiting: Option<Instant>,
+    /// How far the output had come when room in it was last waited for.
+    seen_sent: u64,
 }
 
 /// Serves a connection until it ends, or the core does.
@@ -121,6 +123,7 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
             is_first: true,
             replies: 0,
             waiting: None,
+            seen_sent: 0,
         };
         let turn = worker.run();
         if turn == Turn::Closed {

@@ -156,6 +156,10 @@ impl Worker<'_, '_> {
             let shared = self.connection.lock();
             self.connection.send(&shared.record)
         };
+        let now = self.connection.memory().sent();
+        if now != std::mem::replace(&mut self.seen_sent, now) {
+            self.waiting = None;
+        }
         if sent.is_err() || self.has_waited_too_long() {
             return Some(Turn::Closed);
         }

@@ -14,6 +14,8 @@ use super::{Phase, Shared, State, Turn, Worker};
 
 /// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
 const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// Between two looks whether the lead, which has been with others, is still with this one: who has lost it can stand in for the next.
+const LEAD_LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The handshake is over within this time, or the connection is.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A peer that has sent a part of a request, or takes no replies, goes on within this time, or the connection ends.
@@ -69,7 +71,12 @@ impl Worker<'_, '_> {
             self.waiting = None;
         }
         let begin = Instant::now();
-        let turn = if is_idle { self.sleep(has_aside.then_some(ASIDE_LOOK)) } else { self.poll(PollFlags::IN) };
+        let limit = match (has_aside, connection.lead.was_passed_on()) {
+            (true, _) => Some(ASIDE_LOOK),
+            (false, true) => Some(LEAD_LOOK),
+            (false, false) => None,
+        };
+        let turn = if is_idle { self.sleep(limit) } else { self.poll(PollFlags::IN) };
         self.buffers.spin.slept(begin.elapsed());
         if turn != Turn::Again {
             return turn;
