@@ -90,6 +90,7 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
         return Err(Fatal::Interface("--interface and --control-dir are needed to serve".to_owned()));
     };
     everdisk_sys::process::serve_io();
+    everdisk_sys::process::prefault_program();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open_with(&spec, wrap)?);
     let joined = Arc::new(OnceLock::new());

@@ -47,10 +47,19 @@ const REPLIES_MAX: u32 = 16;
 const REFUSED_MAX: u64 = 2 * PAYLOAD_MAX as u64;
 
 /// What one worker needs beside the connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Buffers {
     data: Data,
     spin: Spin,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        let mut data = Data::default();
+        // The memory is there before the first request is.
+        data.first(1);
+        Self { data, spin: Spin::default() }
+    }
 }
 
 /// Why a worker ended.
@@ -152,7 +161,9 @@ impl Worker<'_, '_> {
             match self.turn() {
                 Turn::Again => {}
                 Turn::Closed => return self.close(),
-                turn => return turn,
+                Turn::Shut => break,
+                // Another core may serve the connection by now.
+                Turn::Abandoned => return Turn::Abandoned,
             }
         }
         match self.flush() {
@@ -169,9 +180,11 @@ impl Worker<'_, '_> {
         Turn::Closed
     }
 
-    /// A worker that has lost the lead sends what it has committed: the other may sleep until the client says something.
+    /// Sends what is committed. Where the gate is closed, as far as the socket takes it: while the client reads that and has its next
+    /// requests sent, the next core wakes up. A worker that has lost the lead sends all of it: the other may sleep until the client
+    /// says something.
     fn flush(&mut self) -> Turn {
-        while self.seat.may_read(self.pass) && !self.connection.lead.is_with(self.seat.index()) {
+        loop {
             let sent = {
                 let shared = self.connection.lock();
                 self.connection.send(&shared.record)
@@ -179,6 +192,7 @@ impl Worker<'_, '_> {
             match sent {
                 Ok(true) => break,
                 Err(_) => return Turn::Closed,
+                Ok(false) if !self.seat.may_read(self.pass) || self.connection.lead.is_with(self.seat.index()) => break,
                 Ok(false) if self.poll(PollFlags::OUT) == Turn::Closed => return Turn::Closed,
                 Ok(false) => {}
             }
