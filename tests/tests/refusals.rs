@@ -128,7 +128,14 @@ fn what_a_volumes_state_does_not_permit_is_refused() {
     path("/nonexistent/dir/v.img").refused(1, &["/nonexistent/dir/v.img", "directory does not exist"]);
     path(host.root().to_str().unwrap()).refused(1, &["is a directory"]);
     path("/dev/null").refused(1, &["no regular file"]);
-    host.everdisk(&["attach", "v", "--nbd", "unix:/tmp/x"]).refused(1, &["not in this version"]);
+    let nbd = |text: &str| host.everdisk(&["attach", "v", "--nbd", text]);
+    nbd("unix:/nonexistent/dir/v.sock").refused(1, &["/nonexistent/dir/v.sock", "directory does not exist"]);
+    nbd("unix:/dev/null").refused(1, &["/dev/null", "no socket"]);
+    nbd(&format!("unix:{}", host.control_socket().display())).refused(1, &["a process has that socket already"]);
+    nbd("http://localhost").refused(2, &["neither unix: nor tcp:"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its number").port();
+    nbd(&format!("tcp:127.0.0.1:{port}")).refused(1, &["cannot listen", "in use"]);
     assert_eq!(volume.status().state(), "detached");
 
     volume.attach(&[]);
