@@ -50,14 +50,21 @@ impl Data {
 }
 
 /// Carries out a request that was checked against the export. A WRITE's data stands in `data`.
-pub(super) fn execute(disk: &dyn Disk, hold: &dyn Hold, request: &Request, data: &mut Data) -> Result<Done, Failure> {
+/// `lends`: a large reply may be sent from where its data lies.
+pub(super) fn execute(
+    disk: &dyn Disk,
+    hold: &dyn Hold,
+    request: &Request,
+    data: &mut Data,
+    lends: bool,
+) -> Result<Done, Failure> {
     let (offset, len) = (request.offset, u64::from(request.len));
     let bytes = request.len as usize;
     match request.command {
         _ if len == 0 && request.command != Command::Flush => return Ok(Done::Nothing),
         Command::Read => {
             let first = bytes.min(PIECE);
-            if first > INLINE_MAX && disk.in_memory(offset, first as u64).is_some() {
+            if lends && first > INLINE_MAX && disk.in_memory(offset, first as u64).is_some() {
                 return Ok(Done::Data(0));
             }
             disk.read(hold, offset, data.first(first))?;

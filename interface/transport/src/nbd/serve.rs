@@ -384,7 +384,7 @@ impl Worker<'_, '_> {
         if !self.enter() {
             return Turn::Shut;
         }
-        match execute(self.disk, &self.seat.hold(self.pass), request, &mut self.buffers.data) {
+        match execute(self.disk, &self.seat.hold(self.pass), request, &mut self.buffers.data, self.connection.lends) {
             Ok(done) => self.answer(request, state, done),
             Err(Failure::Errno(errno)) => self.fail(request, state, errno),
             Err(Failure::Abandoned) => self.abandon(),

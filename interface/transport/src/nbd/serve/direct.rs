@@ -190,6 +190,9 @@ impl Worker<'_, '_> {
 
     /// Where a piece of the request's range lies in memory, from `at` on.
     fn in_memory(&self, request: &Request, at: usize, end: usize) -> Option<FileRange<'_>> {
+        if !self.connection.lends {
+            return None;
+        }
         let len = end.saturating_sub(at).min(PIECE) as u64;
         self.disk.in_memory(request.offset + at as u64, len)
     }
