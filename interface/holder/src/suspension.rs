@@ -33,8 +33,6 @@ use crate::{
 
 /// Between two signals to a worker that sits in read(2): a signal that arrives just before the system call is lost.
 const EVICT_AGAIN: Duration = Duration::from_micros(150);
-/// So long a drain looks at the tickets before it sleeps: what a wake costs.
-const DRAIN_SPIN: Duration = Duration::from_micros(50);
 /// Before the kernel gives out anew: a core that should be parked already has this long to be.
 const STRAGGLER_LIMIT: Duration = Duration::from_millis(20);
 /// Between two looks whether the core that is waited for still lives.
@@ -113,11 +111,6 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Durati
         }
         if start.elapsed() > limit {
             return Err(failure);
-        }
-        // A worker is mostly in before this process could fall asleep and be woken.
-        let begin = Instant::now();
-        while begin.elapsed() < DRAIN_SPIN && area.tickets.iter().any(|t| !done(&t.state)) {
-            std::hint::spin_loop();
         }
         wake::sleep_while(&segment.gate.drained, seen, EVICT_AGAIN, Who::All);
     }
