@@ -29,9 +29,14 @@ pub(crate) fn run() -> Result<(), TaskError> {
     if fs::read_to_string(directory.join(STAMP)).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
-    if !is_on(&search_path(), "apt-get") {
-        let what = PACKAGES.join(", ");
-        return Err(TaskError::Failed(format!("the virtual machine's Debian packages are missing ({what})")));
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root || !is_on(&search_path(), "apt-get") {
+        let (what, where_to) = (PACKAGES.join(", "), directory.display());
+        let why = if is_root { "this system has no apt-get" } else { "you are not root" };
+        return Err(TaskError::Failed(format!(
+            "the virtual machine's Debian packages are missing ({what}), and {why}: run `cargo xtask setup` once as root on a \
+             Debian system, which unpacks them under {where_to}"
+        )));
     }
     println!("missing: {} ({})", directory.display(), PACKAGES.join(", "));
     let _ = fs::remove_dir_all(&directory);
