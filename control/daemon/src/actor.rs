@@ -136,11 +136,24 @@ impl<'a> Actor<'a> {
         if self.volume.interface().status().is_ok_and(|status| status.serving.is_some_and(|pid| pid != serving)) {
             return Ok(());
         }
-        // The crash path: the interface gives the gate to the armed one.
+        // The crash path: the interface gives the gate to one that is armed, so that has to be an old one.
+        self.end_cores(Unserved::Goes, None, |core| core.program != current.program && core.process.pid != serving);
         if let Some(known) = attachment.cores.iter().find(|core| core.process.pid == serving) {
             known.process.end(Duration::ZERO);
         }
         self.wait_for(|status| status.serving.is_some_and(|pid| pid != serving)).map(|_| ())
+    }
+
+    /// A core of the program `to` is armed beside the one with this process id: one that is there, or a new one.
+    fn stand_by(&self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<()> {
+        let (status, attachment) = (self.volume.interface().status()?, self.volume.attached()?);
+        let armed = |pid: u32| status.cores.iter().any(|core| core.pid == pid && core.armed);
+        let of_new = |core: &&KnownCore| core.program == to.program && core.process.pid != pid;
+        if attachment.live_cores().filter(of_new).any(|core| armed(core.process.pid)) {
+            return Ok(());
+        }
+        let child = start::core(self.volume, to)?;
+        start::core_armed(self.volume, &child, limit)
     }
 
     fn end_cores(&self, unserved: Unserved, until: Option<Instant>, which: impl Fn(&KnownCore) -> bool) {
@@ -292,8 +305,16 @@ impl Act for Actor<'_> {
         }
     }
 
-    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault> {
+    fn relieve(&mut self, to: &CoreBuild, pid: u32, limit: Duration) {
         let until = Instant::now() + limit;
+        if let Err(e) = self.stand_by(to, pid, STANDBY_WITHIN.min(limit)) {
+            warn!(volume = %self.volume.name, "no standby of the new version yet: {e}");
+        }
+        // Those that time is too short for, the supervisor ends.
+        self.end_cores(Unserved::Stays, Some(until), |core| core.process.pid != pid && core.program != to.program);
+    }
+
+    fn commit(&mut self, to: &CoreBuild, pid: u32) -> Result<(), Fault> {
         let serving = self.wait_for(|status| status.serving.is_some()).ok().and_then(|status| status.serving);
         if serving.is_some_and(|serving| serving != pid) {
             return Err(Fault(format!("the new core (process {pid}) no longer serves: it died or lost the gate")));
@@ -308,16 +329,6 @@ impl Act for Actor<'_> {
             self.record_unknown = self.volume.rewrite_record().is_err();
             return Err(Fault(format!("the new program cannot be recorded as the current one: {e}")));
         }
-        let standby = start::core(self.volume, to).and_then(|child| {
-            let left = until.saturating_duration_since(Instant::now());
-            start::core_armed(self.volume, &child, STANDBY_WITHIN.min(left))?;
-            Ok(child.id.pid)
-        });
-        if let Err(e) = &standby {
-            warn!(volume = %self.volume.name, "no standby of the new version yet: {e}");
-        }
-        // Those that time is too short for, the supervisor ends.
-        self.end_cores(Unserved::Stays, Some(until), |core| core.process.pid != pid && core.program != to.program);
         start::prune_programs(self.volume);
         Ok(())
     }

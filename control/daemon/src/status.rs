@@ -8,17 +8,17 @@ use everdisk_proto::{
 
 use crate::{
     record::{Attachment, Phase},
-    volume::Volume,
+    volume::{Running, Volume},
 };
 
 /// Everything about a volume. Never waits for an operation.
 pub fn status(volume: &Volume) -> VolumeStatus {
-    let record = volume.record();
-    let spec = volume.spec();
-    let attachment = volume.attachment();
+    // First of all: what an operation that has ended left behind is in everything that is asked afterwards.
     let running = volume.running();
+    let attachment = volume.attachment();
     let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
-    let (state, reason) = judge(volume, attachment.as_ref(), seen.as_ref());
+    let spec = volume.spec();
+    let (state, reason) = judge(volume, running, attachment.as_ref(), seen.as_ref());
     let nodes =
         seen.as_ref().and_then(|seen| seen.serving).and_then(|pid| volume.with_core(pid, |core| core.nodes().ok()));
     let mut status = VolumeStatus {
@@ -37,7 +37,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         in_flight: 0,
         waiting: None,
         nodes: nodes.map_or_else(|| unknown(&spec), |nodes| nodes.into_iter().map(Node::from).collect()),
-        last_upgrade: record.last_upgrade,
+        last_upgrade: volume.record().last_upgrade,
         crashes_survived: 0,
         lease_ms: None,
         operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
@@ -97,7 +97,12 @@ fn enter(status: &mut VolumeStatus, seen: InterfaceStatus) {
 }
 
 /// The state in one word, and why it is not a better one.
-fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&InterfaceStatus>) -> (State, Option<String>) {
+fn judge(
+    volume: &Volume,
+    running: Option<Running>,
+    attachment: Option<&Attachment>,
+    seen: Option<&InterfaceStatus>,
+) -> (State, Option<String>) {
     let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) else { return (State::Detached, None) };
     let Some(seen) = seen else {
         let reason = volume.trouble();
@@ -110,7 +115,7 @@ fn judge(volume: &Volume, attachment: Option<&Attachment>, seen: Option<&Interfa
         // Not what the supervisor said: its last pass may have been before the death.
         return (State::Failed, Some(all_gone(volume, attachment)));
     };
-    let upgrading = volume.running().is_some_and(|running| matches!(running.name, "upgrade" | "rollback"));
+    let upgrading = running.is_some_and(|running| matches!(running.name, "upgrade" | "rollback"));
     match seen.gate {
         GateState::Serving | GateState::Suspended if upgrading => (State::Upgrading, None),
         GateState::Serving => (State::Serving, None),
@@ -142,9 +147,10 @@ fn unknown(spec: &VolumeSpec) -> Vec<Node> {
 
 /// The state alone.
 pub fn state(volume: &Volume) -> State {
+    let running = volume.running();
     let attachment = volume.attachment();
     let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
-    judge(volume, attachment.as_ref(), seen.as_ref()).0
+    judge(volume, running, attachment.as_ref(), seen.as_ref()).0
 }
 
 /// A line of the list.

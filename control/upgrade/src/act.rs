@@ -99,12 +99,14 @@ pub trait Act {
     fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
     /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
     fn keep(&mut self, report: &Report);
-    /// [`Step::Commit`]: the new program is recorded as current, which is the point of no return, then every other core
-    /// is dismissed. What could not be cleared away is no error.
+    /// The first half of [`Step::Commit`]: a standby of the new version is there and every other core has gone, so that whoever
+    /// dies from now on, the new version serves. What fails of it is no error.
+    fn relieve(&mut self, to: &CoreBuild, pid: u32, limit: Duration);
+    /// The second half of [`Step::Commit`]: the new program is recorded as current, which is the point of no return.
     ///
     /// # Errors
-    /// The new core no longer serves, or cannot be recorded; nothing was done then.
-    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault>;
+    /// The new core no longer serves, or cannot be recorded.
+    fn commit(&mut self, to: &CoreBuild, pid: u32) -> Result<(), Fault>;
 
     /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by
     /// the death of the new core. Does nothing when the new core does not have the gate.

@@ -268,11 +268,21 @@ impl Act for Actor<'_> {
             self.world.kept = Some(report.clone());
         }
     }
-    fn commit(&mut self, _: &CoreBuild, pid: u32, _: Duration) -> Result<(), Fault> {
+    fn relieve(&mut self, _: &CoreBuild, _: u32, _: Duration) {
+        let _ = self.act(|a| {
+            a.world.start(Version::New);
+            Ok(())
+        });
+        if !self.ended {
+            // The core that serves does not leave, whichever it is.
+            let serving = self.world.serving;
+            self.world.cores.retain(|pid, version| *version == Version::New || *pid == serving);
+        }
+    }
+    fn commit(&mut self, _: &CoreBuild, pid: u32) -> Result<(), Fault> {
         // It is recorded or not: an error after it was done there is not.
         self.act(|a| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) })?;
         self.world.current = Version::New;
-        self.world.cores.retain(|p, _| *p == pid);
         Ok(())
     }
     fn hand_back(&mut self) -> Result<GivenBack, Fault> {
@@ -477,7 +487,7 @@ fn what_cannot_be_recorded_is_not_committed() {
 fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
     let mut world = World { no_way_back: true, ..World::new() };
     let commit = commit_act();
-    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit), Misfortune::Fails(commit + 1)]);
+    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit), Misfortune::Fails(commit + 2)]);
     assert_eq!(report.outcome, None);
     assert!(report.reason.unwrap().contains("no old core"));
     let left = unfinished(&world.journal).unwrap();

@@ -284,7 +284,7 @@ impl<'a, A: Act> Run<'a, A> {
                 Some(serving) if serving == new.pid => break,
                 Some(_) => {
                     return Err(Fault(
-                        "the control module ended meanwhile, and an old core was found serving".to_owned(),
+                        "the control module ended meanwhile, and another core was found serving".to_owned(),
                     ));
                 }
                 None => watch.see(look).map_err(Fault)?,
@@ -346,7 +346,10 @@ impl<'a, A: Act> Run<'a, A> {
     /// The new core serves for good, once it is recorded as the current one. An error: it is not recorded.
     fn commit(&mut self) -> Result<(), Fault> {
         let new = self.new.clone().ok_or_else(|| Fault("the core that serves is not known".to_owned()))?;
-        self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit))?;
+        self.step(Step::Commit, |act, limit| {
+            act.relieve(&new.build, new.pid, limit);
+            act.commit(&new.build, new.pid)
+        })?;
         self.state = State::Committed;
         Ok(())
     }

@@ -18,20 +18,22 @@ fn build(program: &str) -> CoreBuild {
     CoreBuild { program: program.into(), identity: CoreIdentity::current() }
 }
 
+/// A process that does nothing, recorded as a core.
+fn start_core(volume: &Volume, program: &str) -> Child {
+    let mut command = std::process::Command::new("sleep");
+    command.arg("60");
+    let child = Child::start(command, &volume.paths.core_log(0), || {}).unwrap();
+    let known = KnownCore { process: child.id, program: program.into() };
+    volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
+    child
+}
+
 /// An old core serves, a new one is armed; both are processes that do nothing.
 fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let volume = volume(dir.path());
     let interface = fake::Interface::start(&volume);
-    let start = |program: &str| {
-        let mut command = std::process::Command::new("sleep");
-        command.arg("60");
-        let child = Child::start(command, &dir.path().join("log"), || {}).unwrap();
-        let known = KnownCore { process: child.id, program: program.into() };
-        volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
-        child
-    };
-    let (old, new) = (start("/old"), start("/new"));
+    let (old, new) = (start_core(&volume, "/old"), start_core(&volume, "/new"));
     volume.update(|record| record.current = Some(build("/old"))).unwrap();
     interface.set(|status| {
         status.serving = Some(old.id.pid);
@@ -111,11 +113,38 @@ fn the_commit_records_the_program_and_the_one_before() {
     let world = world();
     world.interface.set(|status| status.serving = Some(world.new.id.pid));
     let pid = world.new.id.pid;
-    world.act(|a| a.commit(&build("/new"), pid, BUDGET)).unwrap();
+    world.act(|a| a.commit(&build("/new"), pid)).unwrap();
     let record = world.volume.record();
     assert_eq!((record.current, record.previous), (Some(build("/new")), Some(build("/old"))));
-    assert!(!world.old.id.alive());
-    assert!(world.new.id.alive());
+}
+
+/// Before the commit is on record nobody is left who could bring the old version back by taking the gate.
+#[test]
+fn the_commit_is_prepared_by_a_standby_of_the_new_version_and_the_end_of_the_old_cores() {
+    let world = world();
+    let standby = start_core(&world.volume, "/new");
+    let pid = world.new.id.pid;
+    world.interface.set(|status| {
+        status.serving = Some(pid);
+        status.cores.push(fake::core(standby.id.pid, 2));
+    });
+    world.act(|a| a.relieve(&build("/new"), pid, LIMIT));
+    assert!(!world.old.id.alive() && world.new.id.alive() && standby.id.alive());
+    let record = world.volume.record();
+    assert_eq!(record.current, Some(build("/old")));
+    assert_eq!(record.attachment.unwrap().started, 0, "the standby that an earlier control module had started will do");
+    standby.id.end(Duration::ZERO);
+}
+
+/// None can be started: the old cores go all the same.
+#[test]
+fn a_standby_that_does_not_start_is_no_obstacle_to_the_commit() {
+    let world = world();
+    let pid = world.new.id.pid;
+    world.interface.set(|status| status.serving = Some(pid));
+    world.act(|a| a.relieve(&build("/new"), pid, LIMIT));
+    assert_eq!(world.volume.record().attachment.unwrap().started, 1);
+    assert!(!world.old.id.alive() && world.new.id.alive());
 }
 
 #[test]
@@ -136,7 +165,7 @@ fn a_core_that_has_the_gate_or_may_get_it_is_spared() {
 fn what_cannot_be_recorded_or_does_not_serve_is_not_committed() {
     let world = world();
     let pid = world.new.id.pid;
-    let refused = world.act(|a| a.commit(&build("/new"), pid, BUDGET)).unwrap_err();
+    let refused = world.act(|a| a.commit(&build("/new"), pid)).unwrap_err();
     assert!(refused.0.contains("no longer serves"), "{refused}");
     world.interface.set(|status| status.serving = Some(pid));
     let record = world.volume.paths.record();
@@ -145,7 +174,7 @@ fn what_cannot_be_recorded_or_does_not_serve_is_not_committed() {
     let program = start::next_program(&world.volume).unwrap();
     std::fs::create_dir_all(program.parent().unwrap()).unwrap();
     world.act(|a| {
-        let refused = a.commit(&build("/new"), pid, BUDGET).unwrap_err();
+        let refused = a.commit(&build("/new"), pid).unwrap_err();
         assert!(refused.0.contains("cannot be recorded"), "{refused}");
         a.unstage();
     });

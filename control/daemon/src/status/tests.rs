@@ -58,7 +58,7 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     let dir = tempfile::tempdir().unwrap();
     let volume = volume(dir.path());
     let own = ProcessId::of(std::process::id());
-    let state = |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, a, s.map(seen).as_ref()).0;
+    let state = |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, volume.running(), a, s.map(seen).as_ref()).0;
     let (alive, dead, headless) = (attachment(own, own), attachment(None, None), attachment(None, own));
     assert_eq!(state(None, None), State::Detached);
     assert_eq!(state(Some(&dead), None), State::Failed);
@@ -68,7 +68,7 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     assert_eq!(state(Some(&alive), Some(GateState::Suspended)), State::Suspended);
     assert_eq!(state(Some(&alive), Some(GateState::Recovering)), State::Recovering);
     let operation = volume.begin("upgrade").unwrap();
-    assert_eq!(judge(&volume, Some(&alive), Some(&seen(GateState::Serving))).0, State::Upgrading);
+    assert_eq!(judge(&volume, volume.running(), Some(&alive), Some(&seen(GateState::Serving))).0, State::Upgrading);
     drop(operation);
     let attaching = Attachment { phase: Phase::Attaching, ..alive };
     assert_eq!(state(Some(&attaching), None), State::Detached);
