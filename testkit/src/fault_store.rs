@@ -112,6 +112,7 @@ impl FaultStore {
         len: u64,
         act: impl FnOnce() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        let _under_way = self.counter.arrive();
         if !self.obey(operation)? {
             return Ok(());
         }

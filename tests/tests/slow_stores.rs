@@ -2,8 +2,10 @@
 //! writes wait for the storage nodes, and what is about the buffer alone is left out.
 
 use std::{
+    cell::Cell,
     fs::File,
     os::unix::fs::FileExt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +15,8 @@ use everdisk_tests::{
     bytes::{Random, pattern},
     faults::Faults,
     host::Host,
+    nbd::{Client, Exported, Kind},
+    processes,
     volume::Volume,
     wait::{SOON, until_true},
 };
@@ -190,4 +194,72 @@ fn beyond3_beyond4_the_pause_depends_neither_on_the_buffered_bytes_nor_on_the_st
     assert!(*most <= 2 * medians[0] + 500, "the pause depends on what is buffered or on the nodes: {medians:?} µs");
     drop(file);
     volume.detach();
+}
+
+/// beyond 4: requests of one client, on the file or over one NBD connection, wait for a slow storage node together and not one
+/// after the other; also after an upgrade, and after a kill in the midst of it.
+#[test]
+fn beyond4_many_requests_wait_for_a_slow_storage_node_at_once() {
+    // Shorter than what is taken for a request that hangs: it is known beforehand that it will take so long.
+    const SLOW: &str = "read delay_us=4000\nwrite delay_us=4000";
+    const DEPTH: u64 = 16;
+    let host = Host::faulty();
+    let exported = Exported::attach(host.create_with("v", "64M", 1, &["--buffer", "0"]));
+    let volume = &exported.volume;
+    let faults = Faults::new(volume);
+    let data = pattern(3, MIB);
+    volume.open().write_all_at(&data, 0).unwrap();
+    let at = |n: u64| usize::try_from(n % 256 * 4096).unwrap();
+    let block = |n: u64| at(n)..at(n) + 4096;
+    let most = |volume: &Volume<'_>| faults.counts_of(volume.settled().core().unwrap()).most_at_once();
+    let mut client = exported.unix.client();
+    let turns = |client: &mut Client, enough: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + SOON;
+        let mut n = 0;
+        while !enough() {
+            assert!(Instant::now() < deadline, "not {DEPTH} at once");
+            (n..n + 32).for_each(|n| client.send(Kind::Read, n, block(n).start as u64, 4096, &[]).unwrap());
+            for _ in 0..32 {
+                let (cookie, error) = client.reply().unwrap();
+                assert_eq!(error, 0);
+                assert!(client.payload(4096) == data[block(cookie)], "block {cookie}");
+            }
+            n += 32;
+        }
+    };
+    faults.set(SLOW);
+    turns(&mut client, &|| most(volume) >= DEPTH);
+    volume.turn();
+    turns(&mut client, &|| most(volume) >= DEPTH);
+    let before = volume.settled();
+    let killed = Cell::new(false);
+    turns(&mut client, &|| {
+        if !killed.replace(true) {
+            processes::kill(before.core().unwrap());
+        }
+        volume.settled().core() != before.core() && most(volume) >= DEPTH
+    });
+    client.end();
+    // The file, with writes, on the next core.
+    volume.turn();
+    let file = volume.open();
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for n in 0..2 * DEPTH {
+            let (file, enough, data) = (&file, &enough, &data);
+            scope.spawn(move || {
+                while !enough.load(Relaxed) {
+                    file.write_all_at(&data[block(n)], block(n).start as u64).unwrap();
+                    assert!(read(file, 4096, block(n).start) == data[block(n)]);
+                }
+            });
+        }
+        let deadline = Instant::now() + SOON;
+        while most(volume) < DEPTH && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(3));
+        }
+        enough.store(true, Relaxed);
+    });
+    assert!(most(volume) >= DEPTH);
+    faults.clear();
 }

@@ -8,7 +8,7 @@ use std::{
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
 use everdisk_store::{FileRange, Sought, Store, StoreError};
 
-use crate::{IoError, health::Health, layout::Layout};
+use crate::{IoError, health::Health, layout::Layout, pace::Pace};
 
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
 const BLOCK_BYTES: usize = 4096;
@@ -27,6 +27,9 @@ pub struct Engine {
 struct Node {
     store: Box<dyn Store>,
     health: Health,
+    reads: Pace,
+    changes: Pace,
+    flushes: Pace,
 }
 
 impl Node {
@@ -37,11 +40,35 @@ impl Node {
         self.health.end(&outcome);
         Ok(outcome?)
     }
+
+    /// Reads; `waits` is called before a wait that takes long.
+    #[inline]
+    fn read(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
+        if self.reads.is_slow() {
+            if self.run(|store| store.read_at_once(offset, buf))? {
+                return Ok(());
+            }
+            waits();
+        }
+        self.reads.time(|| self.run(|store| store.read_at(offset, buf)))
+    }
+
+    #[inline]
+    fn change(&self, operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>) -> Result<(), IoError> {
+        self.changes.time(|| self.run(operation))
+    }
 }
 
 impl Engine {
     pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Box<dyn Store>>) -> Self {
-        let nodes = stores.into_iter().map(|store| Node { store, health: Health::default() }).collect();
+        let node = |store| Node {
+            store,
+            health: Health::default(),
+            reads: Pace::default(),
+            changes: Pace::default(),
+            flushes: Pace::default(),
+        };
+        let nodes = stores.into_iter().map(node).collect();
         Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())) }
     }
 
@@ -55,13 +82,21 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.read_beside(offset, buf, &|| ())
+    }
+
+    /// As [`Engine::read`]; `waits` is called before each wait for a node that usually takes long.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn read_beside(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
         self.inside(offset, buf.len() as u64)?;
         if let Some((node, at)) = self.layout.single(offset, buf.len()) {
-            return self.nodes[node].run(|store| store.read_at(at, buf));
+            return self.nodes[node].read(at, buf, waits);
         }
         for extent in self.layout.extents(offset, buf.len()) {
             let part = &mut buf[extent.position..extent.position + extent.len];
-            self.nodes[extent.node].run(|store| store.read_at(extent.node_offset, part))?;
+            self.nodes[extent.node].read(extent.node_offset, part, waits)?;
         }
         Ok(())
     }
@@ -80,11 +115,11 @@ impl Engine {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
         self.inside(offset, data.len() as u64)?;
         if let Some((node, at)) = self.layout.single(offset, data.len()) {
-            return self.nodes[node].run(|store| store.write_at(at, data));
+            return self.nodes[node].change(|store| store.write_at(at, data));
         }
         for extent in self.layout.extents(offset, data.len()) {
             let part = &data[extent.position..extent.position + extent.len];
-            self.nodes[extent.node].run(|store| store.write_at(extent.node_offset, part))?;
+            self.nodes[extent.node].change(|store| store.write_at(extent.node_offset, part))?;
         }
         Ok(())
     }
@@ -96,7 +131,7 @@ impl Engine {
     pub fn flush(&self) -> Result<(), IoError> {
         let mut outcome = Ok(());
         for node in &self.nodes {
-            outcome = outcome.and(node.run(|store| store.flush()));
+            outcome = outcome.and(node.flushes.time(|| node.run(|store| store.flush())));
         }
         outcome
     }
@@ -186,6 +221,21 @@ impl Engine {
         Ok(read)
     }
 
+    /// Whether a look at a node usually takes long.
+    pub(crate) fn is_slow_to_read(&self) -> bool {
+        self.nodes.iter().any(|node| node.reads.is_slow())
+    }
+
+    /// Whether a change of a node usually takes long.
+    pub(crate) fn is_slow_to_change(&self) -> bool {
+        self.nodes.iter().any(|node| node.changes.is_slow())
+    }
+
+    /// Whether a flush of a node usually takes long.
+    pub(crate) fn is_slow_to_flush(&self) -> bool {
+        self.nodes.iter().any(|node| node.flushes.is_slow())
+    }
+
     /// Looks whether the nodes end what they have begun. To be called several times a second.
     pub fn watch(&self) {
         let now = Instant::now();
@@ -232,7 +282,7 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let range = self.layout.on_node(index, offset, len);
             if !range.is_empty() {
-                node.run(|store| operation(store, range.start, range.end - range.start))?;
+                node.change(|store| operation(store, range.start, range.end - range.start))?;
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ mod error;
 mod health;
 pub mod layout;
 mod lifecycle;
+mod pace;
 mod passing;
 mod policy;
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! The engine where things go wrong, on a store that does what it is told to, and the life of a volume's nodes.
 
 use std::{
+    cell::Cell,
     fs, io,
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use everdisk_proto::volume::{BadSpec, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
@@ -26,6 +29,10 @@ const STRIPE: u64 = 64 << 10;
 struct Script {
     /// Every call fails with it; 0 for none.
     errno: AtomicI32,
+    /// What a call takes, µs.
+    takes_us: AtomicU64,
+    /// Reads are carried out at once.
+    reads_at_once: AtomicBool,
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
 }
 
@@ -40,6 +47,10 @@ impl Scripted {
     fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
         assert!(offset + len <= self.size, "{what} of {len} bytes at {offset} leaves the node");
         self.script.calls.lock().unwrap().push((what, offset, len));
+        let takes = Duration::from_micros(self.script.takes_us.load(Ordering::Relaxed));
+        if !takes.is_zero() {
+            thread::sleep(takes);
+        }
         match self.script.errno.load(Ordering::Relaxed) {
             0 => Ok(()),
             errno => {
@@ -65,6 +76,9 @@ impl Store for Scripted {
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         self.call("read", offset, buf.len() as u64)
+    }
+    fn read_at_once(&self, _: u64, _: &mut [u8]) -> Result<bool, StoreError> {
+        Ok(self.script.reads_at_once.load(Ordering::Relaxed))
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.call("write", offset, data.len() as u64)
@@ -121,6 +135,36 @@ fn a_range_within_one_stripe_touches_one_node() {
     engine.read(STRIPE + 7, &mut [0; 100]).unwrap();
     assert_eq!(calls(&scripts[1]), [("discard", 7, 100), ("read", 7, 100)]);
     assert!([0, 2, 3].iter().all(|n| calls(&scripts[*n]).is_empty()));
+}
+
+/// beyond 4: before a read waits for a node that is known to be slow, whoever reads is told, and only then.
+#[test]
+fn beyond4_a_read_that_will_take_long_says_so_before() {
+    let (engine, scripts) = scripted(1 << 20, 2);
+    let told = Cell::new(0);
+    let read = |offset| engine.read_beside(offset, &mut [0; 8], &|| told.set(told.get() + 1)).unwrap();
+    (0..100).for_each(|_| read(0));
+    assert_eq!(told.get(), 0, "quick");
+    scripts[0].takes_us.store(1500, Ordering::Relaxed);
+    (0..100).for_each(|_| read(0));
+    assert!((1..100).contains(&told.get()), "after some: {}", told.get());
+    assert!(engine.is_slow_to_read() && !engine.is_slow_to_change() && !engine.is_slow_to_flush());
+    told.set(0);
+    read(STRIPE);
+    assert_eq!(told.get(), 0, "the other node is quick");
+    engine.read_beside(0, &mut vec![0; 3 * (64 << 10)], &|| told.set(told.get() + 1)).unwrap();
+    assert_eq!(told.get(), 2, "two of three stripes are on the slow one");
+    scripts[0].reads_at_once.store(true, Ordering::Relaxed);
+    calls(&scripts[0]);
+    read(0);
+    assert_eq!((told.get(), calls(&scripts[0]).len()), (2, 0), "it need not wait");
+    scripts[0].reads_at_once.store(false, Ordering::Relaxed);
+    scripts[0].takes_us.store(0, Ordering::Relaxed);
+    (0..50).for_each(|_| read(0));
+    assert!(!engine.is_slow_to_read(), "quick again");
+    scripts[1].takes_us.store(1500, Ordering::Relaxed);
+    (0..100).for_each(|_| engine.write(STRIPE, &[0; 8]).unwrap());
+    assert!(engine.is_slow_to_change());
 }
 
 #[test]

@@ -91,6 +91,8 @@ pub trait Caller {
     /// Whether the operation may go on.
     #[must_use]
     fn back(&self) -> bool;
+    /// What the operation waits for now usually takes long: others may go on meanwhile.
+    fn waits(&self) {}
 }
 
 /// Why an operation was not done.
@@ -209,13 +211,13 @@ impl WriteBack {
     /// [`Stopped`].
     pub fn read(&self, caller: &dyn Caller, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         caller.away();
-        let read = self.read_now(offset, buf);
+        let read = self.read_now(offset, buf, &|| caller.waits());
         back(caller)?;
         Ok(read?)
     }
 
-    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
-        let Some(buffer) = &self.buffer else { return self.engine.read(offset, buf) };
+    fn read_now(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
+        let Some(buffer) = &self.buffer else { return self.engine.read_beside(offset, buf, waits) };
         self.engine.inside(offset, buf.len() as u64)?;
         let gaps = {
             let book = buffer.read_book();
@@ -223,11 +225,11 @@ impl WriteBack {
             book.read(&buffer.area, offset, buf).map_err(lost)?
         };
         match gaps {
-            Gaps::All => self.engine.read(offset, buf),
+            Gaps::All => self.engine.read_beside(offset, buf, waits),
             Gaps::Some(gaps) => gaps.into_iter().try_for_each(|gap| {
                 let place = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
                 let part = buf.get_mut(place(gap.start)..place(gap.end)).unwrap_or_default();
-                self.engine.read(gap.start, part)
+                self.engine.read_beside(gap.start, part, waits)
             }),
         }
     }
@@ -335,6 +337,9 @@ impl WriteBack {
     /// [`Stopped`]; what is buffered stays so.
     pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
         caller.away();
+        if self.engine.is_slow_to_flush() || self.engine.is_slow_to_change() {
+            caller.waits();
+        }
         let flushed = self.flush_now(FLUSH_LIMIT).and_then(|done| {
             if done { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }) }
         });
@@ -438,6 +443,9 @@ impl WriteBack {
     /// [`Stopped`].
     pub fn seek(&self, caller: &dyn Caller, offset: u64, what: Sought) -> Result<Option<u64>, Stopped> {
         caller.away();
+        if self.engine.is_slow_to_read() {
+            caller.waits();
+        }
         let found = self.seek_now(offset, what);
         back(caller)?;
         Ok(found?)
@@ -502,6 +510,9 @@ impl WriteBack {
         operation: impl FnOnce(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
         caller.writing();
+        if self.engine.is_slow_to_change() {
+            caller.waits();
+        }
         let look = self.buffer.as_ref().map(Buffer::begin_write);
         let done = self.fence().and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
         back(caller)?;
@@ -554,6 +565,9 @@ impl WriteBack {
     /// Sends a batch, or waits for one: for room, or for a range that is buffered.
     fn wait(&self, buffer: &Buffer, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
         caller.away();
+        if self.engine.is_slow_to_change() {
+            caller.waits();
+        }
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
         let backing_off = buffer.progress().is_backing_off();

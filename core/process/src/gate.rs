@@ -70,4 +70,7 @@ impl Caller for Request<'_> {
     fn back(&self) -> bool {
         self.0.back()
     }
+    fn waits(&self) {
+        self.0.waits();
+    }
 }

@@ -5,23 +5,18 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
             AtomicBool, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
         mpsc,
     },
-    thread,
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use everdisk_proto::{
-    frame::LentConnection,
-    ids::Slot,
-    limits::{STANDINS_MAX, WORKERS_MAX},
-    segment::{Ticket, ticket_state},
-};
+use everdisk_proto::{frame::LentConnection, ids::Slot, limits::WORKERS_MAX, segment::Ticket};
 use everdisk_sys::{
     connection::ConnectionMemory,
     memory::SharedSegment,
@@ -36,16 +31,14 @@ use everdisk_transport::{
 
 use crate::disk::VolumeDisk;
 
+mod watch;
+
 /// A thread that is started takes its ticket within this time.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// A ticket of a worker that ends is free again within this time.
 const TICKET_LIMIT: Duration = Duration::from_secs(2);
-/// A request that has taken longer than one of these looks (two at most) takes long.
-const WATCH: Duration = Duration::from_millis(10);
 /// So many workers of connections may probe at once: more would be in each other's way.
 const PROBERS_MAX: usize = 4;
-/// While nothing is asked for, the looks are this far apart.
-const WATCH_IDLE: Duration = Duration::from_millis(100);
 
 /// What is served.
 #[derive(Debug)]
@@ -63,9 +56,16 @@ pub(crate) struct Served {
     stop: AtomicBool,
     /// Workers that run.
     running: AtomicUsize,
+    /// Those of them that stand in.
+    standins: AtomicUsize,
 }
 
 impl Served {
+    const fn new(what: What) -> Self {
+        let (running, standins) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { what, stop: AtomicBool::new(false), running, standins }
+    }
+
     const fn lead(&self) -> &Lead {
         match &self.what {
             What::Fuse(_, lead) => lead,
@@ -84,6 +84,8 @@ struct Shared {
     served: Mutex<Vec<Arc<Served>>>,
     tickets: Mutex<[bool; WORKERS_MAX]>,
     standins: AtomicUsize,
+    /// Looks after the workers.
+    watcher: OnceLock<Thread>,
 }
 
 /// The workers of a core.
@@ -94,7 +96,7 @@ pub(crate) struct Workers(Arc<Shared>);
 struct Taken {
     shared: Arc<Shared>,
     ticket: usize,
-    stands_in: bool,
+    stands_in_for: Option<Arc<Served>>,
 }
 
 impl Drop for Taken {
@@ -102,8 +104,9 @@ impl Drop for Taken {
         if let Some(taken) = lock(&self.shared.tickets).get_mut(self.ticket) {
             *taken = false;
         }
-        if self.stands_in {
+        if let Some(served) = &self.stands_in_for {
             self.shared.standins.fetch_sub(1, Relaxed);
+            served.standins.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -124,9 +127,11 @@ impl Workers {
             served: Mutex::default(),
             tickets: Mutex::new([false; WORKERS_MAX]),
             standins: AtomicUsize::new(0),
+            watcher: OnceLock::new(),
         });
         let watched = Arc::clone(&shared);
-        thread::Builder::new().name("watch".to_owned()).spawn(move || watched.watch())?;
+        let watcher = thread::Builder::new().name("watch".to_owned()).spawn(move || watch::watch(&watched))?;
+        let _ = shared.watcher.set(watcher.thread().clone());
         Ok(Self(shared))
     }
 
@@ -135,13 +140,8 @@ impl Workers {
         let (ready, parked) = mpsc::channel();
         for channel in channels {
             let taken = self.0.take_ticket()?;
-            let served = Arc::new(Served {
-                what: What::Fuse(Arc::clone(channel), Lead::new(taken.ticket)),
-                stop: AtomicBool::new(false),
-                running: AtomicUsize::new(0),
-            });
-            Shared::start(&served, taken, ready.clone())?;
-            lock(&self.0.served).push(served);
+            let served = Served::new(What::Fuse(Arc::clone(channel), Lead::new(taken.ticket)));
+            self.0.serve_with(served, taken, ready.clone())?;
         }
         for _ in channels {
             await_parked(&parked)?;
@@ -172,14 +172,9 @@ impl Workers {
         }
         let memory = ConnectionMemory::adopt(memory)?;
         let taken = self.0.take_ticket()?;
-        let served = Arc::new(Served {
-            what: What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket))),
-            stop: AtomicBool::new(false),
-            running: AtomicUsize::new(0),
-        });
+        let served = Served::new(What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket))));
         let (ready, parked) = mpsc::channel();
-        Shared::start(&served, taken, ready)?;
-        lock(&self.0.served).push(served);
+        self.0.serve_with(served, taken, ready)?;
         await_parked(&parked)?;
         self.0.rouse();
         Ok(())
@@ -267,11 +262,22 @@ impl Shared {
                 free
             };
             match free {
-                Some(ticket) => return Ok(Taken { shared: Arc::clone(self), ticket, stands_in: false }),
+                Some(ticket) => return Ok(Taken { shared: Arc::clone(self), ticket, stands_in_for: None }),
                 None if begin.elapsed() > TICKET_LIMIT => return Err(io::Error::other("every ticket is taken")),
                 None => thread::sleep(Duration::from_millis(1)),
             }
         }
+    }
+
+    /// Begins to serve something with its first worker.
+    fn serve_with(&self, served: Served, first: Taken, ready: mpsc::Sender<()>) -> io::Result<()> {
+        let served = Arc::new(served);
+        if let Some(watcher) = self.watcher.get() {
+            served.lead().watched_by(watcher.clone());
+        }
+        Self::start(&served, first, ready)?;
+        lock(&self.served).push(served);
+        Ok(())
     }
 
     /// Starts a worker.
@@ -330,56 +336,13 @@ impl Shared {
         self.segment.cores.get(self.slot.index())?.tickets.get(index)
     }
 
-    /// Passes the lead on when the leader's request takes long: as long as another worker can be had, requests that wait for
-    /// a storage node do not keep others waiting.
-    fn watch(self: &Arc<Self>) {
-        // For each that is served: who led at the last look, the requests that one had executed, and whether it was at work.
-        let mut seen: Vec<(Arc<Served>, (usize, u64, bool))> = Vec::new();
-        let mut pause = WATCH;
-        // When there was no memory that may be locked, or no thread, for another worker.
-        let mut refused: Option<Instant> = None;
-        while !self.stop.load(Acquire) {
-            thread::sleep(pause);
-            pause = WATCH_IDLE;
-            let served = lock(&self.served).clone();
-            seen.retain(|(old, _)| served.iter().any(|served| Arc::ptr_eq(old, served)));
-            for served in served {
-                let lead = served.lead();
-                let Some(ticket) = self.ticket(lead.leader()) else { continue };
-                let state = ticket.state.load(Acquire);
-                let at_work = matches!(state, ticket_state::BUSY | ticket_state::AWAY | ticket_state::WRITING);
-                let now = (lead.leader(), ticket.requests.load(Relaxed), at_work);
-                let before = if let Some((_, before)) = seen.iter_mut().find(|(old, _)| Arc::ptr_eq(old, &served)) {
-                    before
-                } else {
-                    seen.push((Arc::clone(&served), (usize::MAX, 0, false)));
-                    continue;
-                };
-                if now.1 != before.1 || at_work {
-                    pause = WATCH;
-                }
-                if !at_work || now != *before {
-                    *before = now;
-                    continue;
-                }
-                let enough = self.standins.load(Relaxed) >= STANDINS_MAX;
-                if lead.pass_on() || enough || refused.is_some_and(|at| at.elapsed() < START_LIMIT) {
-                    continue;
-                }
-                if let Err(error) = self.stand_in(&served) {
-                    tracing::warn!(%error, "no worker stands in for one that waits for a storage node");
-                    refused = Some(Instant::now());
-                }
-            }
-        }
-    }
-
     /// Starts another worker and gives it the lead.
     fn stand_in(self: &Arc<Self>, served: &Arc<Served>) -> io::Result<()> {
         let (ready, parked) = mpsc::channel();
         let mut taken = self.take_ticket()?;
-        taken.stands_in = true;
+        taken.stands_in_for = Some(Arc::clone(served));
         self.standins.fetch_add(1, Relaxed);
+        served.standins.fetch_add(1, Relaxed);
         let ticket = taken.ticket;
         Self::start(served, taken, ready)?;
         if parked.recv_timeout(START_LIMIT).is_ok() {

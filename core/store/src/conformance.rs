@@ -39,6 +39,10 @@ fn sound<T>(promise: &str, result: Result<T, StoreError>) -> T {
 fn read(store: &dyn Store, offset: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xEE; len];
     sound("read", store.read_at(offset, &mut buf));
+    let mut once = vec![0xEE; len];
+    if sound("read at once", store.read_at_once(offset, &mut once)) {
+        assert!(once == buf, "what is read at once is something else");
+    }
     buf
 }
 
@@ -148,6 +152,7 @@ fn ranges_outside_are_refused(store: &dyn Store) {
     sound("write", store.write_at(size - 1, &[9]));
     for (offset, len) in [(size, 1), (size - 1, 2), (u64::MAX, 1), (u64::MAX - 1, 4), (size + 1, 0)] {
         let mut buf = vec![0; usize::try_from(len).unwrap_or_default()];
+        assert!(!matches!(store.read_at_once(offset, &mut buf), Ok(true)), "read at once of {len} bytes at {offset}");
         let results = [
             ("read", store.read_at(offset, &mut buf)),
             ("write", store.write_at(offset, &buf)),

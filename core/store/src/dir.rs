@@ -16,7 +16,7 @@ mod whole;
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSliceMut},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -28,7 +28,7 @@ use everdisk_proto::volume::NodeUrl;
 use everdisk_sys::cache::Resident;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
-    io::{Errno, retry_on_intr},
+    io::{Errno, ReadWriteFlags, retry_on_intr},
 };
 use uuid::Uuid;
 
@@ -145,6 +145,15 @@ impl Store for DirStore {
             Stopped::Nothing(at) => self.truncated(at),
             Stopped::Failed(e) => self.failed("read", e),
         })
+    }
+
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StoreError> {
+        self.inside(offset, buf.len() as u64)?;
+        let len = buf.len();
+        let mut into = [IoSliceMut::new(buf)];
+        // What stops it, read_at tells: the page cache lacks something (EAGAIN), the file system cannot say (EOPNOTSUPP), a fault.
+        let done = rustix::io::preadv2(&self.data, &mut into, offset, ReadWriteFlags::NOWAIT);
+        Ok(done == Ok(len))
     }
 
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {

@@ -66,6 +66,14 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
 
+    /// As [`Store::read_at`], if that waits for nothing; false when it would, or nobody knows. Anything may stand in `buf` then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read_at_once(&self, _offset: u64, _buf: &mut [u8]) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// The bytes as a part of a file, where they are one and lie in memory, so that they can be sent from it (sendfile(2))
     /// without a copy, and without the node being read. `None`: read them.
     fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {

@@ -36,6 +36,9 @@ pub trait Hold {
     /// After [`Hold::away`] or [`Hold::writing`]: whether the request may go on. If not, return [`Failure::Abandoned`].
     #[must_use]
     fn back(&self) -> bool;
+
+    /// What the holder waits for now usually takes long: whoever else is there may go on meanwhile.
+    fn waits(&self) {}
 }
 
 /// A part of a file.

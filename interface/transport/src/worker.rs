@@ -21,7 +21,10 @@ use everdisk_sys::{
     wake::{self, Who},
 };
 
-use crate::disk::{Disk, Hold};
+use crate::{
+    channel::Lead,
+    disk::{Disk, Hold},
+};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_LOOK: Duration = Duration::from_secs(1);
@@ -189,9 +192,9 @@ impl<'a> Seat<'a> {
         }
     }
 
-    /// The right to carry out a request that was let in.
-    pub const fn hold(&self, pass: Pass) -> SeatHold<'_, 'a> {
-        SeatHold { seat: self, pass }
+    /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow node.
+    pub const fn hold<'s>(&'s self, pass: Pass, lead: Option<&'s Lead>) -> SeatHold<'s, 'a> {
+        SeatHold { seat: self, pass, lead }
     }
 
     /// Gives the ticket in; `holding`: a request stays unanswered with this worker.
@@ -220,6 +223,7 @@ impl<'a> Seat<'a> {
 pub struct SeatHold<'s, 'a> {
     seat: &'s Seat<'a>,
     pass: Pass,
+    lead: Option<&'s Lead>,
 }
 
 impl SeatHold<'_, '_> {
@@ -249,6 +253,12 @@ impl Hold for SeatHold<'_, '_> {
 
     fn back(&self) -> bool {
         self.seat.enter(self.pass)
+    }
+
+    fn waits(&self) {
+        if let Some(lead) = self.lead {
+            lead.let_others(self.seat.index());
+        }
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use super::Operation;
@@ -17,8 +20,9 @@ use super::Operation;
 const KINDS: usize = 6;
 /// Classes of write sizes: up to 1 byte, 2, 4 … 8 MiB, and beyond.
 const CLASSES: usize = 25;
-/// Words in the file: operations and bytes of each kind, changes begun, ended and flushed, writes by size.
-const WORDS: usize = 2 * KINDS + 3 + CLASSES;
+/// Words in the file: operations and bytes of each kind, changes begun, ended and flushed, writes by size, the most
+/// operations at once.
+const WORDS: usize = 2 * KINDS + 3 + CLASSES + 1;
 
 /// What was done to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +33,20 @@ pub struct Counts {
     ended: u64,
     flushed: u64,
     writes: [u64; CLASSES],
+    most_at_once: u64,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        Self { operations: [0; KINDS], bytes: [0; KINDS], begun: 0, ended: 0, flushed: 0, writes: [0; CLASSES] }
+        Self {
+            operations: [0; KINDS],
+            bytes: [0; KINDS],
+            begun: 0,
+            ended: 0,
+            flushed: 0,
+            writes: [0; CLASSES],
+            most_at_once: 0,
+        }
     }
 }
 
@@ -69,21 +82,29 @@ impl Counts {
         self.bytes(Operation::Write).checked_div(self.operations(Operation::Write)).unwrap_or(0)
     }
 
+    /// The most operations that a process had under way at once on one node, those included that a fault keeps waiting.
+    pub fn most_at_once(&self) -> u64 {
+        self.most_at_once
+    }
+
     fn words(&self) -> impl Iterator<Item = u64> + '_ {
         let flushes = [self.begun, self.ended, self.flushed];
-        self.operations.iter().chain(&self.bytes).copied().chain(flushes).chain(self.writes)
+        self.operations.iter().chain(&self.bytes).copied().chain(flushes).chain(self.writes).chain([self.most_at_once])
     }
 
     fn words_mut(&mut self) -> impl Iterator<Item = &mut u64> {
         let flushes = [&mut self.begun, &mut self.ended, &mut self.flushed];
-        self.operations.iter_mut().chain(&mut self.bytes).chain(flushes).chain(&mut self.writes)
+        let writes = self.writes.iter_mut().chain([&mut self.most_at_once]);
+        self.operations.iter_mut().chain(&mut self.bytes).chain(flushes).chain(writes)
     }
 }
 
 impl Add for Counts {
     type Output = Self;
     fn add(mut self, other: Self) -> Self {
+        let most = self.most_at_once.max(other.most_at_once);
         self.words_mut().zip(other.words()).for_each(|(word, more)| *word += more);
+        self.most_at_once = most;
         self
     }
 }
@@ -97,6 +118,16 @@ fn class(len: u64) -> usize {
 pub(super) struct Counter {
     file: File,
     counts: Mutex<Counts>,
+    under_way: AtomicU64,
+}
+
+/// An operation that is at the node.
+pub(super) struct UnderWay<'a>(&'a AtomicU64);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// An operation that was begun, and the changes that had ended by then.
@@ -122,9 +153,18 @@ impl Counter {
         let mut name = path(faults);
         name.push(process::id().to_string());
         let file = File::create(PathBuf::from(name)).expect("a file for the counts beside the storage node");
-        let counter = Self { file, counts: Mutex::default() };
+        let counter = Self { file, counts: Mutex::default(), under_way: AtomicU64::new(0) };
         counter.note(|_| {});
         counter
+    }
+
+    /// An operation comes to the node; its end is when what is returned is dropped.
+    pub(super) fn arrive(&self) -> UnderWay<'_> {
+        let now = self.under_way.fetch_add(1, Relaxed) + 1;
+        if now > self.counts.lock().unwrap_or_else(PoisonError::into_inner).most_at_once {
+            self.note(|counts| counts.most_at_once = counts.most_at_once.max(now));
+        }
+        UnderWay(&self.under_way)
     }
 
     /// An operation is about to begin.

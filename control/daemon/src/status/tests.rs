@@ -58,7 +58,8 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     let dir = tempfile::tempdir().unwrap();
     let volume = volume(dir.path());
     let own = ProcessId::of(std::process::id());
-    let state = |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, volume.running(), a, s.map(seen).as_ref()).0;
+    let state =
+        |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, volume.running(), a, s.map(seen).as_ref()).0;
     let (alive, dead, headless) = (attachment(own, own), attachment(None, None), attachment(None, own));
     assert_eq!(state(None, None), State::Detached);
     assert_eq!(state(Some(&dead), None), State::Failed);

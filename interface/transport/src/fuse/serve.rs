@@ -66,6 +66,14 @@ enum Read {
     Evicted,
 }
 
+/// A worker and what it works on.
+struct Worker<'w, 'a> {
+    seat: &'w Seat<'a>,
+    channel: BorrowedFd<'w>,
+    lead: &'w Lead,
+    operations: &'w Operations<'w>,
+}
+
 /// Serves one channel until the core ends or the file is unmounted.
 pub fn serve(
     seat: &Seat<'_>,
@@ -74,6 +82,7 @@ pub fn serve(
     operations: &Operations<'_>,
     buffers: &mut Buffers,
 ) -> Ended {
+    let worker = Worker { seat, channel, lead, operations };
     let mut kept: Option<(usize, Pass)> = None;
     loop {
         if kept.is_none() && !lead.is_with(seat.index()) {
@@ -86,10 +95,7 @@ pub fn serve(
         let mut first = true;
         if let Some((len, under)) = kept.take() {
             seat.let_go();
-            let done = |first: &mut bool, buffers: &mut Buffers| {
-                seat.enter(pass) && execute(seat, pass, channel, operations, buffers, len, first)
-            };
-            if under.continues_in(pass) && !done(&mut first, buffers) {
+            if under.continues_in(pass) && !(seat.enter(pass) && worker.execute(pass, buffers, len, &mut first)) {
                 kept = Some((len, under));
                 seat.park(true);
                 continue;
@@ -102,7 +108,7 @@ pub fn serve(
                     if silent {
                         continue;
                     }
-                    if !seat.enter(pass) || !execute(seat, pass, channel, operations, buffers, len, &mut first) {
+                    if !seat.enter(pass) || !worker.execute(pass, buffers, len, &mut first) {
                         kept = Some((len, pass));
                         break;
                     }
@@ -132,38 +138,33 @@ fn read(channel: BorrowedFd<'_>, buffers: &mut Buffers) -> Result<Read, Os> {
     }
 }
 
-/// Executes a request and answers it. False: it was abandoned and has to be kept.
-fn execute(
-    seat: &Seat<'_>,
-    pass: Pass,
-    channel: BorrowedFd<'_>,
-    operations: &Operations<'_>,
-    buffers: &mut Buffers,
-    len: usize,
-    first: &mut bool,
-) -> bool {
-    if std::mem::take(first) {
-        seat.note_first_request();
+impl Worker<'_, '_> {
+    /// Executes a request and answers it. False: it was abandoned and has to be kept.
+    fn execute(&self, pass: Pass, buffers: &mut Buffers, len: usize, first: &mut bool) -> bool {
+        let seat = self.seat;
+        if std::mem::take(first) {
+            seat.note_first_request();
+        }
+        let Buffers { request, reply } = buffers;
+        let request = request.get(REQUEST_START..REQUEST_START + len);
+        let (Some(request), Some(space)) = (request, reply.get_mut(REPLY_START..)) else {
+            seat.leave(0, 0, false);
+            return true;
+        };
+        let done = self.operations.execute(&seat.hold(pass, Some(self.lead)), request, space);
+        if done.abandoned {
+            return false;
+        }
+        if done.reply > 0
+            && let Err(errno) = answer(self.channel, space.get(..done.reply).unwrap_or_default())
+            && errno != Os::NOENT
+        {
+            // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
+            tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
+        }
+        seat.leave(done.read, done.written, done.io_error);
+        true
     }
-    let Buffers { request, reply } = buffers;
-    let (Some(request), Some(space)) = (request.get(REQUEST_START..REQUEST_START + len), reply.get_mut(REPLY_START..))
-    else {
-        seat.leave(0, 0, false);
-        return true;
-    };
-    let done = operations.execute(&seat.hold(pass), request, space);
-    if done.abandoned {
-        return false;
-    }
-    if done.reply > 0
-        && let Err(errno) = answer(channel, space.get(..done.reply).unwrap_or_default())
-        && errno != Os::NOENT
-    {
-        // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
-        tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
-    }
-    seat.leave(done.read, done.written, done.io_error);
-    true
 }
 
 fn answer(channel: BorrowedFd<'_>, reply: &[u8]) -> Result<(), Os> {

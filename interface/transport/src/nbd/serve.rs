@@ -384,7 +384,8 @@ impl Worker<'_, '_> {
         if !self.enter() {
             return Turn::Shut;
         }
-        match execute(self.disk, &self.seat.hold(self.pass), request, &mut self.buffers.data, self.connection.lends) {
+        let hold = self.seat.hold(self.pass, Some(&self.connection.lead));
+        match execute(self.disk, &hold, request, &mut self.buffers.data, self.connection.lends) {
             Ok(done) => self.answer(request, state, done),
             Err(Failure::Errno(errno)) => self.fail(request, state, errno),
             Err(Failure::Abandoned) => self.abandon(),
@@ -414,7 +415,8 @@ impl Worker<'_, '_> {
         if !self.enter() {
             return Turn::Shut;
         }
-        let hold = self.seat.hold(self.pass);
+        // What follows it in the input has to wait in any case.
+        let hold = self.seat.hold(self.pass, None);
         let offset = request.offset + u64::from(long.done);
         let mut result = Ok(());
         if long.error == 0 {

@@ -71,7 +71,7 @@ impl Worker<'_, '_> {
             self.waiting = None;
         }
         let begin = Instant::now();
-        let limit = match (has_aside, connection.lead.was_passed_on()) {
+        let limit = match (has_aside, connection.lead.passed() > 0) {
             (true, _) => Some(ASIDE_LOOK),
             (false, true) => Some(LEAD_LOOK),
             (false, false) => None,

@@ -18,6 +18,8 @@ struct Node {
     there: HashSet<u64>,
     /// Who comes back to a closed gate waits before it says so.
     lingers: bool,
+    /// The disk says that its requests take long, before they do.
+    is_known_to_be_slow: bool,
 }
 
 struct SlowDisk {
@@ -47,6 +49,9 @@ impl SlowDisk {
     }
 
     fn visit(&self, hold: &dyn Hold, offset: u64, access: impl FnOnce()) -> Result<(), Failure> {
+        if self.with(|node| node.is_known_to_be_slow) {
+            hold.waits();
+        }
         let mut node = self.node.lock().unwrap();
         node.there.insert(offset);
         while node.held.contains(&offset) {
@@ -228,6 +233,32 @@ impl Drop for Team {
             assert!(worker.join().is_ok() || thread::panicking());
         }
     }
+}
+
+/// Where a node is known to be slow, requests wait for it together, and nobody has to see first that one takes long.
+#[test]
+fn beyond4_requests_wait_for_a_slow_node_at_once() {
+    let mut team = Team::new(6, false);
+    team.disk.with(|node| node.is_known_to_be_slow = true);
+    let offsets = || (0..6_u64).map(|n| n << 16);
+    offsets().for_each(|offset| team.disk.hold(offset));
+    offsets().for_each(|offset| team.send(cmd::READ, offset, offset, 4096, b""));
+    let lead = &team.connection.lead;
+    let mut is_wanted = false;
+    until("all of them are at the node", || {
+        // As the watch, where a worker is on its way.
+        is_wanted |= lead.is_wanted();
+        is_wanted = is_wanted && !lead.pass_on(lead.leader());
+        team.disk.with(|node| offsets().all(|offset| node.there.contains(&offset)))
+    });
+    for offset in offsets().rev() {
+        team.disk.release(offset);
+        assert_eq!(team.reply(), (offset, 0));
+        team.read(4096);
+    }
+    // A long write is a piece after the other, by the same worker.
+    team.send(cmd::WRITE, 7, 0, 3 << 20, &vec![7; 3 << 20]);
+    assert_eq!(team.reply(), (7, 0));
 }
 
 /// The lead is given on while its holder already waits for the client: one of the two receives, and nothing is lost.

@@ -1,0 +1,100 @@
+//! How long operations of one kind usually take on a node: whether they are worth it that others go on meanwhile.
+//!
+//! To pass the work on to another thread costs about as much as a wake, some tens of microseconds. What takes much longer is slow;
+//! what takes less is quick, and only every eighth time looked at, because to look costs something as well.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// Usually more than this: slow from now on.
+const SLOW: Duration = Duration::from_micros(200);
+/// Usually less than this: quick again.
+const QUICK: Duration = Duration::from_micros(100);
+/// A time counts as this at most, so that one interruption says nothing.
+const MOST: Duration = Duration::from_millis(1);
+/// While it is quick, one time of so many is looked at.
+const LOOK: u32 = 8;
+/// A new time counts as much as this part of what was seen before.
+const WEIGHT: u64 = 8;
+
+/// What is known of the times.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    usual_ns: AtomicU64,
+    is_slow: AtomicBool,
+    turn: AtomicU32,
+}
+
+impl Pace {
+    /// Whether it usually takes long.
+    #[inline]
+    pub(crate) fn is_slow(&self) -> bool {
+        self.is_slow.load(Relaxed)
+    }
+
+    /// Runs an operation and perhaps looks how long it takes.
+    #[inline]
+    pub(crate) fn time<T>(&self, operation: impl FnOnce() -> T) -> T {
+        if !self.is_slow() && !self.turn.fetch_add(1, Relaxed).is_multiple_of(LOOK) {
+            return operation();
+        }
+        let begin = Instant::now();
+        let done = operation();
+        self.note(begin.elapsed());
+        done
+    }
+
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.min(MOST).as_nanos()).unwrap_or(0);
+        let usual = self.usual_ns.load(Relaxed);
+        let usual = usual - usual / WEIGHT + took / WEIGHT;
+        self.usual_ns.store(usual, Relaxed);
+        let bound = if self.is_slow() { QUICK } else { SLOW };
+        self.is_slow.store(u128::from(usual) > bound.as_nanos(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_usually_takes_long_is_slow_and_one_interruption_is_not() {
+        let pace = Pace::default();
+        pace.note(Duration::from_secs(1));
+        assert!(!pace.is_slow());
+        for _ in 0..100 {
+            pace.note(Duration::from_micros(5));
+        }
+        for _ in 0..3 {
+            pace.note(Duration::from_millis(1));
+        }
+        assert!(pace.is_slow());
+        for _ in 0..8 {
+            pace.note(Duration::from_micros(150));
+        }
+        assert!(pace.is_slow(), "not yet quick");
+        for _ in 0..20 {
+            pace.note(Duration::from_micros(5));
+        }
+        assert!(!pace.is_slow());
+    }
+
+    #[test]
+    fn quick_ones_are_looked_at_now_and_then_and_slow_ones_always() {
+        let pace = Pace::default();
+        let slow = || std::thread::sleep(Duration::from_millis(1));
+        let mut runs = 0;
+        while !pace.is_slow() {
+            pace.time(slow);
+            runs += 1;
+            assert!(runs < 100);
+        }
+        assert!(runs > 1);
+        let before = pace.turn.load(Relaxed);
+        pace.time(slow);
+        assert_eq!(pace.turn.load(Relaxed), before);
+    }
+}
