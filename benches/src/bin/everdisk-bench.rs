@@ -51,6 +51,8 @@ enum What {
     Memory,
     /// Throughput of the NBD front end, against nbdkit, qemu-nbd and nbd-server
     Nbd,
+    /// Reads over NBD from storage nodes that take 1 ms each, against nbdkit with such a delay
+    NbdSlowNodes,
     /// Of an upgrade under an NBD client, inside and as the client saw it
     NbdPause,
     /// Of NBD clients that do nothing: CPU time of the serving core
@@ -95,12 +97,13 @@ const BUSY: f64 = 0.5;
 
 type Measurement = fn(&Scope) -> Result<Value>;
 
-const MEASUREMENTS: [(What, &str, Measurement); 14] = [
+const MEASUREMENTS: [(What, &str, Measurement); 15] = [
     (What::Memory, "memory", memory::run),
     (What::Throughput, "throughput", throughput::run),
     (What::Pause, "pause", pause::run),
     (What::Kill, "kill", kill::run),
     (What::Nbd, "nbd", nbd::throughput::run),
+    (What::NbdSlowNodes, "nbd_slow_nodes", nbd::slow_nodes::run),
     (What::NbdPause, "nbd_pause", nbd::pause::run),
     (What::NbdIdle, "nbd_idle", nbd::idle::run),
     (What::NbdKill, "nbd_kill", nbd::kill::run),

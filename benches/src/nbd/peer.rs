@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub enum Kind {
     /// nbdkit with its plugin `file`; 16 threads.
     Nbdkit,
+    /// The same, and its filter `delay`: every read and write takes 1 ms longer.
+    NbdkitDelayed,
     /// qemu-nbd, for up to 8 clients; cache writeback, aio threads.
     QemuNbd,
     /// nbd-server; 4 threads, simple replies only.
@@ -35,13 +37,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All that are as quick as they can be.
     pub const ALL: [Self; 3] = [Self::Nbdkit, Self::QemuNbd, Self::NbdServer];
 
     /// For tables and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nbdkit => "nbdkit file",
+            Self::NbdkitDelayed => "nbdkit file, delayed",
             Self::QemuNbd => "qemu-nbd",
             Self::NbdServer => "nbd-server",
         }
@@ -50,7 +53,7 @@ impl Kind {
     /// The program.
     pub const fn program(self) -> &'static str {
         match self {
-            Self::Nbdkit => "nbdkit",
+            Self::Nbdkit | Self::NbdkitDelayed => "nbdkit",
             Self::QemuNbd => "qemu-nbd",
             Self::NbdServer => "nbd-server",
         }
@@ -59,14 +62,20 @@ impl Kind {
     /// What is run; further files of it are beside the image.
     fn command(self, image: &Path, address: &Address) -> Result<Command> {
         match self {
-            Self::Nbdkit => {
+            Self::Nbdkit | Self::NbdkitDelayed => {
                 let mut command = Command::new(self.program());
                 command.args(["--foreground", "--exit-with-parent"]);
                 match address {
                     Address::Unix(path) => command.arg("-U").arg(path),
                     Address::Tcp(to) => command.args(["-i", &to.ip().to_string(), "-p", &to.port().to_string()]),
                 };
+                if self == Self::NbdkitDelayed {
+                    command.arg("--filter=delay");
+                }
                 command.arg("file").arg(image);
+                if self == Self::NbdkitDelayed {
+                    command.args(["rdelay=1ms", "wdelay=1ms"]);
+                }
                 Ok(command)
             }
             Self::QemuNbd => {
@@ -121,7 +130,7 @@ impl Peer {
         made.map_err(Error::io(format!("make the image of {}", kind.name())))?;
         let mut command = kind.command(image, address)?;
         let running = match kind {
-            Kind::Nbdkit | Kind::QemuNbd => {
+            Kind::Nbdkit | Kind::NbdkitDelayed | Kind::QemuNbd => {
                 command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
                 Running::Child(command.spawn().map_err(Error::io(format!("start {}", kind.name())))?)
             }

@@ -50,12 +50,16 @@ impl Node {
             }
             waits();
         }
-        self.reads.time(|| self.run(|store| store.read_at(offset, buf)))
+        self.reads.time(buf.len(), || self.run(|store| store.read_at(offset, buf)))
     }
 
     #[inline]
-    fn change(&self, operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>) -> Result<(), IoError> {
-        self.changes.time(|| self.run(operation))
+    fn change(
+        &self,
+        copied: usize,
+        operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>,
+    ) -> Result<(), IoError> {
+        self.changes.time(copied, || self.run(operation))
     }
 }
 
@@ -115,11 +119,11 @@ impl Engine {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
         self.inside(offset, data.len() as u64)?;
         if let Some((node, at)) = self.layout.single(offset, data.len()) {
-            return self.nodes[node].change(|store| store.write_at(at, data));
+            return self.nodes[node].change(data.len(), |store| store.write_at(at, data));
         }
         for extent in self.layout.extents(offset, data.len()) {
             let part = &data[extent.position..extent.position + extent.len];
-            self.nodes[extent.node].change(|store| store.write_at(extent.node_offset, part))?;
+            self.nodes[extent.node].change(part.len(), |store| store.write_at(extent.node_offset, part))?;
         }
         Ok(())
     }
@@ -131,7 +135,7 @@ impl Engine {
     pub fn flush(&self) -> Result<(), IoError> {
         let mut outcome = Ok(());
         for node in &self.nodes {
-            outcome = outcome.and(node.flushes.time(|| node.run(|store| store.flush())));
+            outcome = outcome.and(node.flushes.time(0, || node.run(|store| store.flush())));
         }
         outcome
     }
@@ -282,7 +286,7 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let range = self.layout.on_node(index, offset, len);
             if !range.is_empty() {
-                node.change(|store| operation(store, range.start, range.end - range.start))?;
+                node.change(0, |store| operation(store, range.start, range.end - range.start))?;
             }
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! How long operations of one kind usually take on a node: whether they are worth it that others go on meanwhile.
 //!
 //! To pass the work on to another thread costs about as much as a wake, some tens of microseconds. What takes much longer is slow;
-//! what takes less is quick, and only every eighth time looked at, because to look costs something as well.
+//! what takes less is quick, and only every eighth time looked at, because to look costs something as well. The time that it takes to
+//! copy the bytes does not count: large operations are no slower for the node than small ones.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -14,6 +15,8 @@ const SLOW: Duration = Duration::from_micros(200);
 const QUICK: Duration = Duration::from_micros(100);
 /// A time counts as this at most, so that one interruption says nothing.
 const MOST: Duration = Duration::from_millis(1);
+/// What a copy takes at most for each byte, even where the memory is new and the CPU is shared: 1 GB/s.
+const COPY_NS: u64 = 1;
 /// While it is quick, one time of so many is looked at.
 const LOOK: u32 = 8;
 /// A new time counts as much as this part of what was seen before.
@@ -34,15 +37,15 @@ impl Pace {
         self.is_slow.load(Relaxed)
     }
 
-    /// Runs an operation and perhaps looks how long it takes.
+    /// Runs an operation that copies `len` bytes, and perhaps looks how long it takes.
     #[inline]
-    pub(crate) fn time<T>(&self, operation: impl FnOnce() -> T) -> T {
+    pub(crate) fn time<T>(&self, len: usize, operation: impl FnOnce() -> T) -> T {
         if !self.is_slow() && !self.turn.fetch_add(1, Relaxed).is_multiple_of(LOOK) {
             return operation();
         }
         let begin = Instant::now();
         let done = operation();
-        self.note(begin.elapsed());
+        self.note(begin.elapsed().saturating_sub(Duration::from_nanos(len as u64 * COPY_NS)));
         done
     }
 
@@ -88,13 +91,15 @@ mod tests {
         let slow = || std::thread::sleep(Duration::from_millis(1));
         let mut runs = 0;
         while !pace.is_slow() {
-            pace.time(slow);
+            pace.time(0, slow);
             runs += 1;
             assert!(runs < 100);
         }
         assert!(runs > 1);
         let before = pace.turn.load(Relaxed);
-        pace.time(slow);
+        pace.time(0, slow);
         assert_eq!(pace.turn.load(Relaxed), before);
+        (0..50).for_each(|_| pace.time(100 << 20, slow));
+        assert!(!pace.is_slow(), "so many bytes take that long");
     }
 }

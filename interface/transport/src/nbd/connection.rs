@@ -12,10 +12,10 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::Ordering::{Acquire, Relaxed, Release},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{
@@ -51,6 +51,8 @@ pub struct Connection {
     /// time.
     pub(super) lends: bool,
     shared: Mutex<Shared>,
+    /// Signalled at each new record while a worker waits for one.
+    changed: Condvar,
 }
 
 /// What the workers of a connection share.
@@ -68,6 +70,8 @@ pub(super) struct Shared {
     pub(super) is_over: bool,
     /// When this core began to serve it.
     pub(super) since: Instant,
+    /// Workers that wait for another record.
+    waiting: usize,
 }
 
 /// A request that is being carried out.
@@ -103,9 +107,19 @@ impl Connection {
             hands: [None; ASIDE_MAX],
             is_over: false,
             since: Instant::now(),
+            waiting: 0,
         };
         let lends = rustix::net::getsockname(&socket).is_ok_and(|name| name.address_family() == AddressFamily::UNIX);
-        Self { memory, socket, lent, number: lent.number, lends, lead: Lead::new(first), shared: Mutex::new(shared) }
+        Self {
+            memory,
+            socket,
+            lent,
+            number: lent.number,
+            lends,
+            lead: Lead::new(first),
+            shared: Mutex::new(shared),
+            changed: Condvar::new(),
+        }
     }
 
     /// The socket.
@@ -157,6 +171,7 @@ impl Connection {
             hands: [None; ASIDE_MAX],
             is_over: false,
             since: Instant::now(),
+            waiting: shared.waiting,
         };
         Ok(())
     }
@@ -169,6 +184,16 @@ impl Connection {
         }
         self.memory.turn.store(turn, Release);
         shared.record = record;
+        if shared.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until another worker has come further, or for this long.
+    pub(super) fn await_record(&self, mut shared: MutexGuard<'_, Shared>, limit: Duration) {
+        shared.waiting += 1;
+        let (mut shared, _) = self.changed.wait_timeout(shared, limit).unwrap_or_else(PoisonError::into_inner);
+        shared.waiting -= 1;
     }
 
     /// The input before this position is not needed any more.

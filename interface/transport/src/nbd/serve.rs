@@ -13,7 +13,6 @@
 
 use std::{
     sync::MutexGuard,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -39,7 +38,7 @@ mod answer;
 mod direct;
 mod input;
 
-/// When nothing is to do but to wait for another worker of the connection.
+/// When nothing is to do but to wait for another worker of the connection, it is looked after this time at the latest.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
 const REPLIES_MAX: u32 = 16;
@@ -469,8 +468,7 @@ impl Worker<'_, '_> {
 
     /// Waits a moment for another worker of this connection.
     fn pause(&self, shared: MutexGuard<'_, Shared>) -> Turn {
-        drop(shared);
-        thread::sleep(PAUSE);
+        self.connection.await_record(shared, PAUSE);
         Turn::Again
     }
 }

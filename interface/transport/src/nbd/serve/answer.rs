@@ -1,7 +1,5 @@
 //! Replies: what is put into the output ring. Those whose data goes straight to the socket have their head from here.
 
-use std::thread;
-
 use everdisk_proto::connection::{OUTPUT_BYTES, Record};
 use rustix::{event::PollFlags, io::Errno as Os};
 
@@ -163,7 +161,7 @@ impl Worker<'_, '_> {
         if sent.is_err() || self.has_waited_too_long() {
             return Some(Turn::Closed);
         }
-        thread::sleep(PAUSE);
+        self.connection.await_record(self.connection.lock(), PAUSE);
         (!self.enter()).then_some(Turn::Shut)
     }
 
