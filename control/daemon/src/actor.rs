@@ -103,6 +103,19 @@ impl<'a> Actor<'a> {
         }
     }
 
+    /// Whether this core has the gate.
+    fn serves(&self, pid: u32) -> bool {
+        self.volume.interface().status().is_ok_and(|status| status.serving == Some(pid))
+    }
+
+    fn must_serve(&self, pid: u32) -> Result<(), Fault> {
+        match self.wait_for(|status| status.serving.is_some()).map(|status| status.serving) {
+            Ok(Some(serving)) if serving == pid => Ok(()),
+            Ok(_) => Err(Fault(format!("the new core (process {pid}) no longer serves: it died or lost the gate"))),
+            Err(e) => Err(Fault(format!("it is not known whether the new core (process {pid}) serves: {e}"))),
+        }
+    }
+
     /// The interface did not answer a hand-over: the segment says who serves.
     fn settle(&self, to: u32, why: &Error) -> Result<HandoverReport> {
         let status = self.wait_for(|status| status.serving.is_some())?;
@@ -133,7 +146,10 @@ impl<'a> Actor<'a> {
             }
             Err(e) => warn!(volume = %self.volume.name, "the way back was not answered: {e}"),
         }
-        if self.volume.interface().status().is_ok_and(|status| status.serving.is_some_and(|pid| pid != serving)) {
+        // Another core of the new program may have been given the gate as well.
+        let attachment = self.volume.attached()?;
+        let is_old = |pid: u32| attachment.program_of(pid) == Some(&current.program);
+        if self.volume.interface().status().is_ok_and(|status| status.serving.is_some_and(is_old)) {
             return Ok(());
         }
         // The crash path: the interface gives the gate to one that is armed, so that has to be an old one.
@@ -141,7 +157,7 @@ impl<'a> Actor<'a> {
         if let Some(known) = attachment.cores.iter().find(|core| core.process.pid == serving) {
             known.process.end(Duration::ZERO);
         }
-        self.wait_for(|status| status.serving.is_some_and(|pid| pid != serving)).map(|_| ())
+        self.wait_for(|status| status.serving.is_some_and(is_old)).map(|_| ())
     }
 
     /// A core of the program `to` is armed beside the one with this process id: one that is there, or a new one.
@@ -305,20 +321,21 @@ impl Act for Actor<'_> {
         }
     }
 
-    fn relieve(&mut self, to: &CoreBuild, pid: u32, limit: Duration) {
+    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault> {
         let until = Instant::now() + limit;
-        if let Err(e) = self.stand_by(to, pid, STANDBY_WITHIN.min(limit)) {
-            warn!(volume = %self.volume.name, "no standby of the new version yet: {e}");
-        }
+        self.must_serve(pid)?;
+        let unrecorded = |e: Error| Fault(format!("the new program cannot be recorded as the current one: {e}"));
+        // Known before an old core is dismissed: to go back then takes a new process, which has to be recorded as well.
+        self.volume.rewrite_record().map_err(unrecorded)?;
+        let old = |core: &KnownCore| core.process.pid != pid && core.program != to.program;
         // Those that time is too short for, the supervisor ends.
-        self.end_cores(Unserved::Stays, Some(until), |core| core.process.pid != pid && core.program != to.program);
-    }
-
-    fn commit(&mut self, to: &CoreBuild, pid: u32) -> Result<(), Fault> {
-        let serving = self.wait_for(|status| status.serving.is_some()).ok().and_then(|status| status.serving);
-        if serving.is_some_and(|serving| serving != pid) {
-            return Err(Fault(format!("the new core (process {pid}) no longer serves: it died or lost the gate")));
+        let dismiss = || self.end_cores(Unserved::Stays, Some(until), |core| old(core) && self.serves(pid));
+        let stands_by = self.stand_by(to, pid, STANDBY_WITHIN.min(limit));
+        match &stands_by {
+            Ok(()) => dismiss(),
+            Err(e) => warn!(volume = %self.volume.name, "no standby of the new version yet: {e}"),
         }
+        self.must_serve(pid)?;
         let recorded = self.volume.update(|record| {
             if record.current.as_ref() != Some(to) {
                 record.previous = record.current.replace(to.clone());
@@ -327,7 +344,10 @@ impl Act for Actor<'_> {
         if let Err(e) = recorded {
             // The file may bear the new program all the same: then it has to be there.
             self.record_unknown = self.volume.rewrite_record().is_err();
-            return Err(Fault(format!("the new program cannot be recorded as the current one: {e}")));
+            return Err(unrecorded(e));
+        }
+        if stands_by.is_err() {
+            dismiss();
         }
         start::prune_programs(self.volume);
         Ok(())

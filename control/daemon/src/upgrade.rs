@@ -292,7 +292,10 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
         let end = journal::Event::End { outcome, reason };
         actor.record(end).map_err(|fault| Error::Failed(fault.0))?;
     }
-    start::prune_programs(volume);
+    if report.outcome.is_some() {
+        // Else the program of the core that serves is not on record yet.
+        start::prune_programs(volume);
+    }
     remember(volume, &report)
 }
 

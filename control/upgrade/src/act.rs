@@ -99,14 +99,13 @@ pub trait Act {
     fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
     /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
     fn keep(&mut self, report: &Report);
-    /// The first half of [`Step::Commit`]: a standby of the new version is there and every other core has gone, so that whoever
-    /// dies from now on, the new version serves. What fails of it is no error.
-    fn relieve(&mut self, to: &CoreBuild, pid: u32, limit: Duration);
-    /// The second half of [`Step::Commit`]: the new program is recorded as current, which is the point of no return.
+    /// [`Step::Commit`]: a standby of the new version is started, every core of another one is dismissed, so that whoever dies the new
+    /// version serves, and the new program is recorded as current, which is the point of no return. Where no standby can be had,
+    /// the others are dismissed after the record. What could not be cleared away is no error.
     ///
     /// # Errors
-    /// The new core no longer serves, or cannot be recorded.
-    fn commit(&mut self, to: &CoreBuild, pid: u32) -> Result<(), Fault>;
+    /// The new core does not serve, or cannot be recorded. What can be known of that is known before anybody is dismissed.
+    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault>;
 
     /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by
     /// the death of the new core. Does nothing when the new core does not have the gate.

@@ -153,6 +153,12 @@ impl<'a> Actor<'a> {
         Self { world, misfortunes, acts: 0, now_us: 0, ended: false, rollback: false, new: None }
     }
 
+    /// The core that serves does not leave, whichever it is.
+    fn dismiss_old(&mut self) {
+        let serving = self.world.serving;
+        self.world.cores.retain(|pid, version| *version == Version::New || *pid == serving);
+    }
+
     /// Passes an act that can fail through the misfortunes.
     fn act<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
         self.acts += 1;
@@ -268,21 +274,21 @@ impl Act for Actor<'_> {
             self.world.kept = Some(report.clone());
         }
     }
-    fn relieve(&mut self, _: &CoreBuild, _: u32, _: Duration) {
-        let _ = self.act(|a| {
+    fn commit(&mut self, _: &CoreBuild, pid: u32, _: Duration) -> Result<(), Fault> {
+        let serves = |a: &Self| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) };
+        // Whether the record can be written is tried before anybody is dismissed.
+        self.act(|a| serves(a))?;
+        let stands_by = self.act(|a| {
             a.world.start(Version::New);
             Ok(())
         });
-        if !self.ended {
-            // The core that serves does not leave, whichever it is.
-            let serving = self.world.serving;
-            self.world.cores.retain(|pid, version| *version == Version::New || *pid == serving);
+        if stands_by.is_ok() && !self.ended {
+            self.dismiss_old();
         }
-    }
-    fn commit(&mut self, _: &CoreBuild, pid: u32) -> Result<(), Fault> {
         // It is recorded or not: an error after it was done there is not.
-        self.act(|a| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) })?;
+        self.act(|a| serves(a))?;
         self.world.current = Version::New;
+        self.dismiss_old();
         Ok(())
     }
     fn hand_back(&mut self) -> Result<GivenBack, Fault> {
@@ -487,7 +493,7 @@ fn what_cannot_be_recorded_is_not_committed() {
 fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
     let mut world = World { no_way_back: true, ..World::new() };
     let commit = commit_act();
-    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit), Misfortune::Fails(commit + 2)]);
+    let (report, _) = upgrade(&mut world, vec![Misfortune::Fails(commit), Misfortune::Fails(commit + 1)]);
     assert_eq!(report.outcome, None);
     assert!(report.reason.unwrap().contains("no old core"));
     let left = unfinished(&world.journal).unwrap();

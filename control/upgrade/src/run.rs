@@ -346,10 +346,7 @@ impl<'a, A: Act> Run<'a, A> {
     /// The new core serves for good, once it is recorded as the current one. An error: it is not recorded.
     fn commit(&mut self) -> Result<(), Fault> {
         let new = self.new.clone().ok_or_else(|| Fault("the core that serves is not known".to_owned()))?;
-        self.step(Step::Commit, |act, limit| {
-            act.relieve(&new.build, new.pid, limit);
-            act.commit(&new.build, new.pid)
-        })?;
+        self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit))?;
         self.state = State::Committed;
         Ok(())
     }

@@ -113,14 +113,14 @@ fn the_commit_records_the_program_and_the_one_before() {
     let world = world();
     world.interface.set(|status| status.serving = Some(world.new.id.pid));
     let pid = world.new.id.pid;
-    world.act(|a| a.commit(&build("/new"), pid)).unwrap();
+    world.act(|a| a.commit(&build("/new"), pid, LIMIT)).unwrap();
     let record = world.volume.record();
     assert_eq!((record.current, record.previous), (Some(build("/new")), Some(build("/old"))));
 }
 
 /// Before the commit is on record nobody is left who could bring the old version back by taking the gate.
 #[test]
-fn the_commit_is_prepared_by_a_standby_of_the_new_version_and_the_end_of_the_old_cores() {
+fn the_standby_that_an_earlier_control_module_had_started_will_do() {
     let world = world();
     let standby = start_core(&world.volume, "/new");
     let pid = world.new.id.pid;
@@ -128,23 +128,10 @@ fn the_commit_is_prepared_by_a_standby_of_the_new_version_and_the_end_of_the_old
         status.serving = Some(pid);
         status.cores.push(fake::core(standby.id.pid, 2));
     });
-    world.act(|a| a.relieve(&build("/new"), pid, LIMIT));
+    world.act(|a| a.commit(&build("/new"), pid, LIMIT)).unwrap();
     assert!(!world.old.id.alive() && world.new.id.alive() && standby.id.alive());
-    let record = world.volume.record();
-    assert_eq!(record.current, Some(build("/old")));
-    assert_eq!(record.attachment.unwrap().started, 0, "the standby that an earlier control module had started will do");
+    assert_eq!(world.volume.record().attachment.unwrap().started, 0);
     standby.id.end(Duration::ZERO);
-}
-
-/// None can be started: the old cores go all the same.
-#[test]
-fn a_standby_that_does_not_start_is_no_obstacle_to_the_commit() {
-    let world = world();
-    let pid = world.new.id.pid;
-    world.interface.set(|status| status.serving = Some(pid));
-    world.act(|a| a.relieve(&build("/new"), pid, LIMIT));
-    assert_eq!(world.volume.record().attachment.unwrap().started, 1);
-    assert!(!world.old.id.alive() && world.new.id.alive());
 }
 
 #[test]
@@ -165,22 +152,48 @@ fn a_core_that_has_the_gate_or_may_get_it_is_spared() {
 fn what_cannot_be_recorded_or_does_not_serve_is_not_committed() {
     let world = world();
     let pid = world.new.id.pid;
-    let refused = world.act(|a| a.commit(&build("/new"), pid)).unwrap_err();
+    let refused = world.act(|a| a.commit(&build("/new"), pid, LIMIT)).unwrap_err();
     assert!(refused.0.contains("no longer serves"), "{refused}");
     world.interface.set(|status| status.serving = Some(pid));
-    let record = world.volume.paths.record();
+    block_record(&world.volume);
+    let refused = world.act(|a| a.commit(&build("/new"), pid, LIMIT)).unwrap_err();
+    assert!(refused.0.contains("cannot be recorded"), "{refused}");
+    assert_eq!(world.volume.record().current, Some(build("/old")));
+    assert!(world.old.id.alive(), "it was known before");
+}
+
+fn block_record(volume: &Volume) {
+    let record = volume.paths.record();
     std::fs::remove_file(&record).unwrap();
     std::fs::create_dir_all(record.join("in the way")).unwrap();
+}
+
+/// The disk fills up while the standby is waited for.
+#[test]
+fn a_program_that_may_be_on_record_is_not_removed_and_the_old_cores_stay_without_a_standby() {
+    let world = world();
+    let pid = world.new.id.pid;
+    world.interface.set(|status| status.serving = Some(pid));
     let program = start::next_program(&world.volume).unwrap();
     std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    world.act(|a| {
-        let refused = a.commit(&build("/new"), pid).unwrap_err();
-        assert!(refused.0.contains("cannot be recorded"), "{refused}");
-        a.unstage();
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let never_arms = CoreBuild { program: program.clone(), identity: CoreIdentity::current() };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(LIMIT / 2);
+            block_record(&world.volume);
+        });
+        world.act(|a| {
+            let refused = a.commit(&never_arms, pid, LIMIT).unwrap_err();
+            assert!(refused.0.contains("cannot be recorded"), "{refused}");
+            a.unstage();
+        });
     });
-    assert!(program.parent().unwrap().exists(), "the record may name it");
-    assert_eq!(world.volume.record().current, Some(build("/old")));
+    assert!(program.exists(), "the record may name it");
     assert!(world.old.id.alive());
+    let started = world.volume.attachment().unwrap().cores.into_iter().find(|core| core.program == program).unwrap();
+    started.process.end(Duration::ZERO);
 }
 
 fn verified(request: &CoreRequest) -> Option<CoreAnswer> {
