@@ -146,6 +146,14 @@ impl Store for FaultStore {
         self.run(Operation::Read, len, || self.inner.read_at(offset, buf))
     }
 
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StoreError> {
+        let fault = self.look().map_err(|e| self.failed(e))?.on(Operation::Read);
+        if fault != Fault::default() {
+            return Ok(false);
+        }
+        self.inner.read_at_once(offset, buf)
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.run(Operation::Write, data.len() as u64, || self.inner.write_at(offset, data))
     }

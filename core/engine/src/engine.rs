@@ -45,8 +45,10 @@ impl Node {
     #[inline]
     fn read(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
         if self.reads.is_slow() {
-            if self.run(|store| store.read_at_once(offset, buf))? {
-                return Ok(());
+            match self.store.read_at_once(offset, buf) {
+                // Of the node nothing is known yet.
+                Ok(false) => {}
+                read => return self.run(|_| read.map(drop)),
             }
             waits();
         }

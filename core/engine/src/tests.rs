@@ -158,7 +158,14 @@ fn beyond4_a_read_that_will_take_long_says_so_before() {
     calls(&scripts[0]);
     read(0);
     assert_eq!((told.get(), calls(&scripts[0]).len()), (2, 0), "it need not wait");
+    scripts[0].errno.store(EIO, Ordering::Relaxed);
+    read(0);
     scripts[0].reads_at_once.store(false, Ordering::Relaxed);
+    assert!(engine.read(0, &mut [0; 8]).is_err() && !engine.is_good());
+    let state = Cell::new(true);
+    assert!(engine.read_beside(0, &mut [0; 8], &|| state.set(engine.is_good())).is_err());
+    assert!(!state.get(), "that it has to wait says nothing good of a node");
+    scripts[0].errno.store(0, Ordering::Relaxed);
     scripts[0].takes_us.store(0, Ordering::Relaxed);
     (0..50).for_each(|_| read(0));
     assert!(!engine.is_slow_to_read(), "quick again");

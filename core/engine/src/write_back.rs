@@ -274,7 +274,7 @@ impl WriteBack {
                         done => return done,
                     }
                 }
-                Way::Blocked => blocked(caller)?,
+                Way::Blocked => self.blocked(caller)?,
                 Way::Wait => self.wait(buffer, caller, &mut patience)?,
             }
         }
@@ -492,7 +492,7 @@ impl WriteBack {
                 pass = self.passing.enter(&range);
             }
             match &pass {
-                None => blocked(caller)?,
+                None => self.blocked(caller)?,
                 Some(_) if buffer.read_book().index().overlaps(range.clone()) => {
                     self.wait(buffer, caller, &mut patience)?;
                 }
@@ -562,6 +562,16 @@ impl WriteBack {
         buffer.turn(&self.engine, &*self.gate, taken, || self.may_write(), bytes)
     }
 
+    /// A write past the buffer is under way in the same range; they end soon, or hang with their node.
+    fn blocked(&self, caller: &dyn Caller) -> Result<(), Stopped> {
+        caller.away();
+        if self.engine.is_slow_to_change() {
+            caller.waits();
+        }
+        thread::sleep(BLOCKED_LOOK);
+        back(caller)
+    }
+
     /// Sends a batch, or waits for one: for room, or for a range that is buffered.
     fn wait(&self, buffer: &Buffer, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
         caller.away();
@@ -585,13 +595,6 @@ impl WriteBack {
 /// After having been away.
 fn back(caller: &dyn Caller) -> Result<(), Stopped> {
     if caller.back() { Ok(()) } else { Err(Stopped::Abandoned) }
-}
-
-/// A write past the buffer is under way in the same range; they end soon, or hang with their node.
-fn blocked(caller: &dyn Caller) -> Result<(), Stopped> {
-    caller.away();
-    thread::sleep(BLOCKED_LOOK);
-    back(caller)
 }
 
 fn unsent(errno: i32, reason: String) -> IoError {

@@ -58,12 +58,14 @@ pub(crate) struct Served {
     running: AtomicUsize,
     /// Those of them that stand in.
     standins: AtomicUsize,
+    /// A stand-in was started and has not come yet.
+    is_coming: AtomicBool,
 }
 
 impl Served {
     const fn new(what: What) -> Self {
         let (running, standins) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { what, stop: AtomicBool::new(false), running, standins }
+        Self { what, stop: AtomicBool::new(false), running, standins, is_coming: AtomicBool::new(false) }
     }
 
     const fn lead(&self) -> &Lead {
@@ -139,7 +141,7 @@ impl Workers {
     pub(crate) fn add_file(&self, channels: &[Arc<OwnedFd>]) -> io::Result<()> {
         let (ready, parked) = mpsc::channel();
         for channel in channels {
-            let taken = self.0.take_ticket()?;
+            let taken = self.0.take_ticket(TICKET_LIMIT)?;
             let served = Served::new(What::Fuse(Arc::clone(channel), Lead::new(taken.ticket)));
             self.0.serve_with(served, taken, ready.clone())?;
         }
@@ -152,7 +154,7 @@ impl Workers {
     /// Starts a worker that probes the storage nodes when the gate is given to this core and nobody else does: there may be no
     /// connection, and the file may have been unmounted.
     pub(crate) fn add_guard(&self) -> io::Result<()> {
-        let taken = self.0.take_ticket()?;
+        let taken = self.0.take_ticket(TICKET_LIMIT)?;
         let (ready, parked) = mpsc::channel();
         thread::Builder::new().name("guard".to_owned()).spawn(move || {
             let shared = &taken.shared;
@@ -171,7 +173,7 @@ impl Workers {
             return Ok(());
         }
         let memory = ConnectionMemory::adopt(memory)?;
-        let taken = self.0.take_ticket()?;
+        let taken = self.0.take_ticket(TICKET_LIMIT)?;
         let served = Served::new(What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket))));
         let (ready, parked) = mpsc::channel();
         self.0.serve_with(served, taken, ready)?;
@@ -249,8 +251,8 @@ impl Shared {
         }
     }
 
-    /// A ticket that nobody has, the lowest; one may become free in a moment.
-    fn take_ticket(self: &Arc<Self>) -> io::Result<Taken> {
+    /// A ticket that nobody has, the lowest; one may become free within this time.
+    fn take_ticket(self: &Arc<Self>, limit: Duration) -> io::Result<Taken> {
         let begin = Instant::now();
         loop {
             let free = {
@@ -263,7 +265,7 @@ impl Shared {
             };
             match free {
                 Some(ticket) => return Ok(Taken { shared: Arc::clone(self), ticket, stands_in_for: None }),
-                None if begin.elapsed() > TICKET_LIMIT => return Err(io::Error::other("every ticket is taken")),
+                None if begin.elapsed() >= limit => return Err(io::Error::other("every ticket is taken")),
                 None => thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -293,6 +295,7 @@ impl Shared {
             let shared = &taken.shared;
             if let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop) {
                 let _ = ready.send(());
+                served.is_coming.store(false, Release);
                 shared.serve(&seat, &served, locked.as_mut());
             }
             served.running.fetch_sub(1, AcqRel);
@@ -313,6 +316,11 @@ impl Shared {
                     // Half a core serves nobody; a dead one has a successor.
                     tracing::error!(%errno, "/dev/fuse failed: this core ends");
                     std::process::exit(1);
+                }
+                if ended == fuse::serve::Ended::Unmounted {
+                    // Those that are idle read nothing and would not learn of it.
+                    served.stop.store(true, Release);
+                    lead.rouse();
                 }
             }
             (What::Nbd(connection), _) => {
@@ -336,19 +344,18 @@ impl Shared {
         self.segment.cores.get(self.slot.index())?.tickets.get(index)
     }
 
-    /// Starts another worker and gives it the lead.
+    /// Starts another worker, which takes the lead if it is still wanted then.
     fn stand_in(self: &Arc<Self>, served: &Arc<Served>) -> io::Result<()> {
-        let (ready, parked) = mpsc::channel();
-        let mut taken = self.take_ticket()?;
+        let mut taken = self.take_ticket(Duration::ZERO)?;
         taken.stands_in_for = Some(Arc::clone(served));
         self.standins.fetch_add(1, Relaxed);
         served.standins.fetch_add(1, Relaxed);
-        let ticket = taken.ticket;
-        Self::start(served, taken, ready)?;
-        if parked.recv_timeout(START_LIMIT).is_ok() {
-            served.lead().give(ticket);
-            served.lead().rouse();
+        served.is_coming.store(true, Release);
+        let (ready, _) = mpsc::channel();
+        let started = Self::start(served, taken, ready);
+        if started.is_err() {
+            served.is_coming.store(false, Release);
         }
-        Ok(())
+        started
     }
 }

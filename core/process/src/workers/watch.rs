@@ -20,11 +20,12 @@ use everdisk_proto::{
 
 use super::{START_LIMIT, Served, Shared, lock};
 
-/// A request that has taken longer than this, or twice as long at most, takes long. The looks are so far apart.
+/// A request that takes longer than this takes long, from when it was first looked at. While there is something to do, the looks are so
+/// far apart.
 const LOOK: Duration = Duration::from_millis(10);
-/// While nothing is asked for, the looks are this far apart.
+/// After one at which nothing was asked for, the next look is this much later.
 const LOOK_IDLE: Duration = Duration::from_millis(100);
-/// Workers that nobody has needed for so long end, one at each look.
+/// When the lead has stayed where it is for so long, workers that stand in end, one at each look.
 const KEPT: Duration = Duration::from_secs(10);
 
 /// Looks after the workers until the core ends.
@@ -107,11 +108,15 @@ impl Watched {
         let most = share.map_or(STANDINS_MAX, |share| if look == Look::Idle { 0 } else { share });
         let may_have = standins < most && shared.standins.load(Relaxed) < STANDINS_MAX && may_start;
         lead.set_complete(!may_have);
-        let lacks = (lead.is_wanted() || look == Look::TakesLong) && !lead.pass_on(leader);
+        if look == Look::TakesLong {
+            lead.let_others(leader);
+        }
+        let lacks = lead.is_wanted();
         self.starves = lacks && !may_have;
         let unneeded = usize::from(standins > 0 && self.is_quiet());
         lead.set_surplus(standins.saturating_sub(most).max(unneeded));
-        (look, if lacks && may_have { shared.stand_in(&served) } else { Ok(()) })
+        let is_to_start = lacks && may_have && !served.is_coming.load(Acquire);
+        (look, if is_to_start { shared.stand_in(&served) } else { Ok(()) })
     }
 
     fn look(&mut self, ticket: &Ticket, leader: usize) -> Look {

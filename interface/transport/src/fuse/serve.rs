@@ -101,7 +101,7 @@ pub fn serve(
                 continue;
             }
         }
-        while lead.is_with(seat.index()) && seat.may_read(pass) {
+        while lead.goes_on(seat.index()) && seat.may_read(pass) {
             match read(channel, buffers) {
                 Ok(Read::Request(len)) => {
                     let silent = buffers.request(len).and_then(header).is_none_or(|head| is_silent(head.opcode));

@@ -152,7 +152,7 @@ impl Worker<'_, '_> {
             self.connection.end(true);
             return Turn::Closed;
         }
-        while self.connection.lead.is_with(self.seat.index()) && self.seat.may_read(self.pass) {
+        while self.connection.lead.goes_on(self.seat.index()) && self.seat.may_read(self.pass) {
             if self.connection.has_ended() {
                 // Another worker has found the client gone; what it had in hand is nobody's any more.
                 return Turn::Closed;

@@ -168,7 +168,6 @@ impl Team {
     /// What the watch does when the leader's request takes long, or has taken long until a moment ago.
     fn lead(&self, worker: usize) {
         self.connection.lead.give(worker);
-        self.connection.lead.rouse();
     }
 
     fn state(&self, worker: usize) -> &std::sync::atomic::AtomicU32 {
@@ -243,12 +242,7 @@ fn beyond4_requests_wait_for_a_slow_node_at_once() {
     let offsets = || (0..6_u64).map(|n| n << 16);
     offsets().for_each(|offset| team.disk.hold(offset));
     offsets().for_each(|offset| team.send(cmd::READ, offset, offset, 4096, b""));
-    let lead = &team.connection.lead;
-    let mut is_wanted = false;
     until("all of them are at the node", || {
-        // As the watch, where a worker is on its way.
-        is_wanted |= lead.is_wanted();
-        is_wanted = is_wanted && !lead.pass_on(lead.leader());
         team.disk.with(|node| offsets().all(|offset| node.there.contains(&offset)))
     });
     for offset in offsets().rev() {
