@@ -263,3 +263,37 @@ fn beyond4_many_requests_wait_for_a_slow_storage_node_at_once() {
     assert!(most(volume) >= DEPTH);
     faults.clear();
 }
+
+/// beyond 4: a request hangs at its node, and long after, when workers that nobody needs have ended, another one does: whatever
+/// needs no node goes on each time, on the file and over NBD.
+#[test]
+fn beyond4_requests_that_hang_long_after_one_another_hold_up_nobody() {
+    // Longer than workers are kept that nobody needs.
+    const LATER: Duration = Duration::from_secs(11);
+    let host = Host::faulty();
+    let exported = Exported::attach(host.create_with("v", "64M", 1, &["--buffer", "16M"]));
+    let faults = Faults::new(&exported.volume);
+    let mut client = exported.unix.client();
+    let file = exported.volume.open();
+    let written = pattern(3, 4096);
+    faults.set("read hang\nwrite hang");
+    for round in 0..2_u64 {
+        client.send(Kind::Read, round, (32 << 20) + round * 4096, 4096, &[]).unwrap();
+        for n in 0..4 {
+            let at = (round * 4 + n) * 4096;
+            client.write((1 << 20) + at, &written);
+            assert!(client.read((1 << 20) + at, 4096) == written);
+            file.write_all_at(&written, at).unwrap();
+        }
+        if round == 0 {
+            thread::sleep(LATER);
+        }
+    }
+    faults.clear();
+    for _ in 0..2 {
+        let (cookie, error) = client.reply().unwrap();
+        assert!(cookie < 2 && error == 0);
+        client.payload(4096);
+    }
+    client.end();
+}

@@ -174,7 +174,7 @@ impl Workers {
         }
         let memory = ConnectionMemory::adopt(memory)?;
         let taken = self.0.take_ticket(TICKET_LIMIT)?;
-        let served = Served::new(What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket))));
+        let served = Served::new(What::Nbd(Box::new(Connection::new(lent, socket, memory, taken.ticket)?)));
         let (ready, parked) = mpsc::channel();
         self.0.serve_with(served, taken, ready)?;
         await_parked(&parked)?;

@@ -23,7 +23,7 @@ use everdisk_proto::{
     frame::LentConnection,
 };
 use everdisk_sys::connection::ConnectionMemory;
-use rustix::{io::Errno as Os, net::AddressFamily};
+use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 use super::{negotiation::State, request::Request};
 use crate::{channel::Lead, disk::FileRange};
@@ -53,6 +53,8 @@ pub struct Connection {
     shared: Mutex<Shared>,
     /// Signalled at each new record while a worker waits for one.
     changed: Condvar,
+    /// An eventfd that the leader looks at while it waits for the client.
+    nudge: OwnedFd,
 }
 
 /// What the workers of a connection share.
@@ -99,7 +101,10 @@ pub(super) struct Broken;
 
 impl Connection {
     /// A connection whose lead is with the worker of this ticket.
-    pub fn new(lent: LentConnection, socket: OwnedFd, memory: ConnectionMemory, first: usize) -> Self {
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn new(lent: LentConnection, socket: OwnedFd, memory: ConnectionMemory, first: usize) -> io::Result<Self> {
         let shared = Shared {
             record: Record::default(),
             generation: 0,
@@ -110,7 +115,8 @@ impl Connection {
             waiting: 0,
         };
         let lends = rustix::net::getsockname(&socket).is_ok_and(|name| name.address_family() == AddressFamily::UNIX);
-        Self {
+        let nudge = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self {
             memory,
             socket,
             lent,
@@ -119,7 +125,8 @@ impl Connection {
             lead: Lead::new(first),
             shared: Mutex::new(shared),
             changed: Condvar::new(),
-        }
+            nudge,
+        })
     }
 
     /// The socket.
@@ -220,6 +227,21 @@ impl Connection {
         let words = self.memory.aside.get(index)?.each_ref().map(|word| word.load(Relaxed));
         let [a, b, c, d, payload, ..] = words;
         Some((Request::from_words([a, b, c, d])?, payload))
+    }
+
+    /// Something was left to the leader, which may wait for the client.
+    pub(super) fn nudge(&self) {
+        let _ = rustix::io::write(&self.nudge, &1_u64.to_ne_bytes());
+    }
+
+    /// Where the leader finds out about that.
+    pub(super) fn nudges(&self) -> BorrowedFd<'_> {
+        self.nudge.as_fd()
+    }
+
+    /// The leader has found out.
+    pub(super) fn nudged(&self) {
+        let _ = rustix::io::read(&self.nudge, &mut [0; 8]);
     }
 
     /// Bytes received and not parsed.

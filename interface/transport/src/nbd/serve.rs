@@ -18,7 +18,7 @@ use std::{
 
 use everdisk_gate::ticket::Pass;
 use everdisk_proto::connection::{Long, Record};
-use rustix::{event::PollFlags, io::Errno as Os};
+use rustix::io::Errno as Os;
 
 use super::{
     connection::{Connection, Current, Mine, Shared},
@@ -179,22 +179,17 @@ impl Worker<'_, '_> {
         Turn::Closed
     }
 
-    /// Sends what is committed. Where the gate is closed, as far as the socket takes it: while the client reads that and has its next
-    /// requests sent, the next core wakes up. A worker that has lost the lead sends all of it: the other may sleep until the client
-    /// says something.
+    /// Sends what is committed, as far as the socket takes it. Where the gate is closed, the client reads that and has its next requests
+    /// sent while the next core wakes up. Where another worker leads, it sends the rest: this one may be needed elsewhere.
     fn flush(&mut self) -> Turn {
-        loop {
-            let sent = {
-                let shared = self.connection.lock();
-                self.connection.send(&shared.record)
-            };
-            match sent {
-                Ok(true) => break,
-                Err(_) => return Turn::Closed,
-                Ok(false) if !self.seat.may_read(self.pass) || self.connection.lead.is_with(self.seat.index()) => break,
-                Ok(false) if self.poll(PollFlags::OUT) == Turn::Closed => return Turn::Closed,
-                Ok(false) => {}
-            }
+        let sent = {
+            let shared = self.connection.lock();
+            self.connection.send(&shared.record)
+        };
+        match sent {
+            Err(_) => return Turn::Closed,
+            Ok(false) if !self.connection.lead.is_with(self.seat.index()) => self.connection.nudge(),
+            Ok(_) => {}
         }
         Turn::Again
     }
@@ -330,7 +325,7 @@ impl Worker<'_, '_> {
             return Turn::Again;
         }
         let data = record.parsed + Request::BYTES as u64;
-        if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &record) {
+        if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &shared) {
             return self.fill(shared);
         }
         if payload > 0 && !connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
@@ -347,7 +342,7 @@ impl Worker<'_, '_> {
         let state = State::from_word(record.negotiated);
         let Some(((request, data), state)) = self.connection.read_aside(index).zip(state) else { return Turn::Closed };
         let is_direct = record.direct.is_some();
-        if !is_direct && !answer::has_room(self.connection, &record) {
+        if !is_direct && !answer::has_room(self.connection, &shared) {
             return self.fill(shared);
         }
         let is_write = request.payload() > 0;
@@ -403,7 +398,7 @@ impl Worker<'_, '_> {
         let record = shared.record;
         let left = request.len.saturating_sub(long.done) as usize;
         let len = left.min(PIECE);
-        if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &record) {
+        if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &shared) {
             return self.fill(shared);
         }
         if !connection.read_input(&record, record.parsed, self.buffers.data.first(len)) {
@@ -450,7 +445,7 @@ impl Worker<'_, '_> {
             }
             drop(shared);
             // A reply of another worker's has taken the room meanwhile.
-            if let Some(turn) = self.wait_for_room() {
+            if let Some(turn) = self.wait_for_room(None) {
                 return turn;
             }
         }

@@ -1,19 +1,38 @@
 //! Replies: what is put into the output ring. Those whose data goes straight to the socket have their head from here.
 
+use std::time::{Duration, Instant};
+
 use everdisk_proto::connection::{OUTPUT_BYTES, Record};
 use rustix::{event::PollFlags, io::Errno as Os};
 
-use super::{Command, Connection, Errno, Mine, NbdError, PAUSE, Request, State, Turn, Worker, is_io, reply, told};
+use super::{
+    Command, Connection, Errno, Mine, NbdError, PAUSE, Request, Shared, State, Turn, Worker, is_io, reply, told,
+};
 use crate::nbd::execute::{Done, INLINE_MAX};
 
 /// Room that every reply finds beside its data.
 const HEAD_MAX: usize = 8 << 10;
+/// A worker that does not lead waits this long for room, and is then needed elsewhere.
+const ROOM_PATIENCE: Duration = Duration::from_millis(20);
 /// So many bytes are sent although more may come together.
 const MUCH: u64 = 64 << 10;
 
-/// Whether a reply of any kind has room in the output.
-pub(super) fn has_room(connection: &Connection, record: &Record) -> bool {
-    connection.unsent(record) <= (OUTPUT_BYTES - INLINE_MAX - HEAD_MAX) as u64
+/// Whether a reply of any kind has room in the output. While the client takes what it gets, nobody reckons with what others will put
+/// out; when something is left, it may have stopped to.
+pub(super) fn has_room(connection: &Connection, shared: &Shared) -> bool {
+    let unsent = connection.unsent(&shared.record);
+    unsent == 0 || unsent + promised(connection, shared) <= (OUTPUT_BYTES - INLINE_MAX - HEAD_MAX) as u64
+}
+
+/// What the replies to the requests in the hands of workers will take.
+fn promised(connection: &Connection, shared: &Shared) -> u64 {
+    let in_hands = shared.hands.iter().enumerate().filter(|(_, hand)| hand.is_some());
+    let requests = in_hands.filter_map(|(index, _)| connection.read_aside(index));
+    requests.map(|(request, _)| if is_inline(&request) { u64::from(request.len) } else { HEAD_MAX as u64 }).sum()
+}
+
+const fn is_inline(request: &Request) -> bool {
+    matches!(request.command, Command::Read) && request.len as usize <= INLINE_MAX
 }
 
 /// Whether enough has come together to be sent.
@@ -114,7 +133,7 @@ impl Worker<'_, '_> {
 
     /// Commits a reply, followed by `data` bytes of the buffer: the request is answered.
     fn put_out(&mut self, request: &Request, head: &[u8], data: usize, is_io_error: bool) -> Turn {
-        let connection = self.connection;
+        let (connection, begin) = (self.connection, Instant::now());
         loop {
             let mut shared = connection.lock();
             let Some(mine) = shared.mine(self.seat.index()) else { return Turn::Abandoned };
@@ -132,7 +151,7 @@ impl Worker<'_, '_> {
                 return self.replied(&shared);
             }
             drop(shared);
-            if let Some(turn) = self.wait_for_room() {
+            if let Some(turn) = self.wait_for_room(Some((request, begin))) {
                 return turn;
             }
         }
@@ -147,21 +166,31 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again.
-    pub(super) fn wait_for_room(&mut self) -> Option<Turn> {
+    /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again, or leaves its
+    /// request, for which it has waited since then, to the leader. That carries it out again when there is room; so only a read
+    /// may be left.
+    pub(super) fn wait_for_room(&mut self, request: Option<(&Request, Instant)>) -> Option<Turn> {
         self.seat.read_on();
+        let (connection, worker) = (self.connection, self.seat.index());
         let sent = {
-            let shared = self.connection.lock();
-            self.connection.send(&shared.record)
+            let shared = connection.lock();
+            connection.send(&shared.record)
         };
-        let now = self.connection.memory().sent();
+        let now = connection.memory().sent();
         if now != std::mem::replace(&mut self.seen_sent, now) {
             self.waiting = None;
         }
         if sent.is_err() || self.has_waited_too_long() {
             return Some(Turn::Closed);
         }
-        self.connection.await_record(self.connection.lock(), PAUSE);
+        let is_to_wait =
+            |(request, since): (&Request, Instant)| request.command != Command::Read || since.elapsed() < ROOM_PATIENCE;
+        if !connection.lead.is_with(worker) && !request.is_none_or(is_to_wait) {
+            connection.lock().let_go(worker);
+            connection.nudge();
+            return Some(Turn::Again);
+        }
+        connection.await_record(connection.lock(), PAUSE);
         (!self.enter()).then_some(Turn::Shut)
     }
 

@@ -9,7 +9,7 @@
 //!   └──────────── its data can be had ◄────────────┘
 //! ```
 
-use std::ops::Range;
+use std::{ops::Range, time::Instant};
 
 use everdisk_proto::connection::Direct;
 use rustix::io::Errno as Os;
@@ -41,7 +41,7 @@ fn chunk_max() -> u32 {
 impl Worker<'_, '_> {
     /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
     pub(super) fn begin_direct(&mut self, request: &Request, state: State, have: usize) -> Turn {
-        let connection = self.connection;
+        let (connection, begin) = (self.connection, Instant::now());
         loop {
             let mut shared = connection.lock();
             let index = match (shared.mine(self.seat.index()), shared.vacancy()) {
@@ -65,7 +65,7 @@ impl Worker<'_, '_> {
                 return self.direct(request, state, 0..have);
             }
             drop(shared);
-            if let Some(turn) = self.wait_for_room() {
+            if let Some(turn) = self.wait_for_room(Some((request, begin))) {
                 return turn;
             }
         }

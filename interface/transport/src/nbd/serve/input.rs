@@ -85,12 +85,29 @@ impl Worker<'_, '_> {
     }
 
     /// Sleeps until the client says something, the gate is closed, or it is time to look around.
-    pub(super) fn sleep(&self, limit: Option<Timespec>) -> Turn {
-        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), PollFlags::IN)];
-        match rustix::event::poll(&mut polled, limit.as_ref()) {
+    fn sleep(&self, limit: Option<Timespec>) -> Turn {
+        match self.poll_socket(PollFlags::IN, limit.as_ref()) {
             Ok(_) | Err(Os::INTR) => Turn::Again,
             Err(_) => Turn::Closed,
         }
+    }
+
+    /// Waits for the client, and as the leader also for what others leave to it. What the socket is ready for.
+    fn poll_socket(&self, what: PollFlags, limit: Option<&Timespec>) -> Result<PollFlags, Os> {
+        let (connection, lead) = (self.connection, &self.connection.lead);
+        let socket = PollFd::from_borrowed_fd(connection.socket(), what);
+        // While nobody has ever had the lead but this worker, there are no others.
+        if lead.passed() == 0 || !lead.is_with(self.seat.index()) {
+            let mut polled = [socket];
+            rustix::event::poll(&mut polled, limit)?;
+            return Ok(polled[0].revents());
+        }
+        let mut polled = [socket, PollFd::from_borrowed_fd(connection.nudges(), PollFlags::IN)];
+        rustix::event::poll(&mut polled, limit)?;
+        if !polled[1].revents().is_empty() {
+            connection.nudged();
+        }
+        Ok(polled[0].revents())
     }
 
     pub(super) fn received(&mut self, result: Result<usize, Os>) -> Turn {
@@ -118,18 +135,14 @@ impl Worker<'_, '_> {
             return Turn::Closed;
         }
         let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        let mut polled = [PollFd::from_borrowed_fd(self.connection.socket(), what)];
-        match rustix::event::poll(&mut polled, Some(&second)) {
-            Ok(0) | Err(Os::INTR) => {}
-            Ok(_) => {
-                if polled.iter().any(|fd| fd.revents().contains(PollFlags::OUT)) {
+        match self.poll_socket(what, Some(&second)) {
+            Err(Os::INTR) => {}
+            Ok(ready) => {
+                if ready.contains(PollFlags::OUT) {
                     self.waiting = None;
                 }
-                let dead = |fd: &PollFd<'_>| {
-                    fd.revents().contains(PollFlags::ERR)
-                        || (fd.revents().contains(PollFlags::HUP) && !what.contains(PollFlags::IN))
-                };
-                if polled.iter().any(dead) {
+                let has_gone = ready.contains(PollFlags::HUP) && !what.contains(PollFlags::IN);
+                if ready.contains(PollFlags::ERR) || has_gone {
                     return Turn::Closed;
                 }
             }

@@ -127,7 +127,7 @@ impl Stage {
             let socket = server.try_clone().unwrap().into();
             let stopped = Arc::clone(&stop);
             let thread = thread::spawn(move || {
-                let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0);
+                let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0).unwrap();
                 let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped).unwrap();
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
             });

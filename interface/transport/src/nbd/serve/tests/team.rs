@@ -128,7 +128,7 @@ impl Team {
         client.set_write_timeout(Some(SOON)).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&server, 1).unwrap();
         let lent = LentConnection { number: 1, listener: 0 };
-        let connection = Connection::new(lent, server.into(), ConnectionMemory::create().unwrap(), 0);
+        let connection = Connection::new(lent, server.into(), ConnectionMemory::create().unwrap(), 0).unwrap();
         let mut team = Self {
             segment: Arc::new(SharedSegment::create(0).unwrap()),
             connection: Arc::new(connection),
@@ -172,6 +172,11 @@ impl Team {
 
     fn state(&self, worker: usize) -> &std::sync::atomic::AtomicU32 {
         &self.segment.cores[0].tickets[worker].state
+    }
+
+    /// Whether it has a request in hand.
+    fn is_at_work(&self, worker: usize) -> bool {
+        self.connection.lock().mine(worker).is_some()
     }
 
     fn is_out_of_poll(&self, worker: usize) -> bool {
@@ -253,6 +258,34 @@ fn beyond4_requests_wait_for_a_slow_node_at_once() {
     // A long write is a piece after the other, by the same worker.
     team.send(cmd::WRITE, 7, 0, 3 << 20, &vec![7; 3 << 20]);
     assert_eq!(team.reply(), (7, 0));
+}
+
+/// A client that takes no replies for a while keeps no worker: others are served by them meanwhile. It misses none afterwards.
+#[test]
+fn beyond4_a_client_that_does_not_read_keeps_no_worker_but_the_leader() {
+    const REQUESTS: u64 = 40;
+    for len in [4096, 30_000, 60_000] {
+        let mut team = Team::new(6, false);
+        let offsets = || (0..6_u64).map(|n| n << 16);
+        team.disk.with(|node| node.is_known_to_be_slow = true);
+        offsets().for_each(|offset| team.disk.hold(offset));
+        offsets().for_each(|offset| team.send(cmd::READ, offset, offset, len, b""));
+        until("six are at the node", || team.disk.with(|node| offsets().all(|offset| node.there.contains(&offset))));
+        // They come back at once, and of the largest not all have room.
+        team.disk.with(|node| node.held.clear());
+        (1..=REQUESTS).for_each(|cookie| team.send(cmd::READ, cookie, cookie * 4096, len, b""));
+        let is_full = |team: &Team| team.connection.unsent(&team.connection.lock().record) > 50_000;
+        let at_work = |team: &Team| (0..6).filter(|worker| team.is_at_work(*worker)).count();
+        until("the output fills", || is_full(&team) && at_work(&team) <= 1);
+        thread::sleep(Duration::from_millis(60));
+        assert!(is_full(&team) && at_work(&team) <= 1, "{len}");
+        let mut left: HashSet<u64> = offsets().chain(1..=REQUESTS).collect();
+        while !left.is_empty() {
+            let (cookie, error) = team.reply();
+            assert!(left.remove(&cookie) && error == 0, "{cookie}");
+            team.read(len as usize);
+        }
+    }
 }
 
 /// The lead is given on while its holder already waits for the client: one of the two receives, and nothing is lost.
