@@ -146,15 +146,15 @@ impl<'a> Actor<'a> {
             }
             Err(e) => warn!(volume = %self.volume.name, "the way back was not answered: {e}"),
         }
-        // Another core of the new program may have been given the gate as well.
-        let attachment = self.volume.attached()?;
-        let is_old = |pid: u32| attachment.program_of(pid) == Some(&current.program);
-        if self.volume.interface().status().is_ok_and(|status| status.serving.is_some_and(is_old)) {
+        // Another core of the new program may have been given the gate meanwhile.
+        let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
+        let now = self.volume.interface().status().ok().and_then(|status| status.serving).unwrap_or(serving);
+        if is_old(now) {
             return Ok(());
         }
         // The crash path: the interface gives the gate to one that is armed, so that has to be an old one.
-        self.end_cores(Unserved::Goes, None, |core| core.program != current.program && core.process.pid != serving);
-        if let Some(known) = attachment.cores.iter().find(|core| core.process.pid == serving) {
+        self.end_cores(Unserved::Goes, None, |core| core.program != current.program && core.process.pid != now);
+        if let Some(known) = self.volume.attached()?.cores.iter().find(|core| core.process.pid == now) {
             known.process.end(Duration::ZERO);
         }
         self.wait_for(|status| status.serving.is_some_and(is_old)).map(|_| ())

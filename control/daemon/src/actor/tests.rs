@@ -308,3 +308,38 @@ fn the_core_that_gets_the_gate_is_told_to_follow() {
     assert_eq!(core.asked(), [CoreRequest::Follow], "on the way back too");
     assert_eq!(world.interface.hand_overs(), [old]);
 }
+
+/// The new core dies in the course of the way back, and its standby, which is of the new program as well, is given the gate.
+#[test]
+fn another_new_core_that_got_the_gate_on_the_way_back_gives_it_back() {
+    let world = world();
+    let standby = start_core(&world.volume, "/new");
+    let (old, new) = (world.old.id.pid, world.new.id);
+    world.interface.set(|status| {
+        status.serving = Some(new.pid);
+        status.cores.push(fake::core(standby.id.pid, 2));
+    });
+    world.interface.refuse_hand_over();
+    world.interface.when_gone(standby.id, old);
+    let (asks, asked) = std::sync::mpsc::channel();
+    let (goes, go) = std::sync::mpsc::channel::<()>();
+    let _core = fake::Core::start(&world.volume, old, move |_| {
+        let _ = asks.send(());
+        let _ = go.recv();
+        None
+    });
+    thread::scope(|scope| {
+        let (interface, second) = (&world.interface, standby.id.pid);
+        scope.spawn(move || {
+            asked.recv().unwrap();
+            new.end(Duration::ZERO);
+            interface.set(|status| status.serving = Some(second));
+            drop(goes);
+        });
+        let given = world.act(|a| a.hand_back());
+        let alive = standby.id.alive();
+        standby.id.end(Duration::ZERO);
+        assert_eq!(given.unwrap(), GivenBack { had_switched: true });
+        assert!(!alive);
+    });
+}

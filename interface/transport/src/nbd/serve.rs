@@ -463,6 +463,9 @@ impl Worker<'_, '_> {
 
     /// Waits a moment for another worker of this connection.
     fn pause(&self, shared: MutexGuard<'_, Shared>) -> Turn {
+        if self.connection.send(&shared.record).is_err() {
+            return Turn::Closed;
+        }
         self.connection.await_record(shared, PAUSE);
         Turn::Again
     }

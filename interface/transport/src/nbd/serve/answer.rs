@@ -12,8 +12,10 @@ use crate::nbd::execute::{Done, INLINE_MAX};
 
 /// Room that every reply finds beside its data.
 const HEAD_MAX: usize = 8 << 10;
-/// A worker that does not lead waits this long for room, and is then needed elsewhere.
-const ROOM_PATIENCE: Duration = Duration::from_millis(20);
+/// When the client has taken nothing for this long, a worker waits no longer for room: it is needed elsewhere.
+const STANDSTILL: Duration = Duration::from_millis(20);
+/// Nor when it has waited this long.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// So many bytes are sent although more may come together.
 const MUCH: u64 = 64 << 10;
 
@@ -167,8 +169,8 @@ impl Worker<'_, '_> {
     }
 
     /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again, or leaves its
-    /// request, for which it has waited since then, to the leader. That carries it out again when there is room; so only a read
-    /// may be left.
+    /// request, for which it has waited since then, to whoever leads, which may be this one. That carries it out again when there is room;
+    /// so only a read may be left.
     pub(super) fn wait_for_room(&mut self, request: Option<(&Request, Instant)>) -> Option<Turn> {
         self.seat.read_on();
         let (connection, worker) = (self.connection, self.seat.index());
@@ -183,9 +185,11 @@ impl Worker<'_, '_> {
         if sent.is_err() || self.has_waited_too_long() {
             return Some(Turn::Closed);
         }
-        let is_to_wait =
-            |(request, since): (&Request, Instant)| request.command != Command::Read || since.elapsed() < ROOM_PATIENCE;
-        if !connection.lead.is_with(worker) && !request.is_none_or(is_to_wait) {
+        let has_patience = |(request, since): (&Request, Instant)| {
+            let stands_still = self.waiting.is_some_and(|since| since.elapsed() >= STANDSTILL);
+            request.command != Command::Read || !(stands_still || since.elapsed() >= ROOM_PATIENCE)
+        };
+        if !request.is_none_or(has_patience) {
             connection.lock().let_go(worker);
             connection.nudge();
             return Some(Turn::Again);

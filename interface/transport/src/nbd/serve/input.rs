@@ -27,7 +27,12 @@ impl Worker<'_, '_> {
         let connection = self.connection;
         let record = shared.record;
         self.replies = 0;
+        let was_left = connection.unsent(&record) > 0;
         let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
+        if all_sent && was_left && (connection.unparsed(&record) > 0 || record.aside != 0) {
+            // There may be room now for what had none.
+            return Turn::Again;
+        }
         // While the gate was closed nobody heard the client.
         let (is_over, since) = (shared.is_over, shared.since.max(self.admitted));
         if is_over && all_sent {
@@ -106,6 +111,10 @@ impl Worker<'_, '_> {
         rustix::event::poll(&mut polled, limit)?;
         if !polled[1].revents().is_empty() {
             connection.nudged();
+            if !lead.is_with(self.seat.index()) {
+                // It was meant for another.
+                connection.nudge();
+            }
         }
         Ok(polled[0].revents())
     }

@@ -20,6 +20,8 @@ struct Node {
     lingers: bool,
     /// The disk says that its requests take long, before they do.
     is_known_to_be_slow: bool,
+    /// So many requests came.
+    visits: u32,
 }
 
 struct SlowDisk {
@@ -54,6 +56,7 @@ impl SlowDisk {
         }
         let mut node = self.node.lock().unwrap();
         node.there.insert(offset);
+        node.visits += 1;
         while node.held.contains(&offset) {
             node = self.changed.wait(node).unwrap();
         }
@@ -414,4 +417,108 @@ fn beyond4_a_request_that_is_let_go_after_the_gate_is_open_again_is_answered_tho
     team.disk.with(|node| node.lingers = false);
     assert_eq!(team.reply(), (1, 0));
     team.read(4096);
+}
+
+/// Reads that are at a node known to be slow, all of them at once: their cookies are the numbers from 0 on.
+fn reads_at_the_node(team: &mut Team, count: u64, len: u32) {
+    team.disk.with(|node| node.is_known_to_be_slow = true);
+    (0..count).for_each(|n| team.disk.hold(n << 16));
+    (0..count).for_each(|n| team.send(cmd::READ, n, n << 16, len, b""));
+    until("all of them are at the node", || team.disk.with(|node| (0..count).all(|n| node.there.contains(&(n << 16)))));
+}
+
+/// What had no room is looked at again when there is room: a client that has said all it has to say gets every reply.
+#[test]
+fn beyond7_a_client_that_half_closes_gets_every_reply() {
+    let mut team = Team::new(1, false);
+    rustix::net::sockopt::set_socket_send_buffer_size(team.connection.socket(), 400_000).unwrap();
+    for cookie in 0..40 {
+        team.send(cmd::READ, cookie, 0, 60_000, b"");
+    }
+    until("the output is full", || team.connection.unsent(&team.connection.lock().record) > 184 << 10);
+    team.client.shutdown(std::net::Shutdown::Write).unwrap();
+    until("it is over", || team.connection.lock().is_over);
+    let mut all = Vec::new();
+    team.client.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 40 * 60_016);
+}
+
+/// The same where room was kept for replies that are still to come.
+#[test]
+fn beyond7_beyond4_a_client_that_half_closes_gets_every_reply_of_a_slow_node() {
+    let mut team = Team::new(6, false);
+    reads_at_the_node(&mut team, 4, 60_000);
+    team.disk.with(|node| node.is_known_to_be_slow = false);
+    let mut bytes = Vec::new();
+    request(&mut bytes, cmd::FLUSH, 0, 0, 0, b"");
+    request(&mut bytes, cmd::READ, 0, 9 << 16, 4096, b"");
+    team.client.write_all(&bytes).unwrap();
+    team.client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut first = [0; 16];
+    team.client.read_exact(&mut first).unwrap();
+    team.disk.with(|node| node.held.clear());
+    let mut all = Vec::new();
+    team.client.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 4 * 60_016 + 4112);
+}
+
+/// The rest of a reply is sent although a piece of a long write hangs, of which the connection waits for the end.
+#[test]
+fn beyond4_the_rest_of_a_reply_is_sent_while_a_long_write_hangs() {
+    let mut team = Team::new(3, false);
+    team.disk.hold(0);
+    team.send(cmd::READ, 1, 0, 60_000, b"");
+    team.disk.await_request(0);
+    team.lead(1);
+    until("it was put aside", || team.connection.lock().record.aside != 0);
+    team.disk.hold(1 << 20);
+    team.send(cmd::WRITE, 2, 1 << 20, (1 << 20) + 5000, &vec![7; (1 << 20) + 5000]);
+    team.disk.await_request(1 << 20);
+    team.lead(2);
+    thread::sleep(Duration::from_millis(20));
+    team.disk.release(0);
+    assert_eq!(team.reply(), (1, 0));
+    team.read(60_000);
+    team.disk.release(1 << 20);
+    assert_eq!(team.reply(), (2, 0));
+}
+
+/// A leader whose own reply finds no room listens on: the client may say all it has to say before it reads.
+#[test]
+fn beyond4_beyond7_a_leader_without_room_for_its_reply_hears_the_client() {
+    let mut team = Team::new(6, false);
+    reads_at_the_node(&mut team, 5, 60_000);
+    team.disk.with(|node| node.is_known_to_be_slow = false);
+    team.disk.hold(9 << 16);
+    team.send(cmd::READ, 9, 9 << 16, 60_000, b"");
+    team.disk.await_request(9 << 16);
+    (0..5).for_each(|n| team.disk.release(n << 16));
+    until("the output fills", || team.connection.unsent(&team.connection.lock().record) > 200_000);
+    team.disk.release(9 << 16);
+    thread::sleep(Duration::from_millis(60));
+    let mut bytes = Vec::new();
+    for _ in 0..40 {
+        request(&mut bytes, cmd::WRITE, 0, 2 << 20, 30_000, &vec![7; 30_000]);
+    }
+    team.client.write_all(&bytes).unwrap();
+    let mut read = vec![0; 6 * 60_016 + 40 * 16];
+    team.client.read_exact(&mut read).unwrap();
+}
+
+/// While a slow client takes one large reply after the other, those that wait for their turn keep what they have read.
+#[test]
+fn beyond4_large_reads_are_not_read_again_while_the_client_takes_replies() {
+    let mut team = Team::new(12, false);
+    reads_at_the_node(&mut team, 12, 300_000);
+    let before = team.disk.with(|node| node.visits);
+    team.disk.with(|node| node.held.clear());
+    let mut left = 12 * 300_016;
+    while left > 0 {
+        let len = left.min(10_000);
+        team.read(len);
+        left -= len;
+        thread::sleep(Duration::from_micros(500));
+    }
+    let again = team.disk.with(|node| node.visits) - before;
+    assert!(again <= 6, "{again} of 12");
 }
