@@ -220,7 +220,8 @@ mod tests {
                 let range = start..(start + len).min(SIZE);
                 let bytes = || range.clone().map(|b| usize::try_from(b).unwrap());
                 match op {
-                    0 | 1 if used.insert(seq, range.clone()).is_none() => {
+                    0 | 1 if !used.contains_key(&seq) => {
+                        used.insert(seq, range.clone());
                         index.insert(seq, range.clone(), seq * 1000);
                         for (byte, place) in bytes().zip(seq * 1000..) {
                             if model[byte].is_none_or(|(other, _)| other < seq) {
