@@ -1,6 +1,7 @@
 //! Real sockets, real memory, a real gate; two cores as two threads, and a disk that is a file.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{Read, Write},
     os::{
@@ -8,7 +9,7 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Relaxed, Release},
@@ -44,7 +45,29 @@ const SIZE: u64 = 4 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
 /// A volume that is one file.
-struct FileDisk(File, Option<Resident>);
+struct FileDisk(File, Option<Resident>, Fence);
+
+/// No write begins before those that were let in earlier have ended: one of the core before may still be under way when the next
+/// core serves, and would land on top of what that has written since. Cores have such a fence in their engine.
+#[derive(Default)]
+struct Fence(Mutex<(u64, BTreeSet<u64>)>);
+
+impl Fence {
+    /// To be called while nobody else can be let in; [`Fence::pass`] afterwards.
+    fn enter(&self) -> u64 {
+        let mut writes = self.0.lock().unwrap();
+        writes.0 += 1;
+        let number = writes.0;
+        writes.1.insert(number);
+        number
+    }
+
+    fn pass(&self, number: u64, write: impl FnOnce()) {
+        until("earlier writes have ended", || self.0.lock().unwrap().1.first() == Some(&number));
+        write();
+        self.0.lock().unwrap().1.remove(&number);
+    }
+}
 
 impl FileDisk {
     fn new() -> Self {
@@ -53,7 +76,7 @@ impl FileDisk {
         let pattern: Vec<u8> = (0..1 << 20).map(|i: u32| u8::try_from(i * 7 % 251).unwrap()).collect();
         file.write_all_at(&pattern, 0).unwrap();
         let resident = Resident::new(file.try_clone().unwrap()).ok();
-        Self(file, resident)
+        Self(file, resident, Fence::default())
     }
 }
 
@@ -72,8 +95,9 @@ impl Disk for FileDisk {
         Some(FileRange { file: resident.as_fd(), offset, len })
     }
     fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let number = self.2.enter();
         hold.writing();
-        self.0.write_all_at(data, offset).unwrap();
+        self.2.pass(number, || self.0.write_all_at(data, offset).unwrap());
         if hold.back() { Ok(()) } else { Err(Failure::Abandoned) }
     }
     fn flush(&self, _: &dyn Hold) -> Result<(), Failure> {
