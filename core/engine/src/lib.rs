@@ -14,6 +14,7 @@
 mod area;
 mod engine;
 mod error;
+mod gate;
 mod health;
 pub mod layout;
 mod lifecycle;
@@ -32,5 +33,6 @@ pub use everdisk_store::Sought;
 pub use crate::{
     engine::Engine,
     error::{IoError, OpenError},
-    write_back::{Caller, Gate, Stopped, WriteBack},
+    gate::{Caller, Gate, Stopped},
+    write_back::WriteBack,
 };

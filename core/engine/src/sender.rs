@@ -27,8 +27,9 @@ use everdisk_sys::process::voluntary_switches;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
+    gate::Gate,
     policy::{self, Sending},
-    write_back::{Gate, lock},
+    write_back::lock,
 };
 
 /// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.

@@ -39,6 +39,7 @@ use everdisk_sys::memory::SharedSegment;
 use crate::{
     Engine, IoError,
     area::SegmentArea,
+    gate::{Caller, Gate, Stopped, away, back},
     passing::{Pass, Passing},
     sender::{BATCH_BYTES, Buffer, Turn},
 };
@@ -60,51 +61,6 @@ const BESIDE_MAX: usize = 4;
 const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Who has the gate, and the fence between cores.
-pub trait Gate: Send + Sync {
-    /// The generation in force, if this core has the gate, open or closed.
-    fn generation(&self) -> Option<u64>;
-
-    /// Announces that buffered data is sent from now on; false when this core does not have the gate under this generation.
-    #[must_use]
-    fn begin_sending(&self, generation: u64) -> bool;
-
-    /// No longer.
-    fn end_sending(&self);
-
-    /// Whether no other core still writes to the storage nodes. This core has announced itself.
-    fn may_write(&self) -> bool;
-
-    /// The buffer was taken over, with this many bytes in it.
-    fn taken_over(&self, bytes: u64);
-}
-
-/// Who waits for an operation: a request under the gate. See `Hold` of everdisk-transport.
-pub trait Caller {
-    /// Whether writes have to go through before they are acknowledged.
-    fn synchronous(&self) -> bool;
-    /// Nothing is changed or answered until [`Caller::back`].
-    fn away(&self);
-    /// As `away`, and a storage node is written to.
-    fn writing(&self);
-    /// Whether the operation may go on.
-    #[must_use]
-    fn back(&self) -> bool;
-    /// What the operation waits for now usually takes long: others may go on meanwhile.
-    fn waits(&self) {}
-}
-
-/// Why an operation was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// It failed.
-    #[error(transparent)]
-    Failed(#[from] IoError),
-    /// The gate was closed while it waited: another core does it.
-    #[error("the gate was closed meanwhile")]
-    Abandoned,
-}
 
 /// Locks; what a panic of another thread left is as good as it was.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -336,10 +292,7 @@ impl WriteBack {
     /// # Errors
     /// [`Stopped`]; what is buffered stays so.
     pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        caller.away();
-        if self.engine.is_slow_to_flush() || self.engine.is_slow_to_change() {
-            caller.waits();
-        }
+        away(caller, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
         let flushed = self.flush_now(FLUSH_LIMIT).and_then(|done| {
             if done { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }) }
         });
@@ -442,10 +395,7 @@ impl WriteBack {
     /// # Errors
     /// [`Stopped`].
     pub fn seek(&self, caller: &dyn Caller, offset: u64, what: Sought) -> Result<Option<u64>, Stopped> {
-        caller.away();
-        if self.engine.is_slow_to_read() {
-            caller.waits();
-        }
+        away(caller, self.engine.is_slow_to_read());
         let found = self.seek_now(offset, what);
         back(caller)?;
         Ok(found?)
@@ -564,20 +514,14 @@ impl WriteBack {
 
     /// A write past the buffer is under way in the same range; they end soon, or hang with their node.
     fn blocked(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        caller.away();
-        if self.engine.is_slow_to_change() {
-            caller.waits();
-        }
+        away(caller, self.engine.is_slow_to_change());
         thread::sleep(BLOCKED_LOOK);
         back(caller)
     }
 
     /// Sends a batch, or waits for one: for room, or for a range that is buffered.
     fn wait(&self, buffer: &Buffer, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
-        caller.away();
-        if self.engine.is_slow_to_change() {
-            caller.waits();
-        }
+        away(caller, self.engine.is_slow_to_change());
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
         let backing_off = buffer.progress().is_backing_off();
@@ -590,11 +534,6 @@ impl WriteBack {
         back(caller)?;
         Ok(verdict?)
     }
-}
-
-/// After having been away.
-fn back(caller: &dyn Caller) -> Result<(), Stopped> {
-    if caller.back() { Ok(()) } else { Err(Stopped::Abandoned) }
 }
 
 fn unsent(errno: i32, reason: String) -> IoError {
