@@ -1,25 +1,32 @@
 //! The write buffer (D5): a log of extents in the segment, which any core can take over.
 //!
 //! ```text
-//! 0          header   magic, sizes, how far the log goes, ranges whose data is lost            (4 KiB)
-//! 4 KiB      slots    one descriptor of 64 bytes for each extent: sequence number modulo slots
+//! 0          header   magic, sizes, how far the log goes                                        (4 KiB)
+//! 4 KiB      lost     ranges of the volume whose data is lost, two tables                       (32 KiB)
+//! 36 KiB     noted    which parts of the volume were written past the buffer and are not known
+//!                     to be durable, two bitmaps                                                (64 KiB)
+//! 100 KiB    slots    one descriptor of 64 bytes for each extent: sequence number modulo slots
 //! …          data     a ring of `capacity` bytes; an extent lies in it in one piece
 //! ```
 //! An extent is published by one store to its slot's state word, after its data and the rest of the slot: it is wholly there
-//! or not there, at whatever instant the core dies. Extents are retired in the order of their sequence numbers by one store to
-//! [`word::TAIL`], when a storage node has them (or newer data).
+//! or not there, at whatever instant the core dies. Extents are retired in the order of their sequence numbers by raising
+//! [`word::TAIL`], when they (or newer data) are durable on the storage nodes: when a flush of the nodes that began after
+//! they were written has succeeded.
 //!
 //! ```text
 //!  slot of seq − slots, retired ─► RESERVED(seq) ─► data, fields ─► PUBLISHED(seq) ─► acknowledged ─► tail ≥ seq: retired
 //!                                  head := seq      │
 //!                                                   death here: never acknowledged, the slot is passed over
 //! ```
-//! Positions in the data ring are *virtual*: they only grow, and lie at their value modulo `capacity`. Buffer version 1: all of this.
+//! Positions in the data ring are *virtual*: they only grow, and lie at their value modulo `capacity`.
+//!
+//! Buffer version 2: all of this. Version 1 (never released) had no bitmaps, 64 lost ranges, and data extents only. A segment
+//! without a write buffer has a capacity of 0: header, lost ranges and bitmaps are there all the same.
 
 /// `"EVDBUF\0\0"` little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDBUF\0\0");
-/// Bytes of the header.
-pub const HEADER_BYTES: u64 = 4096;
+/// Bytes of everything before the slots.
+pub const HEADER_BYTES: u64 = word::SLOT as u64 * 8;
 /// Bytes of a slot.
 pub const SLOT_BYTES: u64 = 64;
 /// Words of eight bytes in a slot.
@@ -30,8 +37,12 @@ pub const DATA_ALIGN: u64 = 64;
 const SLOTS_MIN: u64 = 64;
 /// One slot for so many bytes of data: an extent of one block, the commonest size.
 const BYTES_PER_SLOT: u64 = 4096;
-/// Lost ranges that are told apart; more are kept as one that covers them.
-pub const LOST_MAX: usize = 64;
+/// Slots that only extents without data may take, so that a discard finds room in a buffer that is full of data.
+pub const SLOTS_WITHOUT_DATA: u64 = 16;
+/// Lost ranges that are told apart; of more, those that lie closest are joined.
+pub const LOST_MAX: usize = 1024;
+/// Words of one bitmap of ranges that were written past the buffer.
+pub const NOTED_WORDS: usize = 4096;
 
 /// Words of the header, by their index.
 pub mod word {
@@ -50,9 +61,18 @@ pub mod word {
     /// Number of lost ranges (low half), and which of two tables holds them (high half, 0 or 1).
     pub const LOST: usize = 32;
     /// The two tables of lost ranges: offset and length of each.
-    pub const LOST_RANGES: usize = 33;
+    pub const LOST_RANGES: usize = 512;
+    /// The two bitmaps of what was written past the buffer: since the last flush began, and before it.
+    pub const NOTED: usize = LOST_RANGES + 4 * super::LOST_MAX;
     /// First word of the slots.
-    pub const SLOT: usize = 512;
+    pub const SLOT: usize = NOTED + 2 * super::NOTED_WORDS;
+}
+
+/// Bytes of a volume of `size` bytes that one bit of the bitmaps stands for: a power of two, at least 4096 (exact for volumes
+/// of up to 1 GiB).
+pub const fn noted_granule(size: u64) -> u64 {
+    let granule = size.div_ceil(NOTED_WORDS as u64 * 64).next_power_of_two();
+    if granule < 4096 { 4096 } else { granule }
 }
 
 /// Number of lost ranges that a word `LOST` counts.
@@ -95,28 +115,65 @@ impl Geometry {
     }
 }
 
-/// The kind of an extent that holds data; there is no other yet.
-const DATA: u64 = 1;
+/// What an extent makes of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// The data in the ring.
+    Data,
+    /// Zeros, and the space is given back. No data in the ring. Since buffer version 2.
+    Discard,
+    /// Zeros, and the space is kept. No data in the ring. Since buffer version 2.
+    Zeroes,
+}
+
+impl ExtentKind {
+    const fn encode(self) -> u64 {
+        match self {
+            Self::Data => 1,
+            Self::Discard => 2,
+            Self::Zeroes => 3,
+        }
+    }
+
+    const fn decode(word: u64) -> Option<Self> {
+        match word {
+            1 => Some(Self::Data),
+            2 => Some(Self::Discard),
+            3 => Some(Self::Zeroes),
+            _ => None,
+        }
+    }
+}
 
 /// An extent's slot, but for its state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
+    /// What it makes of its range.
+    pub kind: ExtentKind,
     /// Offset in the volume.
     pub offset: u64,
-    /// Length in bytes, at most [`REQUEST_BYTES_MAX`](crate::limits::REQUEST_BYTES_MAX).
+    /// Length in bytes; of data at most [`REQUEST_BYTES_MAX`](crate::limits::REQUEST_BYTES_MAX).
     pub len: u64,
     /// Virtual position of its data.
     pub position: u64,
     /// Generation of the core that wrote it.
     pub generation: u64,
-    /// CRC-32C of its data.
+    /// CRC-32C of its data; 0 where it has none.
     pub crc: u32,
 }
 
 impl Extent {
     /// Bytes that it takes in the data ring.
     pub const fn stored(&self) -> u64 {
-        self.len.next_multiple_of(DATA_ALIGN)
+        stored(self.kind, self.len)
+    }
+
+    /// Bytes of memory that count as buffered: its data, or its slot where it has none.
+    pub const fn buffered(&self) -> u64 {
+        match self.kind {
+            ExtentKind::Data => self.len,
+            ExtentKind::Discard | ExtentKind::Zeroes => SLOT_BYTES,
+        }
     }
 
     /// Offset in the volume of the first byte behind it.
@@ -126,7 +183,7 @@ impl Extent {
 
     /// Words 1 to 6 of its slot.
     pub fn encode(&self, seq: u64) -> [u64; 6] {
-        let kind = DATA | (u64::from(self.crc) << 32);
+        let kind = self.kind.encode() | (u64::from(self.crc) << 32);
         let fields = [self.offset, self.len, self.position, self.generation, kind];
         let [a, b, c, d, e] = fields;
         [a, b, c, d, e, check(seq, &fields)]
@@ -139,7 +196,16 @@ impl Extent {
             return None;
         }
         let crc = u32::try_from(kind >> 32).ok()?;
-        (kind & u64::from(u32::MAX) == DATA).then_some(Self { offset, len, position, generation, crc })
+        let kind = ExtentKind::decode(kind & u64::from(u32::MAX))?;
+        Some(Self { kind, offset, len, position, generation, crc })
+    }
+}
+
+/// Bytes that an extent of this kind and length takes in the data ring.
+pub const fn stored(kind: ExtentKind, len: u64) -> u64 {
+    match kind {
+        ExtentKind::Data => len.next_multiple_of(DATA_ALIGN),
+        ExtentKind::Discard | ExtentKind::Zeroes => 0,
     }
 }
 
@@ -189,20 +255,47 @@ mod tests {
 
     use super::*;
 
-    const EXTENT: Extent = Extent { offset: 1 << 40, len: 4096, position: 123_456, generation: 7, crc: 0xDEAD_BEEF };
+    const EXTENT: Extent = Extent {
+        kind: ExtentKind::Data,
+        offset: 1 << 40,
+        len: 4096,
+        position: 123_456,
+        generation: 7,
+        crc: 0xDEAD_BEEF,
+    };
 
-    /// The bytes of a slot of buffer version 1.
+    fn is_golden(golden: &str, extent: &Extent) {
+        let golden: Vec<u64> =
+            golden.split_whitespace().map(|word| u64::from_str_radix(word, 16).unwrap()).collect();
+        let words: Vec<u64> =
+            [SlotState::Published(42).encode()].into_iter().chain(extent.encode(42)).chain([0]).collect();
+        let shown: Vec<String> = words.iter().map(|word| format!("{word:016x}")).collect();
+        assert_eq!(words, golden, "{shown:?}");
+        assert_eq!(Extent::decode(42, golden[1..7].try_into().unwrap()), Some(*extent));
+        assert_eq!(SlotState::decode(golden[0]), SlotState::Published(42));
+    }
+
+    /// The bytes of a slot with data: the same in buffer versions 1 and 2.
     #[test]
     fn golden_slot_of_version_1() {
-        let golden: Vec<u64> = include_str!("../golden/slot-v1.hex")
-            .split_whitespace()
-            .map(|word| u64::from_str_radix(word, 16).unwrap())
-            .collect();
-        let words: Vec<u64> =
-            [SlotState::Published(42).encode()].into_iter().chain(EXTENT.encode(42)).chain([0]).collect();
-        assert_eq!(words, golden);
-        assert_eq!(Extent::decode(42, golden[1..7].try_into().unwrap()), Some(EXTENT));
-        assert_eq!(SlotState::decode(golden[0]), SlotState::Published(42));
+        is_golden(include_str!("../golden/slot-v1.hex"), &EXTENT);
+    }
+
+    /// The bytes of a slot without data, since buffer version 2.
+    #[test]
+    fn golden_slot_of_version_2() {
+        let extent = Extent { kind: ExtentKind::Discard, len: 1 << 40, crc: 0, ..EXTENT };
+        is_golden(include_str!("../golden/slot-v2.hex"), &extent);
+    }
+
+    #[test]
+    fn a_bit_stands_for_a_block_up_to_a_gibibyte_and_for_more_beyond() {
+        assert_eq!(noted_granule(4096), 4096);
+        assert_eq!(noted_granule(1 << 30), 4096);
+        assert_eq!(noted_granule((1 << 30) + 4096), 8192);
+        assert_eq!(noted_granule(1 << 40), 4 << 20);
+        let size = crate::limits::VOLUME_SIZE_MAX;
+        assert!(size.div_ceil(noted_granule(size)) <= NOTED_WORDS as u64 * 64);
     }
 
     #[test]
@@ -213,8 +306,8 @@ mod tests {
             assert_eq!(geometry.slot_word(geometry.slots + last as u64), word::SLOT + last * SLOT_WORDS);
             assert!((word::SLOT + (last + 1) * SLOT_WORDS) as u64 * 8 <= geometry.data_start());
         }
-        const { assert!(word::LOST_RANGES + 4 * LOST_MAX <= word::SLOT) };
-        assert_eq!(word::SLOT as u64 * 8, HEADER_BYTES);
+        assert_eq!(HEADER_BYTES, 100 << 10);
+        assert_eq!(Geometry::new(0).capacity, 0);
     }
 
     proptest! {

@@ -16,7 +16,9 @@
 //!   the old one does the step again.
 //!
 //! Positions count the bytes of a stream from its beginning; the input's byte at position p lies at ([`Record::input_base`] and p's
-//! distance from it) modulo the ring, the output's at p modulo the ring. Version 1, since ABI 3.
+//! distance from it) modulo the ring, the output's at p modulo the ring.
+//!
+//! Version 2, since ABI 4: [`Record::errors_told`]. Version 1 (ABI 3) was never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -25,7 +27,7 @@ use zerocopy::{FromBytes, KnownLayout};
 /// `"EVDNBD\0\0"` little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDNBD\0\0");
 /// Version of the layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the page.
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of the input ring: twice the largest piece that is carried out at once, so that one is received while another is written.
@@ -105,6 +107,8 @@ pub struct Record {
     pub long: Option<Long>,
     /// A reply whose data goes to the socket without standing in the output ring.
     pub direct: Option<Direct>,
+    /// Value of [`crate::segment::GateArea::flush_errors`] of which the client was told. Since version 2.
+    pub errors_told: u64,
 }
 
 /// A write that is carried out in pieces. Its data begins at [`Record::parsed`].
@@ -152,7 +156,7 @@ impl Record {
             pair(long.done, long.error),
             direct,
             amount,
-            0,
+            self.errors_told,
             0,
             0,
         ]
@@ -160,7 +164,8 @@ impl Record {
 
     /// Reads the words; `None` when they are not those of a record.
     pub fn decode(words: &[u64; Self::WORDS]) -> Option<Self> {
-        let [negotiated, parsed, committed, flags, input_base, skip, a, b, c, d, progress, direct, amount, ..] = *words;
+        let [negotiated, parsed, committed, flags, input_base, skip, a, b, c, d, progress, direct, amount, errors_told, ..] =
+            *words;
         let (aside, is_long) = halves(flags);
         let (done, error) = halves(progress);
         let direct = match direct {
@@ -176,7 +181,17 @@ impl Record {
             1 => Some(Long { request: [a, b, c, d], done, error }),
             _ => return None,
         };
-        (input_base <= parsed).then_some(Self { negotiated, parsed, committed, aside, input_base, skip, long, direct })
+        (input_base <= parsed).then_some(Self {
+            negotiated,
+            parsed,
+            committed,
+            aside,
+            input_base,
+            skip,
+            long,
+            direct,
+            errors_told,
+        })
     }
 }
 
@@ -216,16 +231,26 @@ mod tests {
             skip: 9,
             long: Some(Long { request: [1, 2, 3, 4], done: 5, error: 28 }),
             direct: Some(Direct { index: 2, done: 6, len: 7 }),
+            errors_told: 8,
         }
     }
 
+    fn is_golden(golden: &str, record: Record) {
+        let text: String = record.encode().iter().map(|word| format!("{word:016x}\n")).collect();
+        assert_eq!(text, golden);
+        let words: Vec<u64> = golden.lines().map(|l| u64::from_str_radix(l, 16).unwrap()).collect();
+        assert_eq!(Record::decode(&words.try_into().unwrap()), Some(record));
+    }
+
+    /// A record of version 1 is one of version 2 whose client was told of nothing.
     #[test]
     fn golden_record_of_version_1() {
-        let text: String = sample().encode().iter().map(|word| format!("{word:016x}\n")).collect();
-        assert_eq!(text, include_str!("../golden/connection-v1.hex"));
-        let words: Vec<u64> =
-            include_str!("../golden/connection-v1.hex").lines().map(|l| u64::from_str_radix(l, 16).unwrap()).collect();
-        assert_eq!(Record::decode(&words.try_into().unwrap()), Some(sample()));
+        is_golden(include_str!("../golden/connection-v1.hex"), Record { errors_told: 0, ..sample() });
+    }
+
+    #[test]
+    fn golden_record_of_version_2() {
+        is_golden(include_str!("../golden/connection-v2.hex"), sample());
     }
 
     #[test]

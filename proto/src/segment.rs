@@ -8,11 +8,12 @@
 //! 128    gate     the gate word, the lease, what the last hand-over took
 //! 512    front    what was negotiated with the kernel for the file front end
 //! 1024   cores    CORES_MAX × 6.5 KiB: process id, wake word, sender, WORKERS_MAX tickets of 64 bytes
-//! 56 KiB buffer   the write buffer, where the volume has one ([`crate::buffer`])
+//! 56 KiB buffer   the write buffer, of no bytes where the volume has none ([`crate::buffer`])
 //! ```
 //!
 //! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. Since ABI 3: 96 tickets, for NBD connections.
-//! ABI 1 and 2 were never released.
+//! Since ABI 4: the buffer's header also where there is no buffer, [`CoreArea::flusher`], flush errors and who was told of them.
+//! ABI 1 to 3 were never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -91,7 +92,10 @@ pub struct GateArea {
     pub adopted_ns: AtomicU64,
     /// Bytes that were buffered then.
     pub adopted_bytes: AtomicU64,
-    _pad2: [AtomicU64; 21],
+    /// Flushes of the storage nodes that failed after something new had been written. Each front end and NBD connection tells
+    /// its client once of each (as errseq_t does for files, lib/errseq.c). Since ABI 4.
+    pub flush_errors: AtomicU64,
+    _pad2: [AtomicU64; 20],
 }
 
 /// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
@@ -114,7 +118,9 @@ pub struct FrontArea {
     pub gid: AtomicU32,
     /// Time of the attach, Unix seconds: the file's times.
     pub attached_at: AtomicU64,
-    _pad: [AtomicU64; 59],
+    /// Value of [`GateArea::flush_errors`] of which the file's users were told. Since ABI 4.
+    pub flush_errors_told: AtomicU64,
+    _pad: [AtomicU64; 58],
 }
 
 /// One core's area.
@@ -131,9 +137,10 @@ pub struct CoreArea {
     /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
     pub started: AtomicU64,
     _pad1: [AtomicU64; 5],
-    /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING` or `PARKED`.
+    /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING`, `BUSY` or `PARKED`.
     pub sender: AtomicU32,
-    _pad2: AtomicU32,
+    /// The same for the thread that flushes the storage nodes: `BUSY` or `PARKED`. Since ABI 4.
+    pub flusher: AtomicU32,
     _pad3: [AtomicU64; 55],
     /// One for each worker.
     pub tickets: [Ticket; WORKERS_MAX],

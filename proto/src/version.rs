@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 pub const PRODUCT: &str = env!("CARGO_PKG_VERSION");
 
 /// ABI version of the segments and frames this build makes.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
-/// ABI versions a core of this build can serve (N and N−1; versions 1 and 2 were never released).
-pub const ABI_RANGE: VersionRange = VersionRange { min: 3, max: 3 };
+/// ABI versions a core of this build can serve (N and N−1; versions 1 to 3 were never released).
+pub const ABI_RANGE: VersionRange = VersionRange { min: 4, max: 4 };
 
 /// Version of the write buffers this build makes, see [`crate::buffer`].
-pub const BUFFER: u32 = 1;
+pub const BUFFER: u32 = 2;
 
-/// Versions of the write buffer a core of this build can adopt. 0 stands for a volume without one.
-pub const BUFFER_RANGE: VersionRange = VersionRange { min: 0, max: BUFFER };
+/// Versions of the write buffer a core of this build can adopt (version 1 was never released).
+pub const BUFFER_RANGE: VersionRange = VersionRange { min: 2, max: BUFFER };
 
 /// An inclusive range of format versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

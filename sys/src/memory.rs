@@ -39,12 +39,12 @@ impl Drop for Mapping {
     }
 }
 
-/// The segment of a volume (D4), mapped, with the write buffer behind it where the volume has one.
+/// The segment of a volume (D4), mapped, with the write buffer behind it: of no bytes where the volume has none.
 #[derive(Debug)]
 pub struct SharedSegment {
     mapping: Mapping,
     fd: OwnedFd,
-    buffer: Option<Geometry>,
+    geometry: Geometry,
 }
 
 impl SharedSegment {
@@ -57,16 +57,16 @@ impl SharedSegment {
         if buffer > BUFFER_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let buffer = (buffer > 0).then(|| Geometry::new(buffer));
-        let len = SEGMENT_BYTES as u64 + buffer.map_or(0, Geometry::bytes);
+        let geometry = Geometry::new(buffer);
+        let len = SEGMENT_BYTES as u64 + geometry.bytes();
         let fd = rustix::fs::memfd_create("everdisk-segment", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, len)?;
         // Reserved now: memory that is missing later would kill whoever touches it.
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let segment = Self::map(fd, len, buffer)?;
+        let segment = Self::map(fd, len, geometry)?;
         segment.header.bytes.store(len, Ordering::Relaxed);
-        segment.header.buffer_capacity.store(buffer.map_or(0, |buffer| buffer.capacity), Ordering::Relaxed);
+        segment.header.buffer_capacity.store(buffer, Ordering::Relaxed);
         Ok(segment)
     }
 
@@ -78,45 +78,44 @@ impl SharedSegment {
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let bad = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         let Ok(len) = u64::try_from(rustix::fs::fstat(&fd)?.st_size) else { return bad("the segment has no length") };
+        let shortest = SEGMENT_BYTES as u64 + Geometry::new(0).bytes();
         let longest = SEGMENT_BYTES as u64 + Geometry::new(BUFFER_MAX).bytes();
-        if !(SEGMENT_BYTES as u64..=longest).contains(&len) {
+        if !(shortest..=longest).contains(&len) {
             return bad("the segment has another length than this program's");
         }
         if !rustix::fs::fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {
             return bad("the segment is not sealed");
         }
-        let mut segment = Self::map(fd, len, None)?;
+        let mut segment = Self::map(fd, len, Geometry::new(0))?;
         if segment.header.magic.load(Ordering::Acquire) != MAGIC {
             return bad("the segment has no magic");
         }
         let capacity = segment.header.buffer_capacity.load(Ordering::Relaxed);
-        let buffer = (capacity > 0 && capacity <= BUFFER_MAX).then(|| Geometry::new(capacity));
-        if len != SEGMENT_BYTES as u64 + buffer.map_or(0, Geometry::bytes) {
+        if capacity > BUFFER_MAX || len != SEGMENT_BYTES as u64 + Geometry::new(capacity).bytes() {
             return bad("the segment has another length than its header says");
         }
-        segment.buffer = buffer;
+        segment.geometry = Geometry::new(capacity);
         Ok(segment)
     }
 
-    fn map(fd: OwnedFd, len: u64, buffer: Option<Geometry>) -> io::Result<Self> {
+    fn map(fd: OwnedFd, len: u64, geometry: Geometry) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a fresh mapping at an address the kernel chooses; it aliases nothing of ours.
         let base =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, &fd, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { mapping: Mapping { base, len }, fd, buffer })
+        Ok(Self { mapping: Mapping { base, len }, fd, geometry })
     }
 
-    /// The write buffer's geometry; `None` when the volume has none.
-    pub const fn buffer(&self) -> Option<Geometry> {
-        self.buffer
+    /// The write buffer's geometry; its capacity is 0 when the volume has none.
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// A word of the write buffer's header or slots; `None` when there is none of that index.
     pub fn buffer_word(&self, index: usize) -> Option<&AtomicU64> {
-        let geometry = self.buffer?;
-        if index as u64 >= geometry.data_start() / 8 {
+        if index as u64 >= self.geometry.data_start() / 8 {
             return None;
         }
         // SAFETY: below data_start, so inside the mapping, whose length `create` and `adopt` have checked.
@@ -128,7 +127,7 @@ impl SharedSegment {
 
     /// The part of the mapping that holds these bytes of the buffer's data ring; `None` when they are not in it.
     fn buffer_data(&self, at: u64, len: usize) -> Option<NonNull<u8>> {
-        let geometry = self.buffer?;
+        let geometry = self.geometry;
         let end = at.checked_add(len as u64)?;
         let start = usize::try_from(geometry.data_start() + at).ok()?;
         // SAFETY: the range ends at or before the ring does, and the ring is inside the mapping.

@@ -1,22 +1,32 @@
 //! One core's view of the buffer: what is in it, what has the byte, what is free, what is sent next.
 //!
 //! ```text
-//!      retired          live: in the log and in the index                       not yet
-//!  ──────────────┬────────────────────────────────────────────────────┬──────────────────
-//!            tail│ sent, not retired │ published … │ reserved …        │head
+//!      retired: durable            live: in the log and in the index                     not yet
+//!  ──────────────┬───────────────────────────────┬─────────────────────────────┬──────────────────
+//!            tail│ written to the storage nodes, │ published … │ reserved …    │head
+//!                │ not known to be durable       │written
 //! ```
-//! A core that has the gate appends ([`Book::reserve`], [`Book::published`]) and sends ([`Book::batch`], [`Book::sent`]). Any
-//! other follows ([`Book::follow`]), so that little is left to read when it is given the gate ([`Book::adopt`]).
+//! A core that has the gate appends ([`Book::reserve`], [`Book::published`]), sends ([`Book::batch`], [`Book::sent`]) and flushes
+//! ([`Book::begin_flush`], [`Book::flushed`], [`Book::flush_failed`]). Any other follows ([`Book::follow`]), so that little is left
+//! to read when it is given the gate ([`Book::adopt`]).
+//!
+//! A flush that fails leaves nothing certain of what was written since the last one that succeeded (Linux marks pages clean when
+//! their writeback fails). So everything above the tail counts as not written again, and what was written past the buffer meanwhile is lost.
+//! What only this core knows (the mark `written`, which pieces are written) is forgotten with it: the next one writes
+//! everything above the tail again.
+
+mod damage;
 
 use std::{collections::VecDeque, ops::Range, sync::atomic::Ordering::Relaxed};
 
-use everdisk_proto::buffer::{Extent, Geometry, word};
+use everdisk_proto::buffer::{Extent, ExtentKind, Geometry, SLOTS_WITHOUT_DATA, stored, word};
 
 use crate::{
     area::Area,
     index::{Index, Piece},
     log::{self, Slot},
     lost::Lost,
+    noted::Noted,
 };
 
 /// A higher sequence number than this is damage: a state word has 62 bits for it, and no core lives that long.
@@ -59,7 +69,9 @@ pub struct Followed {
 /// What is to be sent to the storage nodes next.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// The extents that can be retired when every piece has been sent, in order, with their ranges.
+    /// Failed flushes when it was chosen: it counts only as long as there is no other.
+    failures: u64,
+    /// The extents that are written when every piece has been sent, in order, with their ranges.
     pub extents: Vec<(u64, Range<u64>)>,
     /// What the volume holds now in those ranges, and dirty neighbours of it; in order, without overlaps.
     pub pieces: Vec<Piece>,
@@ -86,9 +98,38 @@ impl Gaps {
     }
 }
 
-/// Buffered data of the range was found damaged and it was not written since.
+/// Why a range cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataLost;
+pub enum Unreadable {
+    /// It is lost, and was not written since.
+    Lost,
+    /// The data of the extent with this sequence number does not have its checksum: see [`Book::damaged`].
+    Damaged(u64),
+}
+
+/// How far a flush reaches that begins now.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    failures: u64,
+    written: u64,
+    /// What was noted has been set aside, so that it can be cleared.
+    set_aside: bool,
+}
+
+/// What the buffer says of the volume from some offset on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// There is data, also where it is lost.
+    Data,
+    /// There is none: it was discarded.
+    Hole,
+    /// What the storage nodes say.
+    Below,
+}
+
+/// A partly read extent of at most this many bytes is verified as a whole; of a longer one only what is read whole is: for 4 KiB of it
+/// the checksum of 1 MiB would have to be computed.
+pub const VERIFIED_IN_PART_MAX: u64 = 64 << 10;
 
 /// Copies the data of a piece out of the buffer. The piece must not be retired yet.
 pub fn copy_out(area: &impl Area, piece: &Piece, into: &mut [u8]) {
@@ -97,8 +138,8 @@ pub fn copy_out(area: &impl Area, piece: &Piece, into: &mut [u8]) {
 
 /// The part of a buffer from `offset` on that holds a piece's bytes.
 fn part<'a>(buf: &'a mut [u8], offset: u64, piece: &Piece) -> &'a mut [u8] {
-    let place = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
-    buf.get_mut(place(piece.start)..place(piece.end)).unwrap_or_default()
+    let place = |at: u64| usize::try_from(at - offset).expect("the piece lies within the buffer");
+    &mut buf[place(piece.start)..place(piece.end)]
 }
 
 /// One core's view of the buffer.
@@ -107,7 +148,12 @@ pub struct Book {
     geometry: Geometry,
     size: u64,
     index: Index,
+    noted: Noted,
     lost: Lost,
+    /// `lost` is not yet what stands in the segment.
+    is_unsaved: bool,
+    /// What is noted and counts as lost: to be forgotten when that is saved.
+    lost_noted: Vec<Range<u64>>,
     /// Damaged extents that are not retired, found by this core before it had the gate: sequence number and range.
     found: Vec<(u64, Range<u64>)>,
     /// Highest sequence number of an extent whose slot is damaged: nobody knows what it covered, so what is older is not certain.
@@ -115,11 +161,17 @@ pub struct Book {
     /// The extent with sequence number `tail + 1` first.
     live: VecDeque<Live>,
     tail: u64,
-    /// Virtual position behind the last reserved extent, and behind the last retired one.
+    /// Up to this extent everything was written to the storage nodes, by this core since it took over, or something newer.
+    written: u64,
+    /// Pieces that bear another number than this are not written.
+    epoch: u32,
+    /// Flushes that failed, and times that the buffer was taken over: what was under way then counts for nothing.
+    failures: u64,
+    /// Virtual position behind the last reserved extent, behind the last written one, and behind the last retired one.
     end: u64,
+    sent_end: u64,
     freed: u64,
     bytes: u64,
-    scratch: Vec<u8>,
 }
 
 impl Book {
@@ -129,15 +181,21 @@ impl Book {
             geometry,
             size,
             index: Index::default(),
+            noted: Noted::new(size),
             lost: Lost::default(),
+            is_unsaved: false,
+            lost_noted: Vec::new(),
             found: Vec::new(),
             doubt: 0,
             live: VecDeque::new(),
             tail: 0,
+            written: 0,
+            epoch: 1,
+            failures: 0,
             end: 0,
+            sent_end: 0,
             freed: 0,
             bytes: 0,
-            scratch: Vec::new(),
         }
     }
 
@@ -151,15 +209,34 @@ impl Book {
         self.tail + self.live.len() as u64
     }
 
-    /// Highest sequence number retired.
+    /// Highest sequence number retired: up to it everything is durable.
     pub const fn tail(&self) -> u64 {
         self.tail
     }
 
+    /// Up to this sequence number everything was written to the storage nodes.
+    pub const fn written(&self) -> u64 {
+        self.written
+    }
+
     /// How full it is, in thousandths: of its slots or of its data ring, whichever is fuller.
     pub fn fill(&self) -> u64 {
-        let slots = self.live.len() as u64 * 1000 / self.geometry.slots;
-        slots.max(self.end.saturating_sub(self.freed) * 1000 / self.geometry.capacity)
+        self.thousandths(self.live.len() as u64, self.end.saturating_sub(self.freed))
+    }
+
+    /// As [`Book::fill`], of what is not written to the storage nodes.
+    pub fn dirty_fill(&self) -> u64 {
+        self.thousandths(self.head() - self.written, self.end.saturating_sub(self.sent_end))
+    }
+
+    /// As [`Book::fill`], of what is written and not known to be durable.
+    pub fn written_fill(&self) -> u64 {
+        self.thousandths(self.written - self.tail, self.sent_end.saturating_sub(self.freed))
+    }
+
+    fn thousandths(&self, slots: u64, bytes: u64) -> u64 {
+        let Geometry { capacity, slots: all } = self.geometry;
+        (slots * 1000 / all).max((bytes * 1000).checked_div(capacity).unwrap_or(0))
     }
 
     /// What is buffered where.
@@ -172,20 +249,49 @@ impl Book {
         &self.lost
     }
 
-    /// Takes a place for `len` bytes.
+    /// What was written past the buffer.
+    pub const fn noted(&self) -> &Noted {
+        &self.noted
+    }
+
+    /// What the buffer says of the volume from `at` on, and up to where.
+    pub fn shown(&self, at: u64) -> (Shown, u64) {
+        let lost = |range: &&Range<u64>| range.end > at;
+        let lost = self.lost.ranges().iter().find(lost);
+        if let Some(range) = lost.filter(|range| range.start <= at) {
+            return (Shown::Data, range.end);
+        }
+        let end = lost.map_or(self.size, |range| range.start);
+        match self.index.overlapping(at..at.saturating_add(1)).next() {
+            Some(piece) if piece.kind == ExtentKind::Discard => (Shown::Hole, piece.end.min(end)),
+            Some(piece) => (Shown::Data, piece.end.min(end)),
+            None => (Shown::Below, self.index.next_at(at).map_or(end, |next| next.min(end))),
+        }
+    }
+
+    /// Takes a place for an extent.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn reserve(&mut self, area: &impl Area, len: u64) -> Result<Place, Full> {
+    pub fn reserve(&mut self, area: &impl Area, kind: ExtentKind, len: u64) -> Result<Place, Full> {
         let Geometry { capacity, slots } = self.geometry;
-        let stored = len.next_multiple_of(everdisk_proto::buffer::DATA_ALIGN);
+        let stored = stored(kind, len);
         if self.live.iter().all(|live| matches!(live, Live::Void)) {
             self.freed = self.end;
+            self.sent_end = self.end;
+        }
+        let slots = match kind {
+            // The volumes of some tests have fewer.
+            ExtentKind::Data => slots - SLOTS_WITHOUT_DATA.min(slots / 4),
+            ExtentKind::Discard | ExtentKind::Zeroes => slots,
+        };
+        if capacity == 0 || self.live.len() as u64 >= slots {
+            return Err(Full);
         }
         // In one piece: what does not fit before the ring's end begins at its start.
         let left = capacity - self.end % capacity;
         let position = if stored > left { self.end + left } else { self.end };
-        if self.live.len() as u64 >= slots || (position + stored).saturating_sub(self.freed) > capacity {
+        if (position + stored).saturating_sub(self.freed) > capacity {
             return Err(Full);
         }
         self.end = position + stored;
@@ -199,47 +305,85 @@ impl Book {
     pub fn published(&mut self, area: &impl Area, seq: u64, extent: &Extent) {
         self.enter(seq, extent);
         if self.lost.remove(&(extent.offset..extent.end())) {
-            self.lost.save(area);
+            self.is_unsaved = true;
+            self.settle(area);
         }
         area.store(word::BYTES, self.bytes, Relaxed);
     }
 
-    /// A range was written to the storage nodes without coming by here.
+    /// A range was written to the storage nodes without coming by here: it is noted, and no longer lost.
     pub fn written_through(&mut self, area: &impl Area, range: &Range<u64>) {
+        // What was noted before the failure is forgotten first.
+        self.settle(area);
+        self.noted.note(area, range);
         if self.lost.remove(range) {
-            self.lost.save(area);
+            self.is_unsaved = true;
+            self.settle(area);
         }
     }
 
-    fn enter(&mut self, seq: u64, extent: &Extent) {
-        let Some(live) = seq.checked_sub(self.tail + 1).and_then(|at| usize::try_from(at).ok()) else { return };
-        if let Some(place) = self.live.get_mut(live) {
-            *place = Live::Published(*extent);
-            self.end = self.end.max(extent.position + extent.stored());
-            self.bytes += extent.len;
-            self.index.insert(seq, extent.offset..extent.end(), extent.position);
+    /// Puts what is lost into the segment. Only for the core that has the gate, and as long as nobody else can be given it.
+    pub fn settle(&mut self, area: &impl Area) {
+        if std::mem::take(&mut self.is_unsaved) {
+            self.lost.save(area);
         }
+        // After that, so that a death in between forgets nothing.
+        self.noted.forget(area, &std::mem::take(&mut self.lost_noted));
+    }
+
+    /// Whether there is something for [`Book::settle`].
+    pub const fn is_settled(&self) -> bool {
+        !self.is_unsaved && self.lost_noted.is_empty()
+    }
+
+    fn enter(&mut self, seq: u64, extent: &Extent) {
+        // A core that lost the gate while it copied the data may find the extent retired by another.
+        let Some(place) = self.place(seq).and_then(|place| self.live.get_mut(place)) else { return };
+        *place = Live::Published(*extent);
+        self.end = self.end.max(extent.position + extent.stored());
+        self.bytes += extent.buffered();
+        self.index.insert(Piece {
+            start: extent.offset,
+            end: extent.end(),
+            seq,
+            position: extent.position,
+            kind: extent.kind,
+            written: 0,
+        });
+    }
+
+    /// Index in `live` of an extent that is not retired.
+    fn place(&self, seq: u64) -> Option<usize> {
+        seq.checked_sub(self.tail + 1).and_then(|place| usize::try_from(place).ok())
     }
 
     /// Fills the part of `into`, the bytes of the volume from `offset` on, that is buffered. Returns what is not.
     ///
     /// # Errors
-    /// [`DataLost`].
-    pub fn read(&self, area: &impl Area, offset: u64, into: &mut [u8]) -> Result<Gaps, DataLost> {
+    /// [`Unreadable`].
+    pub fn read(&self, area: &impl Area, offset: u64, into: &mut [u8]) -> Result<Gaps, Unreadable> {
         let range = offset..offset + into.len() as u64;
         let mut gaps = Gaps::All;
         let mut at = range.start;
-        let gap = |gap: Range<u64>| if self.lost.overlaps(&gap) { Err(DataLost) } else { Ok(gap) };
+        let gap = |gap: Range<u64>| if self.lost.overlaps(&gap) { Err(Unreadable::Lost) } else { Ok(gap) };
         for piece in self.index.overlapping(range.clone()) {
             if piece.seq <= self.doubt {
-                return Err(DataLost);
+                return Err(Unreadable::Lost);
             }
             let piece = piece.within(&range);
             let gaps = gaps.some();
             if at < piece.start {
                 gaps.push(gap(at..piece.start)?);
             }
-            copy_out(area, &piece, part(into, offset, &piece));
+            let bytes = part(into, offset, &piece);
+            if piece.kind == ExtentKind::Data {
+                copy_out(area, &piece, bytes);
+                if !self.is_sound(area, &piece, bytes) {
+                    return Err(Unreadable::Damaged(piece.seq));
+                }
+            } else {
+                bytes.fill(0);
+            }
             at = piece.end;
         }
         match &mut gaps {
@@ -253,35 +397,50 @@ impl Book {
         }
     }
 
-    /// Chooses what is sent next: the oldest extents, at least one if any is published and up to `bytes` of them, none above
-    /// `through`. Pieces that touch others are joined by their dirty neighbours, up to `run` bytes in one run, so that what was
+    /// Whether the bytes of a piece, just copied, have their checksum, as far as that is looked at.
+    fn is_sound(&self, area: &impl Area, piece: &Piece, bytes: &[u8]) -> bool {
+        let extent = self.extent(piece.seq).expect("a piece belongs to an extent that is there");
+        if piece.len() == extent.len {
+            crc32c::crc32c(bytes) == extent.crc
+        } else {
+            extent.len > VERIFIED_IN_PART_MAX || log::data_is_sound(area, extent)
+        }
+    }
+
+    /// Chooses what is sent next: of the extents that are not written the oldest, at least one if any is published and up to `bytes` of
+    /// them, none above `through`. Pieces that touch others are joined by their dirty neighbours, up to `run` bytes in one run, so that what was
     /// written in small parts reaches the storage nodes in large ones.
     pub fn batch(&self, bytes: u64, through: u64, run: u64) -> Batch {
-        let mut batch = Batch::default();
+        let mut batch = Batch { failures: self.failures, ..Batch::default() };
         let mut taken = 0;
-        for (seq, live) in (self.tail + 1..=through).zip(&self.live) {
+        let begin = usize::try_from(self.written - self.tail).expect("the live extents lie in memory");
+        for (seq, live) in (self.written + 1..=through).zip(self.live.range(begin..)) {
             match live {
                 Live::Reserved { .. } => break,
                 Live::Void => batch.extents.push((seq, 0..0)),
                 Live::Published(extent) => {
-                    if taken > 0 && taken + extent.len > bytes {
+                    if taken > 0 && taken + extent.buffered() > bytes {
                         break;
                     }
-                    taken += extent.len;
+                    taken += extent.buffered();
                     batch.extents.push((seq, extent.offset..extent.end()));
                 }
             }
         }
         let mut pieces = Index::default();
         for (_, range) in &batch.extents {
-            for piece in self.index.overlapping(range.clone()).filter(|piece| !piece.clean) {
+            for piece in self.index.overlapping(range.clone()).filter(|piece| self.is_dirty(piece)) {
                 // Whole: its other parts lie beside it.
-                pieces.insert(piece.seq, piece.start..piece.end, piece.position);
+                pieces.insert(*piece);
             }
         }
         let chosen: Vec<Piece> = pieces.overlapping(0..u64::MAX).copied().collect();
         batch.pieces = self.with_neighbours(chosen, run);
         batch
+    }
+
+    const fn is_dirty(&self, piece: &Piece) -> bool {
+        piece.written != self.epoch
     }
 
     /// Joins dirty neighbours to the pieces.
@@ -298,7 +457,7 @@ impl Book {
                 begun = piece.start;
                 let mut before = Vec::new();
                 let floor = joined.last().map_or(0, |last| last.end);
-                while let Some(left) = self.index.ending_at(begun).filter(|left| !left.clean && left.start >= floor) {
+                while let Some(left) = self.index.ending_at(begun).filter(|left| self.is_dirty(left) && left.start >= floor) {
                     if piece.end - left.start > run {
                         break;
                     }
@@ -309,7 +468,7 @@ impl Book {
             }
             joined.push(piece);
             let mut end = piece.end;
-            while let Some(right) = self.index.starting_at(end).filter(|right| !right.clean) {
+            while let Some(right) = self.index.starting_at(end).filter(|right| self.is_dirty(right)) {
                 if right.end - begun > run {
                     break;
                 }
@@ -320,22 +479,97 @@ impl Book {
         joined
     }
 
-    /// What has become of a batch: every piece but those in `failed` is on the storage nodes. Retires what can be, and
-    /// returns whether anything could.
-    pub fn sent(&mut self, area: &impl Area, batch: &Batch, failed: &[Range<u64>]) -> bool {
+    /// What has become of a batch: every piece but those in `failed` was written to the storage nodes. Whether the mark of what is
+    /// written moved on. Where a flush has failed meanwhile the batch counts for nothing: the failure may have been its.
+    pub fn sent(&mut self, batch: &Batch, failed: &[Range<u64>]) -> bool {
+        if batch.failures != self.failures {
+            return false;
+        }
         let misses = |range: &Range<u64>| failed.iter().any(|f| f.start < range.end && range.start < f.end);
-        for piece in batch.pieces.iter().filter(|piece| !misses(&(piece.start..piece.end))) {
-            self.index.set_clean(piece);
+        for piece in batch.pieces.iter().filter(|piece| !misses(&piece.span())) {
+            self.index.set_written(piece, self.epoch);
         }
         let good = batch.extents.iter().take_while(|(_, range)| !misses(range));
-        let Some((tail, _)) = good.last() else { return false };
-        // A predecessor may have retired more after this core had taken over: the mark never goes back.
-        if log::tail(area) < *tail {
-            log::retire(area, *tail);
+        let Some((written, _)) = good.last() else { return false };
+        if *written <= self.written {
+            return false;
         }
-        self.retire_to(*tail);
-        area.store(word::BYTES, self.bytes, Relaxed);
+        self.written = *written;
+        self.sent_end = self.position_behind(*written);
         true
+    }
+
+    /// Virtual position behind an extent that is not retired, or where the retired ones end.
+    fn position_behind(&self, seq: u64) -> u64 {
+        let upto = self.place(seq).map_or(0, |place| place + 1).min(self.live.len());
+        let behind = self.live.range(..upto).rev().find_map(|live| match live {
+            Live::Published(extent) => Some(extent.position + extent.stored()),
+            Live::Reserved { end } => Some(*end),
+            Live::Void => None,
+        });
+        behind.unwrap_or(self.freed)
+    }
+
+    /// A flush of the storage nodes begins: what it makes durable. `area`: only where the caller may change the segment.
+    pub fn begin_flush(&self, area: Option<&impl Area>) -> Mark {
+        if let Some(area) = area.filter(|_| self.is_settled()) {
+            self.noted.begin_flush(area);
+        }
+        Mark { failures: self.failures, written: self.written, set_aside: area.is_some() && self.is_settled() }
+    }
+
+    /// The flush has succeeded: retires what it made durable. `may_change`: whether the segment may be changed, but for the tail, which
+    /// may be raised at any time. Whether anything was retired.
+    pub fn flushed(&mut self, area: &impl Area, mark: &Mark, may_change: bool) -> bool {
+        if mark.failures != self.failures {
+            return false;
+        }
+        let before = self.tail;
+        log::retire(area, mark.written);
+        self.retire_to(mark.written);
+        if may_change {
+            area.store(word::BYTES, self.bytes, Relaxed);
+            if mark.set_aside {
+                self.noted.flushed(area);
+            }
+        }
+        before < self.tail
+    }
+
+    /// A flush has failed on the nodes that `touches` says: what was written to them since the last one that succeeded may be gone.
+    /// What is buffered counts as not written; what was written past the buffer is lost. [`Book::settle`] has to follow. Returns how many
+    /// bytes of the volume are lost by it.
+    pub fn flush_failed(&mut self, area: &impl Area, touches: impl Fn(&Range<u64>) -> bool) -> u64 {
+        self.failures += 1;
+        self.written = self.tail;
+        self.sent_end = self.freed;
+        let all: Vec<Piece> = self.index.overlapping(0..u64::MAX).copied().collect();
+        for piece in all.iter().filter(|piece| piece.written == self.epoch && touches(&piece.span())) {
+            self.index.set_written(piece, 0);
+        }
+        let noted: Vec<Range<u64>> = self.noted.ranges(area).into_iter().filter(|range| touches(range)).collect();
+        // What is buffered there is newer: it is written again.
+        let gone: Vec<Range<u64>> = noted.iter().flat_map(|range| self.gaps(range)).collect();
+        self.lost.add_all(gone.iter().cloned());
+        self.is_unsaved |= !gone.is_empty();
+        self.lost_noted = noted;
+        gone.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// The parts of a range that are not buffered.
+    fn gaps(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut gaps = Vec::new();
+        let mut at = range.start;
+        for piece in self.index.overlapping(range.clone()) {
+            if at < piece.start {
+                gaps.push(at..piece.start);
+            }
+            at = piece.end;
+        }
+        if at < range.end {
+            gaps.push(at..range.end);
+        }
+        gaps
     }
 
     fn retire_to(&mut self, tail: u64) {
@@ -348,38 +582,20 @@ impl Book {
             match self.live.pop_front() {
                 Some(Live::Published(extent)) => {
                     self.index.remove_of(self.tail, extent.offset..extent.end());
-                    self.bytes -= extent.len;
+                    self.bytes -= extent.buffered();
                     self.freed = extent.position + extent.stored();
                 }
                 Some(Live::Reserved { end }) => self.freed = end,
                 Some(Live::Void) => {}
                 None => {
                     self.tail = tail;
-                    return;
+                    break;
                 }
             }
         }
-    }
-
-    /// The data of a piece does not have its checksum: what its extent still has is lost.
-    pub fn damaged(&mut self, area: &impl Area, seq: u64) {
-        let Some(live) = seq.checked_sub(self.tail + 1).and_then(|at| usize::try_from(at).ok()) else { return };
-        let Some(Live::Published(extent)) = self.live.get(live).copied() else { return };
-        let range = extent.offset..extent.end();
-        let hit: Vec<Piece> = self.index.overlapping(range.clone()).filter(|piece| piece.seq == seq).copied().collect();
-        for piece in hit {
-            self.lost.add(piece.start..piece.end);
-        }
-        self.index.remove_of(seq, range);
-        self.lost.save(area);
-    }
-
-    /// The extent that a piece belongs to.
-    pub fn extent(&self, seq: u64) -> Option<&Extent> {
-        let live = seq.checked_sub(self.tail + 1).and_then(|at| usize::try_from(at).ok())?;
-        match self.live.get(live)? {
-            Live::Published(extent) => Some(extent),
-            Live::Reserved { .. } | Live::Void => None,
+        if self.written <= self.tail {
+            self.written = self.tail;
+            self.sent_end = self.freed;
         }
     }
 
@@ -413,6 +629,7 @@ impl Book {
             return Followed { extents: 0, damaged: 1 };
         }
         self.retire_to(tail);
+        self.forget_written();
         while self.head() < head {
             match self.read_next(area) {
                 Next::Retired => {}
@@ -438,6 +655,7 @@ impl Book {
             self.end = last.position + last.stored();
         }
         self.freed = self.live.iter().find_map(published).map_or(self.end, |first| first.position);
+        self.sent_end = self.freed;
         area.store(word::BYTES, self.bytes, Relaxed);
         followed
     }
@@ -447,7 +665,7 @@ impl Book {
         let seq = self.head() + 1;
         let next = match log::look(area, seq) {
             Slot::Extent(extent) if self.is_possible(&extent) => {
-                let sound = log::data_is_sound(area, &extent, &mut self.scratch);
+                let sound = log::data_is_sound(area, &extent);
                 Next::Extent { seq, extent, sound }
             }
             Slot::Reserved => Next::Reserved,
@@ -461,40 +679,23 @@ impl Book {
         next
     }
 
-    /// What is lost, for the core that has the gate: what its predecessor knew, and what it has found itself since. Data that
-    /// was written after the damage is in the log behind it.
-    fn settle_lost(&mut self, area: &impl Area) {
-        self.lost = Lost::load(area);
-        for range in self.lost.ranges() {
-            self.index.remove(range.clone());
-        }
-        if self.found.is_empty() {
-            return;
-        }
-        for (seq, range) in std::mem::take(&mut self.found) {
-            self.lost.add(range.clone());
-            for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
-                self.lost.remove(&newer.within(&range).span());
-            }
-        }
-        self.lost.save(area);
-    }
-
-    /// Begins anew behind every sequence number that may be known, with nothing certain.
-    fn begin_anew(&mut self, area: &impl Area, tail: u64, head: u64) {
-        let known = [tail, head, self.head()].into_iter().filter(|seq| *seq <= SEQ_KNOWN_MAX).max();
-        let seq = known.unwrap_or(0) + self.geometry.slots;
-        *self = Self { tail: seq, ..Self::new(self.geometry, self.size) };
-        log::reset(area, seq);
-        self.lost.add(0..self.size);
-        self.lost.save(area);
-        area.store(word::BYTES, 0, Relaxed);
+    /// This core has the gate anew: of what was written nobody knows whether it is durable. What it had found out and could not put
+    /// into the segment before it lost the gate is its successor's to find out.
+    fn forget_written(&mut self) {
+        self.epoch += 1;
+        self.failures += 1;
+        self.written = self.tail;
+        self.is_unsaved = false;
+        self.lost_noted.clear();
     }
 
     fn is_possible(&self, extent: &Extent) -> bool {
         let Geometry { capacity, .. } = self.geometry;
         let in_volume = extent.offset.checked_add(extent.len).is_some_and(|end| end <= self.size);
-        let in_ring = extent.len <= capacity && extent.position % capacity + extent.len <= capacity;
+        let in_ring = match extent.kind {
+            ExtentKind::Data => extent.len <= capacity && extent.position % capacity + extent.len <= capacity,
+            ExtentKind::Discard | ExtentKind::Zeroes => true,
+        };
         extent.len > 0 && in_volume && in_ring && extent.position <= u64::MAX / 2
     }
 

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use everdisk_proto::buffer::ExtentKind;
+
 /// A piece of an extent that no newer extent covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -12,10 +14,12 @@ pub struct Piece {
     pub end: u64,
     /// Sequence number of its extent.
     pub seq: u64,
-    /// Virtual position of its first byte.
+    /// Virtual position of its first byte, where it has data.
     pub position: u64,
-    /// A storage node has it already.
-    pub clean: bool,
+    /// What its extent makes of the range.
+    pub kind: ExtentKind,
+    /// The epoch in which it was written to the storage nodes; 0: it was not.
+    pub written: u32,
 }
 
 impl Piece {
@@ -97,12 +101,12 @@ impl Index {
         at
     }
 
-    /// Enters an extent: it takes the bytes of its range that no newer one has.
-    pub fn insert(&mut self, seq: u64, range: Range<u64>, position: u64) {
+    /// Enters a piece, which is not written yet: it takes the bytes of its range that no newer one has.
+    pub fn insert(&mut self, new: Piece) {
+        let (seq, range) = (new.seq, new.span());
         if range.is_empty() {
             return;
         }
-        let new = Piece { start: range.start, end: range.end, seq, position, clean: false };
         let hit: Vec<Piece> = self.overlapping(range.clone()).copied().collect();
         if hit.is_empty() {
             self.pieces.insert(new.start, new);
@@ -143,8 +147,8 @@ impl Index {
         }
     }
 
-    /// Notes that a storage node has these bytes of one extent.
-    pub fn set_clean(&mut self, sent: &Piece) {
+    /// Notes that these bytes of one extent were written to the storage nodes in this epoch; 0: that they are not there any more.
+    pub fn set_written(&mut self, sent: &Piece, epoch: u32) {
         let hit: Vec<Piece> =
             self.overlapping(sent.start..sent.end).filter(|piece| piece.seq == sent.seq).copied().collect();
         for old in hit {
@@ -153,7 +157,7 @@ impl Index {
                 && old.end <= sent.end
                 && let Some(piece) = self.pieces.get_mut(&old.start)
             {
-                piece.clean = true;
+                piece.written = epoch;
             }
         }
     }
@@ -183,6 +187,10 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 200;
+
+    fn piece(seq: u64, range: Range<u64>, position: u64) -> Piece {
+        Piece { start: range.start, end: range.end, seq, position, kind: ExtentKind::Data, written: 0 }
+    }
 
     /// Byte for byte: sequence number and virtual position.
     type Model = Vec<Option<(u64, u64)>>;
@@ -222,7 +230,7 @@ mod tests {
                 match op {
                     0 | 1 if !used.contains_key(&seq) => {
                         used.insert(seq, range.clone());
-                        index.insert(seq, range.clone(), seq * 1000);
+                        index.insert(piece(seq, range.clone(), seq * 1000));
                         for (byte, place) in bytes().zip(seq * 1000..) {
                             if model[byte].is_none_or(|(other, _)| other < seq) {
                                 model[byte] = Some((seq, place));
@@ -249,13 +257,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_sent_and_not_overwritten_is_clean() {
+    fn only_what_was_sent_and_not_overwritten_is_written() {
         let mut index = Index::default();
-        index.insert(1, 0..100, 0);
+        index.insert(piece(1, 0..100, 0));
         let sent = *index.overlapping(0..100).next().unwrap();
-        index.insert(2, 40..60, 500);
-        index.set_clean(&sent);
-        let clean: Vec<(u64, bool)> = index.overlapping(0..100).map(|piece| (piece.start, piece.clean)).collect();
-        assert_eq!(clean, [(0, true), (40, false), (60, true)]);
+        index.insert(piece(2, 40..60, 500));
+        index.set_written(&sent, 7);
+        let written: Vec<(u64, u32)> = index.overlapping(0..100).map(|piece| (piece.start, piece.written)).collect();
+        assert_eq!(written, [(0, 7), (40, 0), (60, 7)]);
     }
 }

@@ -11,9 +11,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 #[cfg(not(loom))]
 use std::sync::atomic::fence;
 
-use everdisk_proto::buffer::{Extent, SlotState, word};
+use everdisk_proto::buffer::{Extent, ExtentKind, SlotState, word};
 
 use crate::area::Area;
+
+/// Data is read in pieces of this size to be verified: one that stays in the first cache.
+const SCRATCH_BYTES: usize = 8 << 10;
 
 /// What the slot of a sequence number says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +38,11 @@ pub fn reserve(area: &impl Area, seq: u64) {
     fence(Release);
 }
 
-/// Copies the data in and publishes the extent: from the last store on it is there.
+/// Copies the data in, if it has any, and publishes the extent: from the last store on it is there.
 pub fn publish(area: &impl Area, seq: u64, extent: &Extent, data: &[u8]) {
-    area.write(extent.position % area.geometry().capacity, data);
+    if extent.kind == ExtentKind::Data {
+        area.write(extent.position % area.geometry().capacity, data);
+    }
     let slot = area.geometry().slot_word(seq);
     for (index, value) in (slot + 1..).zip(extent.encode(seq)) {
         area.store(index, value, Relaxed);
@@ -45,9 +50,10 @@ pub fn publish(area: &impl Area, seq: u64, extent: &Extent, data: &[u8]) {
     area.store(slot, SlotState::Published(seq).encode(), Release);
 }
 
-/// Retires every extent up to `seq`.
+/// Retires every extent up to `seq`. A core that lost the gate meanwhile may come late with it: what it says is true all the same, so the
+/// mark is raised, and never goes back.
 pub fn retire(area: &impl Area, seq: u64) {
-    area.store(word::TAIL, seq, Release);
+    area.raise(word::TAIL, seq);
 }
 
 /// Highest sequence number retired. Load it before the head: it never is above the head then.
@@ -90,10 +96,18 @@ pub fn look(area: &impl Area, seq: u64) -> Slot {
     Extent::decode(seq, &words).map_or(Slot::Other, Slot::Extent)
 }
 
-/// Whether the data of an extent has the checksum that it was published with. `scratch` is any memory.
-pub fn data_is_sound(area: &impl Area, extent: &Extent, scratch: &mut Vec<u8>) -> bool {
-    let Ok(len) = usize::try_from(extent.len) else { return false };
-    scratch.resize(len, 0);
-    area.read(extent.position % area.geometry().capacity, scratch);
-    crc32c::crc32c(scratch) == extent.crc
+/// Whether the data of an extent, if it has any, has the checksum that it was published with.
+pub fn data_is_sound(area: &impl Area, extent: &Extent) -> bool {
+    if extent.kind != ExtentKind::Data {
+        return true;
+    }
+    let mut scratch = [0; SCRATCH_BYTES];
+    let (mut crc, mut done) = (0, 0);
+    while done < extent.len {
+        let len = usize::try_from(extent.len - done).map_or(SCRATCH_BYTES, |left| left.min(SCRATCH_BYTES));
+        area.read((extent.position + done) % area.geometry().capacity, &mut scratch[..len]);
+        crc = crc32c::crc32c_append(crc, &scratch[..len]);
+        done += len as u64;
+    }
+    crc == extent.crc
 }

@@ -1,5 +1,6 @@
-//! Ranges of the volume whose buffered data was found damaged. Like unreadable sectors of a disk: reading one is an error until
-//! it is written anew. The list stands in the buffer's header, so that every core knows it.
+//! Ranges of the volume whose acknowledged data is lost: buffered data that was found damaged, and what was written past the buffer
+//! before a flush failed. Like unreadable sectors of a disk: reading one is an error until it is written anew. The list stands in
+//! the buffer's header, so that every core knows it.
 
 use std::{
     ops::Range,
@@ -18,13 +19,15 @@ impl Lost {
     /// Reads the list.
     pub fn load(area: &impl Area) -> Self {
         let state = area.load(word::LOST, Acquire);
+        // Another core wrote the count: what is not possible is taken as all there is room for.
         let count = usize::try_from(lost_count(state)).unwrap_or(LOST_MAX).min(LOST_MAX);
-        let mut lost = Self::default();
-        for entry in 0..count {
+        let range = |entry| {
             let at = table(state >> 32) + 2 * entry;
             let (start, len) = (area.load(at, Relaxed), area.load(at + 1, Relaxed));
-            lost.add(start..start.saturating_add(len));
-        }
+            start..start.saturating_add(len)
+        };
+        let mut lost = Self((0..count).map(range).filter(|range| !range.is_empty()).collect());
+        lost.normalise();
         lost
     }
 
@@ -60,7 +63,18 @@ impl Lost {
             return;
         }
         self.0.push(range);
-        self.0.sort_by_key(|range| range.start);
+        self.normalise();
+    }
+
+    /// Several ranges are lost.
+    pub fn add_all(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        self.0.extend(ranges.into_iter().filter(|range| !range.is_empty()));
+        self.normalise();
+    }
+
+    /// In order, without overlaps, not more than there is room for.
+    fn normalise(&mut self) {
+        self.0.sort_unstable_by_key(|range| range.start);
         let mut merged: Vec<Range<u64>> = Vec::with_capacity(self.0.len());
         for range in self.0.drain(..) {
             match merged.last_mut() {
@@ -72,19 +86,30 @@ impl Lost {
         self.bound();
     }
 
-    /// Keeps the list as long as its place: of too many ranges the two that lie closest become one.
+    /// Keeps the list as long as its place: of too many ranges those that lie closest are joined.
     fn bound(&mut self) {
-        while self.0.len() > LOST_MAX {
-            let gap = |i: &usize| self.0.get(i + 1).zip(self.0.get(*i)).map_or(u64::MAX, |(b, a)| b.start - a.end);
-            let Some(first) = (0..self.0.len() - 1).min_by_key(gap) else { return };
-            let second = self.0.remove(first + 1);
-            if let Some(range) = self.0.get_mut(first) {
-                range.end = second.end;
-            }
+        let Some(surplus) = self.0.len().checked_sub(LOST_MAX).filter(|surplus| *surplus > 0) else { return };
+        let mut gaps: Vec<(u64, usize)> =
+            self.0.windows(2).enumerate().map(|(index, pair)| (pair[1].start - pair[0].end, index + 1)).collect();
+        gaps.sort_unstable();
+        let mut joined: Vec<usize> = gaps.into_iter().take(surplus).map(|(_, index)| index).collect();
+        joined.sort_unstable();
+        for index in joined.into_iter().rev() {
+            let second = self.0.remove(index);
+            self.0[index - 1].end = second.end;
         }
     }
 
+    /// Whether a range can be written anew: not where it would cut a lost range in two and there is no room for another, for then
+    /// what was written anew would have to be counted as lost again.
+    pub fn has_room_to_cut(&self, range: &Range<u64>) -> bool {
+        self.0.len() < LOST_MAX || !self.0.iter().any(|lost| lost.start < range.start && range.end < lost.end)
+    }
+
     /// A range was written anew. Whether that changed anything.
+    ///
+    /// # Panics
+    /// Where [`Lost::has_room_to_cut`] says no.
     pub fn remove(&mut self, range: &Range<u64>) -> bool {
         if !self.overlaps(range) {
             return false;
@@ -92,7 +117,7 @@ impl Lost {
         let parts =
             self.0.iter().flat_map(|lost| [lost.start..lost.end.min(range.start), lost.start.max(range.end)..lost.end]);
         self.0 = parts.filter(|part| part.start < part.end).collect();
-        self.bound();
+        assert!(self.0.len() <= LOST_MAX, "who writes anew asks first whether there is room");
         true
     }
 }
@@ -125,12 +150,30 @@ mod tests {
 
     #[test]
     fn too_many_ranges_are_covered_by_fewer() {
+        let count = 2 * LOST_MAX as u64;
         let mut lost = Lost::default();
-        for n in 0..1000 {
+        for n in 0..count {
             lost.add(n * 10..n * 10 + 1);
         }
         assert_eq!(lost.ranges().len(), LOST_MAX);
-        assert!((0..1000).all(|n| lost.overlaps(&(n * 10..n * 10 + 1))));
+        assert!((0..count).all(|n| lost.overlaps(&(n * 10..n * 10 + 1))));
+        let mut at_once = Lost::default();
+        at_once.add_all((0..count).map(|n| n * 10..n * 10 + 1));
+        assert_eq!(at_once.ranges().len(), LOST_MAX);
+        assert!((0..count).all(|n| at_once.overlaps(&(n * 10..n * 10 + 1))));
+    }
+
+    /// semantics 12: "until the range is written anew", however many ranges are lost.
+    #[test]
+    fn what_was_written_anew_is_not_lost_again() {
+        let mut lost = Lost::default();
+        lost.add_all((0..LOST_MAX as u64 - 1).map(|n| n * 100_000..n * 100_000 + 12_288));
+        assert!(lost.has_room_to_cut(&(4096..8192)) && lost.remove(&(4096..8192)), "written anew");
+        assert!(!lost.overlaps(&(4096..8192)), "and lost again: the next core takes it out of its index");
+        let middle = 104_096..108_192;
+        assert!(!lost.has_room_to_cut(&middle), "there is no room for two where there was one");
+        assert!(lost.has_room_to_cut(&(100_000..104_096)) && lost.remove(&(100_000..104_096)), "but for a part of it");
+        assert!(lost.remove(&(200_000..212_288)) && lost.has_room_to_cut(&middle) && lost.remove(&middle));
     }
 
     /// Whenever a core dies in it, the list is the old or the new one.

@@ -79,6 +79,22 @@ impl Area for MortalArea {
             self.words.borrow_mut()[word] = value;
         }
     }
+    fn raise(&self, word: usize, value: u64) {
+        if self.lives() {
+            let mut words = self.words.borrow_mut();
+            words[word] = words[word].max(value);
+        }
+    }
+    fn set(&self, word: usize, bits: u64) {
+        if self.lives() {
+            self.words.borrow_mut()[word] |= bits;
+        }
+    }
+    fn clear(&self, word: usize, bits: u64) {
+        if self.lives() {
+            self.words.borrow_mut()[word] &= !bits;
+        }
+    }
     fn read(&self, at: u64, into: &mut [u8]) {
         let at = usize::try_from(at).unwrap_or(usize::MAX);
         into.copy_from_slice(&self.data.borrow()[at..at + into.len()]);
@@ -131,6 +147,15 @@ impl Area for LoomArea {
     }
     fn store(&self, word: usize, value: u64, order: Ordering) {
         self.word(word).store(value, order);
+    }
+    fn raise(&self, word: usize, value: u64) {
+        self.word(word).fetch_max(value, Ordering::Release);
+    }
+    fn set(&self, word: usize, bits: u64) {
+        self.word(word).fetch_or(bits, Ordering::SeqCst);
+    }
+    fn clear(&self, word: usize, bits: u64) {
+        self.word(word).fetch_and(!bits, Ordering::SeqCst);
     }
     fn read(&self, at: u64, into: &mut [u8]) {
         let value = self.data[usize::try_from(at / 64).unwrap()].load(Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! The write buffer's memory: the part of the segment behind its fixed fields.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use everdisk_buffer::area::Area;
 use everdisk_proto::{buffer::Geometry, version::BUFFER};
@@ -14,14 +17,22 @@ pub(crate) struct SegmentArea {
 }
 
 impl SegmentArea {
-    /// The segment's buffer; `None` when it has none, or one of a version that this core does not know. The interface gives such a
-    /// core the gate only when nothing is in it.
+    /// The segment's buffer; `None` when it is of a version that this core does not know.
     pub(crate) fn of(segment: &Arc<SharedSegment>) -> Option<Self> {
-        let geometry = segment.buffer()?;
         if segment.header.buffer_version.load(Ordering::Relaxed) != BUFFER {
             return None;
         }
-        Some(Self { segment: Arc::clone(segment), geometry })
+        Some(Self { segment: Arc::clone(segment), geometry: segment.geometry() })
+    }
+
+    /// Flushes that failed, see [`everdisk_proto::segment::GateArea::flush_errors`].
+    pub(crate) fn flush_errors(&self) -> &AtomicU64 {
+        &self.segment.gate.flush_errors
+    }
+
+    #[inline]
+    fn word(&self, word: usize) -> &AtomicU64 {
+        self.segment.buffer_word(word).expect("the book knows the buffer's geometry")
     }
 }
 
@@ -32,24 +43,33 @@ impl Area for SegmentArea {
 
     #[inline]
     fn load(&self, word: usize, order: Ordering) -> u64 {
-        self.segment.buffer_word(word).map_or(0, |word| word.load(order))
+        self.word(word).load(order)
     }
 
     #[inline]
     fn store(&self, word: usize, value: u64, order: Ordering) {
-        if let Some(word) = self.segment.buffer_word(word) {
-            word.store(value, order);
-        }
+        self.word(word).store(value, order);
+    }
+
+    fn raise(&self, word: usize, value: u64) {
+        self.word(word).fetch_max(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn set(&self, word: usize, bits: u64) {
+        self.word(word).fetch_or(bits, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn clear(&self, word: usize, bits: u64) {
+        self.word(word).fetch_and(!bits, Ordering::SeqCst);
     }
 
     fn read(&self, at: u64, into: &mut [u8]) {
-        if !self.segment.buffer_read(at, into) {
-            into.fill(0);
-        }
+        assert!(self.segment.buffer_read(at, into), "the book checks every extent against the ring");
     }
 
     fn write(&self, at: u64, from: &[u8]) {
-        // What does not lie in the ring is not written; its checksum will tell.
-        let _ = self.segment.buffer_write(at, from);
+        assert!(self.segment.buffer_write(at, from), "the book hands out places in the ring");
     }
 }

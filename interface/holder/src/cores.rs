@@ -121,6 +121,7 @@ pub(crate) fn strike(segment: &Segment, slot: Slot) {
 
 fn clear_tickets(area: &CoreArea) {
     area.sender.store(ticket_state::FREE, Release);
+    area.flusher.store(ticket_state::FREE, Release);
     for ticket in &area.tickets {
         ticket.state.store(ticket_state::FREE, Release);
         ticket.tid.store(0, Relaxed);

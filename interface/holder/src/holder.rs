@@ -163,14 +163,12 @@ fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();
     header.abi.store(ABI, Relaxed);
-    if let Some(geometry) = segment.buffer() {
-        let words = [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, buffer::MAGIC)];
-        for (place, value) in words.into_iter().filter_map(|(index, value)| Some((segment.buffer_word(index)?, value)))
-        {
-            place.store(value, Release);
-        }
-        header.buffer_version.store(BUFFER, Relaxed);
+    let geometry = segment.geometry();
+    let words = [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, buffer::MAGIC)];
+    for (index, value) in words {
+        segment.buffer_word(index).expect("every segment has a buffer's header").store(value, Release);
     }
+    header.buffer_version.store(BUFFER, Relaxed);
     header.volume_uuid[0].store(high, Relaxed);
     header.volume_uuid[1].store(low, Relaxed);
     header.volume_size.store(spec.size, Relaxed);

@@ -106,6 +106,8 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Durati
                 failure.busy += 1;
             }
         }
+        // What the background threads write to a node is fenced; that they change the segment is waited for.
+        failure.busy += [&area.sender, &area.flusher].into_iter().filter(|state| !ticket::is_in(*state)).count();
         if failure.busy + failure.reading == 0 || core.is_gone() {
             return Ok(());
         }
@@ -185,20 +187,25 @@ pub(crate) fn grant(segment: &Segment, cores: &Cores, fronts: &Fronts, open: Gat
 /// Whether a core could go on with what is in the write buffer: it knows the buffer's version, or there is nothing in it.
 pub(crate) fn can_adopt(segment: &SharedSegment, cores: &Cores, slot: Slot) -> bool {
     let version = segment.header.buffer_version.load(Relaxed);
-    let load = |index| segment.buffer_word(index).map_or(0, |word| word.load(Acquire));
+    let load = |index| buffer_word(segment, index);
     let tail = load(word::TAIL);
     let empty = load(word::HEAD) == tail && buffer::lost_count(load(word::LOST)) == 0;
     empty || cores.get(slot).is_some_and(|core| core.identity.buffer.contains(version))
 }
 
-/// How the write buffer stands, where there is one.
+fn buffer_word(segment: &SharedSegment, index: usize) -> u64 {
+    segment.buffer_word(index).expect("every segment has a buffer's header").load(Acquire)
+}
+
+/// How the write buffer stands, where there is one, or something of the volume is lost.
 pub(crate) fn buffer_status(segment: &SharedSegment, synchronous: bool) -> Option<BufferStatus> {
-    let load = |index| segment.buffer_word(index).map_or(0, |word| word.load(Acquire));
-    segment.buffer().map(|geometry| BufferStatus {
+    let capacity = segment.geometry().capacity;
+    let damaged_ranges = buffer::lost_count(buffer_word(segment, word::LOST));
+    (capacity > 0 || damaged_ranges > 0).then(|| BufferStatus {
         version: segment.header.buffer_version.load(Relaxed),
-        capacity: geometry.capacity,
-        buffered_bytes: load(word::BYTES),
-        damaged_ranges: buffer::lost_count(load(word::LOST)),
+        capacity,
+        buffered_bytes: buffer_word(segment, word::BYTES),
+        damaged_ranges,
         synchronous,
     })
 }

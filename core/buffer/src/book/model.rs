@@ -6,9 +6,10 @@ use super::*;
 use crate::testing::LoomArea;
 
 fn append(book: &mut Book, area: &LoomArea, offset: u64, value: u64) {
-    let place = book.reserve(area, 8).unwrap();
+    let place = book.reserve(area, ExtentKind::Data, 8).unwrap();
     let data = value.to_le_bytes();
-    let extent = Extent { offset, len: 8, position: place.position, generation: 1, crc: crc32c::crc32c(&data) };
+    let (kind, crc) = (ExtentKind::Data, crc32c::crc32c(&data));
+    let extent = Extent { kind, offset, len: 8, position: place.position, generation: 1, crc };
     log::publish(area, place.seq, &extent, &data);
     book.published(area, place.seq, &extent);
 }
@@ -29,7 +30,9 @@ fn a_follower_never_believes_what_is_being_reused() {
             let mut book = Book::new(a.geometry(), size);
             append(&mut book, &a, 0, 0x11);
             let batch = book.batch(u64::MAX, book.head(), 0);
-            assert!(book.sent(&*a, &batch, &[]));
+            assert!(book.sent(&batch, &[]));
+            let mark = book.begin_flush(None::<&LoomArea>);
+            assert!(book.flushed(&*a, &mark, false));
             append(&mut book, &a, 0, 0x22);
         });
         let mut book = Book::new(area.geometry(), size);

@@ -13,7 +13,33 @@ const SIZE: u64 = 4000;
 /// Small, so that slots and ring are used again and again.
 const TINY: Geometry = Geometry { capacity: 1024, slots: 6 };
 
-/// A core with its storage node.
+/// A storage node as Linux shows it: what was written since the last flush is in the page cache only, and a flush that fails drops it.
+struct Node {
+    cached: ReferenceDisk,
+    durable: ReferenceDisk,
+}
+
+impl Node {
+    fn new() -> Self {
+        let size = index(SIZE);
+        Self { cached: ReferenceDisk::new(size), durable: ReferenceDisk::new(size) }
+    }
+
+    fn write(&mut self, at: u64, data: &[u8]) {
+        assert!(self.cached.write(index(at), data));
+    }
+
+    fn flush(&mut self, fails: bool) {
+        let all = if fails { &self.durable } else { &self.cached }.read(0, index(SIZE)).unwrap().to_vec();
+        assert!(self.cached.write(0, &all) && self.durable.write(0, &all));
+    }
+}
+
+fn index(at: u64) -> usize {
+    usize::try_from(at).unwrap()
+}
+
+/// A core.
 struct Core {
     book: Book,
     generation: u64,
@@ -22,17 +48,27 @@ struct Core {
 #[derive(Clone, Debug)]
 enum Op {
     Write(u64, u64, u8),
+    Zero(ExtentKind, u64, u64),
+    /// Past the buffer.
+    Through(u64, u64, u8),
     Send(u64),
     SendAndFail(u64, u64),
+    Flush,
+    FailFlush,
     Follow(u64),
     HandOver,
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![Just(ExtentKind::Discard), Just(ExtentKind::Zeroes)];
     prop_oneof![
         6 => (0..SIZE - 300, 1u64..300, any::<u8>()).prop_map(|(at, len, seed)| Op::Write(at, len, seed)),
+        1 => (kind, 0..SIZE - 900, 1u64..900).prop_map(|(kind, at, len)| Op::Zero(kind, at, len)),
+        1 => (0..SIZE - 300, 1u64..300, any::<u8>()).prop_map(|(at, len, seed)| Op::Through(at, len, seed)),
         3 => (1u64..700).prop_map(Op::Send),
         1 => (1u64..700, 0..SIZE).prop_map(|(bytes, at)| Op::SendAndFail(bytes, at)),
+        2 => Just(Op::Flush),
+        1 => Just(Op::FailFlush),
         2 => (1u64..5).prop_map(Op::Follow),
         1 => Just(Op::HandOver),
     ]
@@ -49,21 +85,31 @@ impl Core {
 
     /// False: no room.
     fn write(&mut self, area: &MortalArea, offset: u64, data: &[u8]) -> bool {
-        let Ok(place) = self.book.reserve(area, data.len() as u64) else { return false };
-        let extent = Extent {
-            offset,
-            len: data.len() as u64,
-            position: place.position,
-            generation: self.generation,
-            crc: crc32c::crc32c(data),
-        };
+        self.append(area, ExtentKind::Data, offset, data.len() as u64, data)
+    }
+
+    fn append(&mut self, area: &MortalArea, kind: ExtentKind, offset: u64, len: u64, data: &[u8]) -> bool {
+        let Ok(place) = self.book.reserve(area, kind, len) else { return false };
+        let (position, generation) = (place.position, self.generation);
+        let extent = Extent { kind, offset, len, position, generation, crc: crc32c::crc32c(data) };
         log::publish(area, place.seq, &extent, data);
         self.book.published(area, place.seq, &extent);
         true
     }
 
+    /// Past the buffer, where nothing buffered overlaps it.
+    fn through(&mut self, area: &MortalArea, node: &mut Node, at: u64, data: &[u8]) -> bool {
+        let range = at..at + data.len() as u64;
+        if self.book.index().overlaps(range.clone()) {
+            return false;
+        }
+        node.write(at, data);
+        self.book.written_through(area, &range);
+        true
+    }
+
     /// Sends a batch; the pieces that touch `fails` do not reach the node.
-    fn send(&mut self, area: &MortalArea, node: &mut ReferenceDisk, bytes: u64, fails: Option<u64>) {
+    fn send(&mut self, area: &MortalArea, node: &mut Node, bytes: u64, fails: Option<u64>) {
         let batch = self.book.batch(bytes, self.book.head(), 256);
         let mut failed = Vec::new();
         for piece in &batch.pieces {
@@ -71,24 +117,58 @@ impl Core {
                 failed.push(piece.span());
                 continue;
             }
-            let mut data = vec![0; usize::try_from(piece.len()).unwrap()];
-            copy_out(area, piece, &mut data);
-            assert!(node.write(usize::try_from(piece.start).unwrap(), &data));
+            let mut data = vec![0; index(piece.len())];
+            if piece.kind == ExtentKind::Data {
+                copy_out(area, piece, &mut data);
+            }
+            node.write(piece.start, &data);
         }
-        self.book.sent(area, &batch, &failed);
+        self.book.sent(&batch, &failed);
     }
 
-    fn read_all(&self, area: &MortalArea, node: &ReferenceDisk) -> Result<Vec<u8>, DataLost> {
-        let mut all = vec![0; usize::try_from(SIZE).unwrap()];
-        let gaps = match self.book.read(area, 0, &mut all)? {
-            Gaps::All => return Ok(node.read(0, all.len()).unwrap().to_vec()),
+    fn flush(&mut self, area: &MortalArea, node: &mut Node, fails: bool) {
+        let mark = self.book.begin_flush(Some(area));
+        node.flush(fails);
+        if fails {
+            self.book.flush_failed(area, |_| true);
+            self.book.settle(area);
+        } else {
+            self.book.flushed(area, &mark, true);
+        }
+    }
+
+    fn send_and_flush(&mut self, area: &MortalArea, node: &mut Node, bytes: u64) {
+        self.send(area, node, bytes, None);
+        self.flush(area, node, false);
+    }
+
+    fn read_all(&self, area: &MortalArea, node: &Node) -> Result<Vec<u8>, Unreadable> {
+        self.read(area, node, 0..SIZE)
+    }
+
+    fn read(&self, area: &MortalArea, node: &Node, range: Range<u64>) -> Result<Vec<u8>, Unreadable> {
+        let mut found = vec![0; index(range.end - range.start)];
+        let gaps = match self.book.read(area, range.start, &mut found)? {
+            Gaps::All => std::iter::once(range.clone()).collect(),
             Gaps::Some(gaps) => gaps,
         };
         for gap in gaps {
-            let (from, to) = (usize::try_from(gap.start).unwrap(), usize::try_from(gap.end).unwrap());
-            all[from..to].copy_from_slice(node.read(from, to - from).unwrap());
+            let (from, to) = (index(gap.start - range.start), index(gap.end - range.start));
+            found[from..to].copy_from_slice(node.cached.read(index(gap.start), to - from).unwrap());
         }
-        Ok(all)
+        Ok(found)
+    }
+
+    /// Reads what is not lost; what is has the bytes of `filler`.
+    fn read_whole(&self, area: &MortalArea, node: &Node, filler: &[u8]) -> Vec<u8> {
+        let mut all = filler.to_vec();
+        let mut at = 0;
+        let end = SIZE..SIZE;
+        for lost in self.book.lost().ranges().iter().chain([&end]) {
+            all[index(at)..index(lost.start)].copy_from_slice(&self.read(area, node, at..lost.start).unwrap());
+            at = lost.end;
+        }
+        all
     }
 }
 
@@ -104,8 +184,9 @@ fn is_before_or_after(found: &[u8], old: &[u8], write: Option<(u64, &[u8])>) -> 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// D5, beyond 2: any sequence of writes, sends that fail in part, hand-overs to a core that has followed; at one store of
-    /// it the core dies and the standby takes over. What was acknowledged is there; what was not, is there wholly or not at all.
+    /// D5, beyond 2: any sequence of writes, sends that fail in part, flushes that succeed or fail, and hand-overs to a core that has
+    /// followed; at one store of it the core dies and the standby takes over. What was acknowledged is there; what was not, is there
+    /// wholly or not at all. Lost is only what a flush that failed may have taken, and that was written past the buffer.
     #[test]
     fn acknowledged_data_survives_a_death_at_any_store(
         ops in prop::collection::vec(any_op(), 1..60),
@@ -114,13 +195,15 @@ proptest! {
     ) {
         let area = MortalArea::with(TINY);
         let size = usize::try_from(SIZE).unwrap();
-        let mut node = ReferenceDisk::new(size);
+        let mut node = Node::new();
         let mut acknowledged = vec![0; size];
         let mut generation = 1;
         let mut core = Core::new(&area, generation);
         let mut standby = Core::new(&area, 0);
         core.book.adopt(&area);
         let mut deaths = 0;
+        // Something was written past the buffer since the last flush that succeeded.
+        let mut passed = false;
         area.die_after(death);
         for op in &ops {
             let mut in_flight = None;
@@ -130,8 +213,20 @@ proptest! {
                     let took = core.write(&area, at, &data);
                     in_flight = took.then_some((at, data));
                 }
+                Op::Zero(kind, at, len) => {
+                    let took = core.append(&area, kind, at, len, &[]);
+                    in_flight = took.then(|| (at, vec![0; index(len)]));
+                }
+                Op::Through(at, len, seed) => {
+                    let data = content(seed, len);
+                    let took = core.through(&area, &mut node, at, &data);
+                    in_flight = took.then_some((at, data));
+                    passed |= took;
+                }
                 Op::Send(bytes) => core.send(&area, &mut node, bytes, None),
                 Op::SendAndFail(bytes, at) => core.send(&area, &mut node, bytes, Some(at)),
+                Op::Flush => core.flush(&area, &mut node, false),
+                Op::FailFlush => core.flush(&area, &mut node, true),
                 Op::Follow(limit) => {
                     prop_assert_eq!(standby.book.follow(&area, limit).damaged, 0);
                 }
@@ -157,14 +252,22 @@ proptest! {
                 prop_assert_eq!(standby.book.adopt(&area).damaged, 0);
                 core = standby;
                 standby = Core::new(&area, 0);
-                let found = core.read_all(&area, &node).unwrap();
+                if matches!(op, Op::FailFlush) {
+                    // The successor's own open file is told of the error as well.
+                    core.flush(&area, &mut node, true);
+                }
+                let found = core.read_whole(&area, &node, &acknowledged);
                 prop_assert!(is_before_or_after(&found, &acknowledged, pending), "{op:?}");
                 acknowledged = found;
             } else if let Some((at, data)) = pending {
                 let at = usize::try_from(at).unwrap();
                 acknowledged[at..at + data.len()].copy_from_slice(data);
             }
-            let found = core.read_all(&area, &node).unwrap();
+            prop_assert!(passed || core.book.lost().is_empty(), "{op:?} lost what was buffered");
+            // A standby does not know yet what is lost.
+            prop_assert_eq!(Lost::load(&area), core.book.lost().clone());
+            passed &= !matches!(op, Op::Flush) || !core.book.lost().is_empty();
+            let found = core.read_whole(&area, &node, &acknowledged);
             prop_assert!(found == acknowledged, "{op:?}");
             prop_assert_eq!(core.book.bytes(), area.load(word::BYTES, Relaxed));
         }
@@ -172,9 +275,12 @@ proptest! {
         for _ in 0..100 {
             core.send(&area, &mut node, 500, None);
         }
+        core.flush(&area, &mut node, false);
         prop_assert_eq!(core.book.tail(), core.book.head());
         prop_assert!(core.book.index().is_empty());
-        prop_assert!(node.read(0, size).unwrap() == acknowledged);
+        prop_assert!(core.book.lost().ranges().iter().all(|lost| passed && lost.end <= SIZE));
+        node.flush(true);
+        prop_assert!(core.read_whole(&area, &node, &acknowledged) == acknowledged, "a flush that succeeded means durable");
     }
 
     /// One changed bit anywhere in slots or data: the byte it concerns is served rightly or not at all, and it is reported.
@@ -187,8 +293,7 @@ proptest! {
         bit in 0u32..64,
     ) {
         let area = MortalArea::with(TINY);
-        let size = usize::try_from(SIZE).unwrap();
-        let node = ReferenceDisk::new(size);
+        let node = Node::new();
         let mut core = Core::new(&area, 1);
         core.book.adopt(&area);
         for (at, len, seed) in &writes {
@@ -208,22 +313,22 @@ proptest! {
             match next.book.read(&area, at, &mut byte) {
                 Ok(gaps) => {
                     if gaps == Gaps::All {
-                        byte.copy_from_slice(node.read(usize::try_from(at).unwrap(), 1).unwrap());
+                        byte.copy_from_slice(node.cached.read(index(at), 1).unwrap());
                     }
                     prop_assert_eq!(byte[0], right[usize::try_from(at).unwrap()], "byte {}", at);
                 }
-                Err(DataLost) => wrong += 1,
+                Err(_) => wrong += 1,
             }
         }
         prop_assert!(wrong == 0 || followed.damaged > 0, "{} bytes are lost and nobody says so", wrong);
         // Written anew it is whole again.
         let mut node = node;
         for _ in 0..10 {
-            next.send(&area, &mut node, 500, None);
+            next.send_and_flush(&area, &mut node, 500);
         }
         for at in (0..SIZE).step_by(250) {
             prop_assert!(next.write(&area, at, &content(7, 250)));
-            next.send(&area, &mut node, 500, None);
+            next.send_and_flush(&area, &mut node, 500);
         }
         prop_assert!(next.book.lost().is_empty());
         prop_assert!(next.read_all(&area, &node).is_ok());
@@ -244,17 +349,18 @@ proptest! {
             let slot = TINY.slot_word(seq);
             area.words()[slot] = everdisk_proto::buffer::SlotState::Published(seq).encode();
             if let Some((offset, len, position)) = fields {
-                let extent = Extent { offset, len: len % 2000, position, generation: 1, crc: 0 };
+                let kind = if len % 5 == 0 { ExtentKind::Discard } else { ExtentKind::Data };
+                let extent = Extent { kind, offset, len: len % 2000, position, generation: 1, crc: 0 };
                 area.words()[slot + 1..slot + 7].copy_from_slice(&extent.encode(seq));
             }
         }
         let mut core = Core::new(&area, 1);
-        let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+        let mut node = Node::new();
         core.book.follow(&area, 100);
         core.book.adopt(&area);
         let _ = core.read_all(&area, &node);
         for _ in 0..10 {
-            core.send(&area, &mut node, 500, None);
+            core.send_and_flush(&area, &mut node, 500);
             core.write(&area, 0, &content(1, write));
         }
         let _ = core.read_all(&area, &node);
@@ -272,9 +378,9 @@ fn neighbours_are_sent_in_one_run() {
         assert!(core.write(&area, at * 100, &content(3, 100)));
     }
     let batch = core.book.batch(100, core.book.head(), 1000);
-    assert_eq!(batch.extents.len(), 1, "the oldest alone is retired");
+    assert_eq!(batch.extents.len(), 1, "the oldest alone counts");
     assert_eq!(batch.pieces.len(), 10, "and nine neighbours go with it: {batch:?}");
-    assert!(core.book.sent(&area, &batch, &[]));
+    assert!(core.book.sent(&batch, &[]));
     let rest = core.book.batch(u64::MAX, core.book.head(), 1000);
     assert_eq!((rest.extents.len(), rest.pieces.len()), (19, 10));
 }
@@ -288,7 +394,12 @@ fn what_is_overwritten_while_it_is_sent_is_retired_all_the_same() {
     assert!(core.write(&area, 0, &content(1, 100)));
     let batch = core.book.batch(u64::MAX, core.book.head(), 0);
     assert!(core.write(&area, 0, &content(2, 100)));
-    assert!(core.book.sent(&area, &batch, &[]));
+    let mark = core.book.begin_flush(Some(&area));
+    assert!(core.book.sent(&batch, &[]));
+    assert_eq!((core.book.written(), core.book.tail()), (1, 0));
+    assert!(!core.book.flushed(&area, &mark, true), "the flush began before it was written");
+    let mark = core.book.begin_flush(Some(&area));
+    assert!(core.book.flushed(&area, &mark, true));
     assert_eq!((core.book.tail(), core.book.bytes()), (1, 100));
 }
 
@@ -296,18 +407,19 @@ fn what_is_overwritten_while_it_is_sent_is_retired_all_the_same() {
 #[test]
 fn damage_found_by_the_sender_is_told_to_the_next_core() {
     let area = MortalArea::new(2 << 20);
-    let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+    let mut node = Node::new();
     let mut core = Core::new(&area, 1);
     core.book.adopt(&area);
     assert!(core.write(&area, 0, &content(1, 100)));
     assert!(core.write(&area, 50, &content(2, 10)));
-    core.book.damaged(&area, 1);
-    core.send(&area, &mut node, 500, None);
+    core.book.damaged(1);
+    core.book.settle(&area);
+    core.send_and_flush(&area, &mut node, 500);
     assert_eq!(core.book.tail(), 2);
     let mut next = Core::new(&area, 2);
     next.book.adopt(&area);
     let read = |core: &Core, at| core.book.read(&area, at, &mut [0; 10]);
-    assert_eq!((read(&next, 0), read(&next, 50), read(&next, 60)), (Err(DataLost), Ok(Gaps::All), Err(DataLost)));
+    assert_eq!((read(&next, 0), read(&next, 50), read(&next, 60)), (Err(Unreadable::Lost), Ok(Gaps::All), Err(Unreadable::Lost)));
     assert_eq!(next.book.lost().ranges(), [0..50, 60..100]);
     next.book.written_through(&area, &(0..100));
     assert!(Lost::load(&area).is_empty());
@@ -318,17 +430,19 @@ fn damage_found_by_the_sender_is_told_to_the_next_core() {
 #[test]
 fn what_a_predecessor_retires_late_does_not_make_the_log_go_back() {
     let area = MortalArea::new(2 << 20);
-    let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+    let mut node = Node::new();
     let (mut old, mut new, mut standby) = (Core::new(&area, 1), Core::new(&area, 2), Core::new(&area, 0));
     old.book.adopt(&area);
     for at in 0..4 {
         assert!(old.write(&area, at * 200, &content(1, 100)));
     }
     let late = old.book.batch(300, old.book.head(), 0);
+    assert!(old.book.sent(&late, &[]));
+    let mark = old.book.begin_flush(Some(&area));
     new.book.adopt(&area);
-    assert!(old.book.sent(&area, &late, &[]));
+    assert!(old.book.flushed(&area, &mark, false));
     standby.book.follow(&area, 100);
-    new.send(&area, &mut node, 100, None);
+    new.send_and_flush(&area, &mut node, 100);
     for core in [&mut standby, &mut old] {
         assert_eq!(core.book.adopt(&area).damaged, 0);
         assert_eq!((core.book.lost().ranges(), core.book.tail()), (&[][..], 3));
@@ -339,12 +453,12 @@ fn what_a_predecessor_retires_late_does_not_make_the_log_go_back() {
 #[test]
 fn a_core_that_remembers_higher_places_finds_the_room_there_is() {
     let area = MortalArea::with(TINY);
-    let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+    let mut node = Node::new();
     let mut first = Core::new(&area, 1);
     first.book.adopt(&area);
     for round in 0..10 {
         assert!(first.write(&area, round * 300, &content(1, 299)));
-        first.send(&area, &mut node, 1000, None);
+        first.send_and_flush(&area, &mut node, 1000);
     }
     let mut second = Core::new(&area, 2);
     second.book.adopt(&area);
@@ -364,10 +478,85 @@ fn the_last_number_is_no_end_of_the_world() {
         standby.book.follow(&area, 100);
         assert_eq!(core.book.adopt(&area).damaged, 1);
         assert!(core.write(&area, 0, &content(1, 100)));
-        let mut node = ReferenceDisk::new(usize::try_from(SIZE).unwrap());
+        let mut node = Node::new();
         core.send(&area, &mut node, 500, None);
         standby.book.follow(&area, 100);
         standby.book.adopt(&area);
         assert!(standby.write(&area, 0, &content(1, 100)));
     }
+}
+
+/// D5: what a flush that failed may have taken is written again, in full, before anything of it is retired.
+#[test]
+fn after_a_failed_flush_everything_above_the_tail_is_written_again() {
+    let area = MortalArea::new(2 << 20);
+    let mut node = Node::new();
+    let mut core = Core::new(&area, 1);
+    core.book.adopt(&area);
+    assert!(core.write(&area, 0, &content(1, 100)) && core.write(&area, 2000, &content(2, 100)));
+    core.send(&area, &mut node, 1000, None);
+    let late = core.book.begin_flush(Some(&area));
+    core.book.flush_failed(&area, |range| range.start < 1000);
+    core.book.settle(&area);
+    assert!(!core.book.flushed(&area, &late, true), "a flush that was under way then counts for nothing");
+    assert_eq!((core.book.written(), core.book.tail(), core.book.dirty_fill() > 0), (0, 0, true));
+    let batch = core.book.batch(u64::MAX, core.book.head(), 0);
+    let starts: Vec<u64> = batch.pieces.iter().map(|piece| piece.start).collect();
+    assert_eq!((batch.extents.len(), &starts[..]), (2, &[0][..]), "the other node has it still");
+    core.book.flush_failed(&area, |_| false);
+    assert!(!core.book.sent(&batch, &[]), "a batch that was under way then counts for nothing");
+}
+
+/// What was written past the buffer is lost when a flush fails; what was buffered over it since is not.
+#[test]
+fn what_was_written_past_the_buffer_is_lost_with_a_flush() {
+    let area = MortalArea::new(2 << 20);
+    let mut node = Node::new();
+    let mut core = Core::new(&area, 1);
+    core.book.adopt(&area);
+    assert!(core.through(&area, &mut node, 0, &content(1, 100)));
+    assert!(core.write(&area, 50, &content(2, 100)));
+    core.flush(&area, &mut node, true);
+    assert_eq!(core.book.lost().ranges(), [0..50, 150..SIZE]);
+    assert_eq!(core.book.shown(10), (Shown::Data, 50), "lost is not a hole");
+    core.flush(&area, &mut node, true);
+    assert_eq!(core.book.lost().ranges(), [0..50, 150..SIZE]);
+    // Written anew, past the buffer and into it, it is there again, and another flush that fails takes the former only.
+    assert!(core.through(&area, &mut node, 0, &content(3, 50)) && core.write(&area, 150, &content(4, SIZE - 150)));
+    assert!(core.book.lost().is_empty() && Lost::load(&area).is_empty());
+    core.flush(&area, &mut node, true);
+    assert_eq!(core.book.lost().ranges(), std::slice::from_ref(&(0..50)));
+}
+
+/// A discard makes what is buffered of its range moot, and finds room in a buffer that is full of data.
+#[test]
+fn a_discard_drops_what_is_buffered_and_finds_room() {
+    let area = MortalArea::new(2 << 20);
+    let mut core = Core::new(&area, 1);
+    core.book.adopt(&area);
+    while core.write(&area, 0, &content(1, 1)) {}
+    assert!(core.append(&area, ExtentKind::Discard, 0, SIZE, &[]));
+    let batch = core.book.batch(u64::MAX, core.book.head(), 0);
+    assert_eq!(batch.pieces.len(), 1);
+    assert_eq!((batch.pieces[0].kind, batch.pieces[0].span()), (ExtentKind::Discard, 0..SIZE));
+    assert_eq!(core.book.shown(5), (Shown::Hole, SIZE));
+    assert_eq!(core.book.read(&area, 0, &mut [7; 10]), Ok(Gaps::Some(Vec::new())));
+    assert!(core.book.sent(&batch, &[]));
+    let mark = core.book.begin_flush(Some(&area));
+    assert!(core.book.flushed(&area, &mark, true) && core.book.bytes() == 0);
+}
+
+/// semantics 12: a read finds damage.
+#[test]
+fn what_is_read_is_verified() {
+    let area = MortalArea::new(2 << 20);
+    let mut core = Core::new(&area, 1);
+    core.book.adopt(&area);
+    assert!(core.write(&area, 0, &content(1, 100)));
+    area.data()[50] ^= 1;
+    for (at, len) in [(0, 100), (0, 10), (50, 50)] {
+        assert_eq!(core.book.read(&area, at, &mut vec![0; len]), Err(Unreadable::Damaged(1)));
+    }
+    core.book.damaged(1);
+    assert_eq!(core.book.read(&area, 0, &mut [0; 10]), Err(Unreadable::Lost));
 }

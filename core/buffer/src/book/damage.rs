@@ -1,0 +1,65 @@
+//! What is lost: what the book makes of damage, found by itself or by another core.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use everdisk_proto::buffer::{Extent, word};
+
+use super::{Book, Live, SEQ_KNOWN_MAX};
+use crate::{area::Area, index::Piece, log, lost::Lost};
+
+impl Book {
+    /// The data of a piece does not have its checksum: what its extent still has is lost. [`Book::settle`] has to follow.
+    pub fn damaged(&mut self, seq: u64) {
+        // It may have been retired, or found damaged by somebody else, since.
+        let Some(extent) = self.extent(seq).copied() else { return };
+        let range = extent.offset..extent.end();
+        let hit: Vec<Piece> = self.index.overlapping(range.clone()).filter(|piece| piece.seq == seq).copied().collect();
+        for piece in hit {
+            self.lost.add(piece.span());
+            self.is_unsaved = true;
+        }
+        self.index.remove_of(seq, range);
+    }
+
+    /// The extent with this sequence number, if it is published and not retired.
+    pub fn extent(&self, seq: u64) -> Option<&Extent> {
+        match self.live.get(self.place(seq)?)? {
+            Live::Published(extent) => Some(extent),
+            Live::Reserved { .. } | Live::Void => None,
+        }
+    }
+
+    /// What is lost, for the core that has the gate: what its predecessor knew, and what it has found itself since. Data that
+    /// was written after the damage is in the log behind it.
+    pub(super) fn settle_lost(&mut self, area: &impl Area) {
+        self.lost = Lost::load(area);
+        for range in self.lost.ranges() {
+            self.index.remove(range.clone());
+        }
+        if self.found.is_empty() {
+            return;
+        }
+        for (seq, range) in std::mem::take(&mut self.found) {
+            self.lost.add(range.clone());
+            for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
+                let span = newer.within(&range).span();
+                if self.lost.has_room_to_cut(&span) {
+                    self.lost.remove(&span);
+                }
+            }
+        }
+        self.lost.save(area);
+    }
+
+    /// Begins anew behind every sequence number that may be known, with nothing certain.
+    pub(super) fn begin_anew(&mut self, area: &impl Area, tail: u64, head: u64) {
+        let known = [tail, head, self.head()].into_iter().filter(|seq| *seq <= SEQ_KNOWN_MAX).max();
+        let seq = known.unwrap_or(0) + self.geometry.slots;
+        let (epoch, failures) = (self.epoch + 1, self.failures + 1);
+        *self = Self { tail: seq, written: seq, epoch, failures, ..Self::new(self.geometry, self.size) };
+        log::reset(area, seq);
+        self.lost.add(0..self.size);
+        self.lost.save(area);
+        area.store(word::BYTES, 0, Relaxed);
+    }
+}
