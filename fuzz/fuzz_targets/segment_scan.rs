@@ -9,7 +9,7 @@ use everdisk_buffer::{
     log::{self, Slot},
     testing::MortalArea,
 };
-use everdisk_proto::buffer::{Extent, Geometry, SlotState, word};
+use everdisk_proto::buffer::{Extent, ExtentKind, Geometry, SlotState, word};
 use libfuzzer_sys::fuzz_target;
 
 const SIZE: u64 = 4096;
@@ -38,7 +38,8 @@ fuzz_target!(|input: &[u8]| {
         let place = usize::try_from(position % 1024).unwrap_or(0);
         let data = ring.get(place..).and_then(|rest| rest.get(..usize::try_from(len).unwrap_or(0)));
         let crc = if number(&mut input, 1) % 2 == 0 { data.map_or(0, crc32c::crc32c) } else { 0 };
-        let extent = Extent { offset, len, position, generation: 1, crc };
+        let kind = [ExtentKind::Data, ExtentKind::Discard, ExtentKind::Zeroes][usize::try_from(len % 3).unwrap_or(0)];
+        let extent = Extent { kind, offset, len, position, generation: 1, crc };
         area.words()[slot] = if number(&mut input, 1) % 8 == 0 { seq } else { SlotState::Published(seq).encode() };
         area.words()[slot + 1..slot + 7].copy_from_slice(&extent.encode(seq));
     }
@@ -54,7 +55,7 @@ fuzz_target!(|input: &[u8]| {
             let vouched = (1..=log::head(&area)).rev().take(6).any(|seq| {
                 let Slot::Extent(extent) = log::look(&area, seq) else { return false };
                 let covers = extent.offset <= at && at < extent.end();
-                covers && log::data_is_sound(&area, &extent, &mut Vec::new()) && {
+                covers && extent.kind != ExtentKind::Data && byte == [0] || covers && log::data_is_sound(&area, &extent) && {
                     let mut found = [0];
                     area.read((extent.position + at - extent.offset) % TINY.capacity, &mut found);
                     found == byte
@@ -65,11 +66,13 @@ fuzz_target!(|input: &[u8]| {
     }
     for _ in 0..8 {
         let batch = book.batch(500, book.head(), 256);
-        book.sent(&area, &batch, &[]);
-        if let Ok(place) = book.reserve(&area, 100) {
+        book.sent(&batch, &[]);
+        let mark = book.begin_flush(Some(&area));
+        book.flushed(&area, &mark, true);
+        if let Ok(place) = book.reserve(&area, ExtentKind::Data, 100) {
             let data = [7; 100];
-            let extent =
-                Extent { offset: 0, len: 100, position: place.position, generation: 2, crc: crc32c::crc32c(&data) };
+            let (kind, position, crc) = (ExtentKind::Data, place.position, crc32c::crc32c(&data));
+            let extent = Extent { kind, offset: 0, len: 100, position, generation: 2, crc };
             log::publish(&area, place.seq, &extent, &data);
             book.published(&area, place.seq, &extent);
             let mut found = [0; 100];

@@ -94,7 +94,8 @@ impl Geometry {
     /// The geometry for this many bytes of data.
     pub const fn new(capacity: u64) -> Self {
         let slots = capacity / BYTES_PER_SLOT;
-        Self { capacity, slots: if slots < SLOTS_MIN { SLOTS_MIN } else { slots } }
+        let for_data = if slots < SLOTS_MIN { SLOTS_MIN } else { slots };
+        Self { capacity, slots: for_data + SLOTS_WITHOUT_DATA }
     }
 
     /// Where the data begins.
@@ -265,8 +266,7 @@ mod tests {
     };
 
     fn is_golden(golden: &str, extent: &Extent) {
-        let golden: Vec<u64> =
-            golden.split_whitespace().map(|word| u64::from_str_radix(word, 16).unwrap()).collect();
+        let golden: Vec<u64> = golden.split_whitespace().map(|word| u64::from_str_radix(word, 16).unwrap()).collect();
         let words: Vec<u64> =
             [SlotState::Published(42).encode()].into_iter().chain(extent.encode(42)).chain([0]).collect();
         let shown: Vec<String> = words.iter().map(|word| format!("{word:016x}")).collect();

@@ -164,8 +164,23 @@ impl Record {
 
     /// Reads the words; `None` when they are not those of a record.
     pub fn decode(words: &[u64; Self::WORDS]) -> Option<Self> {
-        let [negotiated, parsed, committed, flags, input_base, skip, a, b, c, d, progress, direct, amount, errors_told, ..] =
-            *words;
+        let [
+            negotiated,
+            parsed,
+            committed,
+            flags,
+            input_base,
+            skip,
+            a,
+            b,
+            c,
+            d,
+            progress,
+            direct,
+            amount,
+            errors_told,
+            ..,
+        ] = *words;
         let (aside, is_long) = halves(flags);
         let (done, error) = halves(progress);
         let direct = match direct {

@@ -29,8 +29,30 @@ pub struct VolumeSpec {
     /// Bytes of the write buffer; 0: every write goes through to the storage nodes before it is acknowledged.
     #[serde(default)]
     pub buffer: u64,
+    /// Whether writes may pass the write buffer by although there is room in it.
+    #[serde(default, skip_serializing_if = "Bypass::is_auto")]
+    pub bypass: Bypass,
     /// The storage nodes in the order of the layout.
     pub nodes: Vec<NodeSpec>,
+}
+
+/// Whether writes may pass the write buffer by. What does cannot be written again when a storage node fails to make it durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bypass {
+    /// Where the storage nodes are as quick as the buffer.
+    #[default]
+    Auto,
+    /// Never; and where a write has to go through (synchronous mode), it is durable before it is acknowledged. For storage nodes whose
+    /// errors come late or not at all: thin disks, NFS.
+    Never,
+}
+
+impl Bypass {
+    /// Whether it is the default.
+    pub const fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
 }
 
 /// One storage node of a volume.
@@ -166,6 +188,7 @@ mod tests {
             size: 1 << 30,
             stripe: 4 << 20,
             buffer: 64 << 20,
+            bypass: Bypass::Auto,
             nodes: vec![node(1), node(2)],
         }
     }

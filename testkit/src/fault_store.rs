@@ -162,6 +162,10 @@ impl Store for FaultStore {
         self.run(Operation::Flush, 0, || self.inner.flush())
     }
 
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        self.inner.forget_errors()
+    }
+
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.run(Operation::Discard, len, || self.inner.discard(offset, len))
     }

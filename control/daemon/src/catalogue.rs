@@ -11,7 +11,7 @@ use std::{
 use everdisk_api::directories::Directories;
 use everdisk_proto::{
     ids::VolumeName,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use tracing::warn;
 use uuid::Uuid;
@@ -123,7 +123,8 @@ impl Catalogue {
         let Shape { size, stripe, buffer } = shape;
         let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
-        let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, nodes };
+        let spec =
+            VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass: Bypass::Auto, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
         let paths = VolumePaths::new(&self.directories, &name);
         paths.check_sockets().map_err(Error::BadRequest)?;

@@ -457,7 +457,9 @@ impl Book {
                 begun = piece.start;
                 let mut before = Vec::new();
                 let floor = joined.last().map_or(0, |last| last.end);
-                while let Some(left) = self.index.ending_at(begun).filter(|left| self.is_dirty(left) && left.start >= floor) {
+                while let Some(left) =
+                    self.index.ending_at(begun).filter(|left| self.is_dirty(left) && left.start >= floor)
+                {
                     if piece.end - left.start > run {
                         break;
                     }

@@ -1,7 +1,9 @@
 //! The operations on an open volume, each completed on the caller's thread when it returns (M7).
 
 use std::{
+    ops::Range,
     sync::atomic::{AtomicU64, Ordering},
+    thread,
     time::Instant,
 };
 
@@ -15,6 +17,19 @@ const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// 2⁶⁴ divided by the golden ratio: its multiples spread over any range without a pattern.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Linux's EOPNOTSUPP.
+const EOPNOTSUPP: i32 = 95;
+
+/// Some nodes could not make durable what was written to them.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotFlushed {
+    /// Which: bit i stands for node i.
+    pub nodes: u64,
+    /// The first one's error.
+    pub error: IoError,
+}
 
 /// An open volume. All operations may be called from many threads at once.
 pub struct Engine {
@@ -130,16 +145,60 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes everything written so far durable on every node. Every node is tried.
+    /// Makes everything written so far durable on every node, on all at once where that takes long. Every node is tried.
     ///
     /// # Errors
-    /// The first [`IoError`].
-    pub fn flush(&self) -> Result<(), IoError> {
-        let mut outcome = Ok(());
-        for node in &self.nodes {
-            outcome = outcome.and(node.flushes.time(0, || node.run(|store| store.flush())));
+    /// [`NotFlushed`].
+    pub fn flush(&self) -> Result<(), NotFlushed> {
+        let flush = |node: &Node| node.flushes.time(0, || node.run(|store| store.flush()));
+        let outcomes: Vec<Result<(), IoError>> = if self.nodes.len() == 1 || self.is_quick_to_flush() {
+            self.nodes.iter().map(flush).collect()
+        } else {
+            thread::scope(|scope| {
+                let begun = self.nodes[1..].iter().map(|node| {
+                    let named = thread::Builder::new().name("flush".to_owned());
+                    // Where no thread can be started, this one does it.
+                    named.spawn_scoped(scope, || flush(node)).map_err(|_| node)
+                });
+                let begun: Vec<_> = begun.collect();
+                let first = flush(&self.nodes[0]);
+                let ended = begun.into_iter().map(|begun| match begun {
+                    Ok(thread) => thread.join().expect("a panic ends the process"),
+                    Err(node) => flush(node),
+                });
+                std::iter::once(first).chain(ended).collect()
+            })
+        };
+        let mut failure: Option<NotFlushed> = None;
+        for (node, error) in outcomes.into_iter().enumerate().filter_map(|(node, done)| Some((node, done.err()?))) {
+            failure.get_or_insert(NotFlushed { nodes: 0, error }).nodes |= 1 << node;
         }
-        outcome
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a range lies on any of these nodes: bit i stands for node i.
+    pub(crate) fn touches(&self, nodes: u64, range: &Range<u64>) -> bool {
+        let on = |node: &usize| !self.layout.on_node(*node, range.start, range.end - range.start).is_empty();
+        (0..self.nodes.len()).filter(|node| nodes >> node & 1 == 1).any(|node| on(&node))
+    }
+
+    /// From now on flushes tell of no error that another core has been told of already.
+    ///
+    /// # Errors
+    /// The first [`IoError`]; then they may tell of one again.
+    pub(crate) fn forget_errors(&self) -> Result<(), IoError> {
+        self.nodes.iter().try_for_each(|node| node.run(|store| store.forget_errors()))
+    }
+
+    /// Makes the range read as zero and gives its space back, where the nodes can.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn discard_or_zero(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        match self.discard(offset, len) {
+            Err(error) if error.errno() == EOPNOTSUPP => self.write_zeroes(offset, len),
+            done => done,
+        }
     }
 
     /// Makes the range read as zero and gives its space back.
@@ -235,6 +294,11 @@ impl Engine {
     /// Whether a change of a node usually takes long.
     pub(crate) fn is_slow_to_change(&self) -> bool {
         self.nodes.iter().any(|node| node.changes.is_slow())
+    }
+
+    /// Whether flushes of all nodes were seen to be quick.
+    pub(crate) fn is_quick_to_flush(&self) -> bool {
+        self.nodes.iter().all(|node| node.flushes.is_quick())
     }
 
     /// Whether a flush of a node usually takes long.

@@ -34,10 +34,32 @@ pub enum IoError {
         /// How long, in seconds.
         limit_s: u64,
     },
-    /// Acknowledged data of the range was found damaged in the write buffer.
+    /// A storage node could not make durable what was written to it.
     #[error(
-        "buffered data was found damaged ({ranges} ranges of the volume): what was acknowledged there is lost until it is \
-         written anew"
+        "a storage node could not make what was written durable: {reason}. What is in the write buffer is written again{}",
+        lost_sentence(*.lost_bytes)
+    )]
+    NotDurable {
+        /// As of the storage node's error.
+        errno: i32,
+        /// The storage node's error.
+        reason: String,
+        /// Bytes of the volume that had been written past the buffer and may be gone.
+        lost_bytes: u64,
+    },
+    /// This flush succeeded; one that failed before was not told to whoever asks yet.
+    #[error("a flush has failed since this client was last answered one; everything written so far is durable now")]
+    FailedBefore,
+    /// So many parts of the volume are lost that one cannot be cut in two.
+    #[error(
+        "too many separate ranges of the volume are lost for a part of one to be written anew: write the whole of a lost \
+         range, or begin where it begins"
+    )]
+    ManyLost,
+    /// Acknowledged data of the range is lost: found damaged in the write buffer, or written past it before a flush failed.
+    #[error(
+        "acknowledged data is lost ({ranges} ranges of the volume): it was damaged in memory, or a storage node could not \
+         make it durable. Reading there fails, and every flush, until it is written anew"
     )]
     DataLost {
         /// How many ranges of the volume are concerned.
@@ -57,10 +79,19 @@ impl IoError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::OutOfRange { .. } => EINVAL,
-            Self::Unsent { errno, .. } => *errno,
-            Self::Late { .. } | Self::DataLost { .. } | Self::NoGate => EIO,
+            Self::Unsent { errno, .. } | Self::NotDurable { errno, .. } => *errno,
+            Self::Late { .. } | Self::FailedBefore | Self::ManyLost | Self::DataLost { .. } | Self::NoGate => EIO,
             Self::Store(e) => e.errno(),
         }
+    }
+}
+
+fn lost_sentence(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(
+            "; {bytes} bytes had been written past it and may be gone: reads there fail until they are written anew"
+        ),
     }
 }
 

@@ -17,8 +17,25 @@ pub trait Gate: Send + Sync {
     /// Whether no other core still writes to the storage nodes. This core has announced itself.
     fn may_write(&self) -> bool;
 
+    /// Asks to change the segment, for what is no request: until [`Gate::leave`] no other core is given the gate. False when this core
+    /// does not have the gate under this generation, or it is closed. One thread at a time asks for each kind of work.
+    #[must_use]
+    fn enter(&self, work: Work, generation: u64) -> bool;
+
+    /// After [`Gate::enter`].
+    fn leave(&self, work: Work);
+
     /// The buffer was taken over, with this many bytes in it.
     fn taken_over(&self, bytes: u64);
+}
+
+/// What goes on without a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Buffered data is sent to the storage nodes.
+    Sending,
+    /// The storage nodes are flushed.
+    Flushing,
 }
 
 /// Who waits for an operation: a request under the gate. See `Hold` of everdisk-transport.
@@ -34,6 +51,12 @@ pub trait Caller {
     fn back(&self) -> bool;
     /// What the operation waits for now usually takes long: others may go on meanwhile.
     fn waits(&self) {}
+    /// Of how many failed flushes whoever made the request was told; `None`: it is nobody who has to be told.
+    fn errors_told(&self) -> Option<u64> {
+        None
+    }
+    /// The answer to this request tells of so many.
+    fn tells_errors(&self, _errors: u64) {}
 }
 
 /// Why an operation was not done.

@@ -31,8 +31,8 @@ mod write_back;
 pub use everdisk_store::Sought;
 
 pub use crate::{
-    engine::Engine,
+    engine::{Engine, NotFlushed},
     error::{IoError, OpenError},
-    gate::{Caller, Gate, Stopped},
+    gate::{Caller, Gate, Stopped, Work},
     write_back::WriteBack,
 };

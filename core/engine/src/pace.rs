@@ -37,6 +37,12 @@ impl Pace {
         self.is_slow.load(Relaxed)
     }
 
+    /// Whether it was seen to be quick.
+    #[inline]
+    pub(crate) fn is_quick(&self) -> bool {
+        !self.is_slow() && self.usual_ns.load(Relaxed) > 0
+    }
+
     /// Runs an operation that copies `len` bytes, and perhaps looks how long it takes.
     #[inline]
     pub(crate) fn time<T>(&self, len: usize, operation: impl FnOnce() -> T) -> T {

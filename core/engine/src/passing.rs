@@ -41,6 +41,13 @@ pub(crate) struct Pass<'a> {
     pub(crate) beside: usize,
 }
 
+impl Pass<'_> {
+    /// Whether it was taken in an earlier tenure: what it is for was abandoned.
+    pub(crate) fn is_past(&self) -> bool {
+        lock(&self.passing.writes).before.contains(&self.number)
+    }
+}
+
 impl Passing {
     /// Whether a write under way overlaps this range.
     #[inline]

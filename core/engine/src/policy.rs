@@ -61,6 +61,20 @@ pub(crate) const fn is_tried(fill: u64) -> bool {
     fill > TRY_ABOVE
 }
 
+/// What is written and not durable takes room as well: from this fill on, of all, writes go through as if half of it were not written.
+const CROWDED: u64 = 850;
+/// The storage nodes are flushed when so much of the buffer is written and not known to be durable, in thousandths.
+pub(crate) const FLUSH_ABOVE: u64 = 250;
+/// … when so many bytes were written past the buffer since the last flush: they are lost when it fails.
+pub(crate) const FLUSH_PASSED: u64 = 256 << 20;
+/// With so many none that need not goes past the buffer, until a flush has succeeded.
+pub(crate) const PASSED_MAX: u64 = 1 << 30;
+
+/// How full the buffer counts as, by what is not written and by all that is in it.
+pub(crate) const fn crowding(dirty: u64, all: u64) -> u64 {
+    if all > CROWDED && dirty <= THROUGH_ABOVE { THROUGH_ABOVE + 1 } else { dirty }
+}
+
 /// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write lately, and where the fill is
 /// such that they are tried, since it came there.
 pub(crate) const fn goes_through(fill: u64, len: u64, quick: bool, proven: bool) -> bool {
@@ -79,6 +93,11 @@ mod tests {
         assert_eq!(sending(126, Sending::Hurries, false), Sending::Hurries);
         assert_eq!(sending(125, Sending::Hurries, false), Sending::Rests);
         assert!((0..=1000).all(|fill| !goes_through(fill, 1 << 20, false, true)));
+    }
+
+    #[test]
+    fn a_buffer_that_waits_for_a_flush_is_full_as_well() {
+        assert_eq!((crowding(100, 850), crowding(100, 851), crowding(700, 900)), (100, THROUGH_ABOVE + 1, 700));
     }
 
     #[test]

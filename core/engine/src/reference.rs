@@ -3,7 +3,7 @@
 
 use everdisk_proto::{
     limits::BLOCK,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_testkit::reference_disk::ReferenceDisk;
 use proptest::prelude::*;
@@ -71,6 +71,7 @@ fn spec(parent: &TempDir, nodes: usize, blocks: u64) -> VolumeSpec {
         size: blocks * BLOCK,
         stripe: STRIPE,
         buffer: 0,
+        bypass: Bypass::Auto,
         nodes: (0..nodes).map(node).collect(),
     }
 }

@@ -2,7 +2,7 @@
 //! are slow. Whoever needs progress takes the role: the sender's own thread in quiet times, a flush, a write that finds no room.
 //!
 //! ```text
-//!  take the role ─► announce to the fence ─► choose a batch ─► copy, verify checksums ─► write ─► retire ─► tell who waits
+//!  take the role ─► announce to the fence ─► choose a batch ─► copy, verify checksums ─► write ─► note it ─► tell who waits
 //!       │ taken: wait for its progress           │ another core still writes: wait
 //! ```
 
@@ -10,7 +10,10 @@ use std::{
     ops::Range,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread,
     time::{Duration, Instant},
@@ -20,14 +23,15 @@ use everdisk_buffer::{
     area::Area,
     book::{Batch, Book, copy_out},
     index::Piece,
+    noted::Noted,
 };
-use everdisk_proto::buffer::Extent;
+use everdisk_proto::buffer::{Extent, ExtentKind};
 use everdisk_sys::process::voluntary_switches;
 
 use crate::{
     Engine, IoError,
     area::SegmentArea,
-    gate::Gate,
+    gate::{Gate, Work},
     policy::{self, Sending},
     write_back::lock,
 };
@@ -52,18 +56,21 @@ const LONE_EVERY: u64 = 8;
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
-/// How sending stands, for those who wait.
+/// How sending and flushing stand, for those who wait.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Batches that retired something.
+    /// Batches that went well.
     pub(crate) batches: u64,
+    /// Flushes that retired something: there is room.
+    pub(crate) retired: u64,
     /// Batches begun, of whatever outcome.
     pub(crate) begun: u64,
     /// Batches of which something failed, and the number of the last of them among those begun.
     failures: u64,
     pub(crate) last_failed: u64,
-    /// The last failure, since the last success.
+    /// The last failure, since the last success: of sending, and of flushing.
     pub(crate) error: Option<(i32, String)>,
+    pub(crate) flush_error: Option<(i32, String)>,
     back_off: Duration,
     not_before: Option<Instant>,
 }
@@ -72,6 +79,11 @@ impl Progress {
     /// Whether a failure is too fresh to try again.
     pub(crate) fn is_backing_off(&self) -> bool {
         self.not_before.is_some_and(|at| Instant::now() < at)
+    }
+
+    /// Somebody waits: a failure is no reason to wait longer.
+    pub(crate) fn try_again(&mut self) {
+        self.not_before = None;
     }
 
     fn note(&mut self, number: u64, failure: Option<&IoError>) {
@@ -96,7 +108,7 @@ impl Progress {
 /// What a turn in the role came to.
 #[derive(Debug)]
 pub(crate) enum Turn {
-    /// Something was sent and retired.
+    /// Something was sent.
     Sent,
     /// There is nothing to send.
     Nothing,
@@ -124,8 +136,16 @@ pub(crate) struct Buffer {
     tried_since_ns: AtomicU64,
     /// Until then they count as proven; ns after `start`, 0: not.
     proven_until_ns: AtomicU64,
-    /// Something is lost; so that nobody takes the book's lock to learn that nothing is.
+    /// Something is lost, or not in the segment yet; so that nobody takes the book's lock to learn that nothing is.
     any_lost: AtomicBool,
+    /// Flushes that failed: who wrote past the buffer meanwhile writes again.
+    failures: AtomicU64,
+    /// Something was written past the buffer since the last flush began.
+    any_noted: AtomicBool,
+    /// Bytes written past the buffer, and how many when the last flush that succeeded began.
+    passed: AtomicU64,
+    passed_flushed: AtomicU64,
+    passed_ranges: Noted,
     start: Instant,
 }
 
@@ -143,6 +163,11 @@ impl Buffer {
             tried_since_ns: AtomicU64::new(0),
             proven_until_ns: AtomicU64::new(0),
             any_lost: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            any_noted: AtomicBool::new(true),
+            passed: AtomicU64::new(0),
+            passed_flushed: AtomicU64::new(0),
+            passed_ranges: Noted::new(size),
             start: Instant::now(),
         }
     }
@@ -160,23 +185,69 @@ impl Buffer {
     }
 
     /// What has been done so far, to wait for more of it.
-    pub(crate) fn seen(&self) -> (u64, u64) {
+    pub(crate) fn seen(&self) -> (u64, u64, u64) {
         let progress = self.progress();
-        (progress.batches, progress.failures)
+        (progress.batches, progress.failures, progress.retired)
     }
 
-    /// Waits until something was sent or failed since, at most for `limit`.
-    pub(crate) fn wait_progress(&self, seen: (u64, u64), limit: Duration) {
+    /// Waits until something was sent, retired or failed since, at most for `limit`.
+    pub(crate) fn wait_progress(&self, seen: (u64, u64, u64), limit: Duration) {
         let progress = self.progress();
-        let unchanged = |p: &mut Progress| (p.batches, p.failures) == seen;
+        let unchanged = |p: &mut Progress| (p.batches, p.failures, p.retired) == seen;
         drop(self.progressed.wait_timeout_while(progress, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Whether a write of `len` bytes goes through at this fill.
-    pub(crate) fn lets_through(&self, fill: u64, len: u64) -> bool {
+    /// A flush has ended.
+    pub(crate) fn note_flush(&self, retired: bool, failure: Option<(i32, String)>) {
+        let mut progress = self.progress();
+        progress.retired += u64::from(retired);
+        progress.flush_error = failure;
+        drop(progress);
+        self.progressed.notify_all();
+    }
+
+    /// Whether a write of `len` bytes goes through, as the buffer stands.
+    pub(crate) fn lets_through(&self, book: &Book, len: u64) -> bool {
+        let fill = policy::crowding(book.dirty_fill(), book.fill());
         // The clock is asked last.
         policy::goes_through(fill, len, self.nodes_are_quick(), true)
+            && self.passed_since_flush() < policy::PASSED_MAX
             && self.now_ns() < self.proven_until_ns.load(Relaxed)
+    }
+
+    /// Bytes that were written past the buffer since the last flush that succeeded began.
+    pub(crate) fn passed_since_flush(&self) -> u64 {
+        self.passed.load(Relaxed).saturating_sub(self.passed_flushed.load(Relaxed))
+    }
+
+    /// Bytes that were written past the buffer so far, to be told [`Buffer::set_flushed`] when a flush that begins now has succeeded.
+    pub(crate) fn passed(&self) -> u64 {
+        self.passed.load(Relaxed)
+    }
+
+    pub(crate) fn set_flushed(&self, passed: u64) {
+        self.passed_flushed.store(passed, Relaxed);
+    }
+
+    /// Flushes that failed so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(SeqCst)
+    }
+
+    /// A flush has failed: before anybody looks at what was written past the buffer.
+    pub(crate) fn note_failure(&self) {
+        self.failures.fetch_add(1, SeqCst);
+        self.any_noted.store(true, SeqCst);
+    }
+
+    /// Whether something may have been written past the buffer since this was asked last.
+    pub(crate) fn take_noted(&self) -> bool {
+        self.any_noted.swap(false, SeqCst)
+    }
+
+    /// What was noted has to be looked at again.
+    pub(crate) fn keep_noted(&self) {
+        self.any_noted.store(true, SeqCst);
     }
 
     /// A node did not take a write: they have to prove themselves anew.
@@ -207,18 +278,34 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A range was written past the buffer: what was lost of it no longer is.
+    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The caller was let in.
     pub(crate) fn note_through(&self, range: &Range<u64>) {
-        if self.any_lost.load(Relaxed) {
-            self.write_book().written_through(&self.area, range);
-            self.note_lost();
+        if self.any_lost.load(SeqCst) {
+            let mut book = self.write_book();
+            book.written_through(&self.area, range);
+            self.note_lost(&book);
+        } else {
+            self.passed_ranges.note(&self.area, range);
         }
+        self.any_noted.store(true, SeqCst);
+        self.passed.fetch_add(range.end - range.start, Relaxed);
     }
 
     /// Something may have been lost, or be whole again.
-    pub(crate) fn note_lost(&self) {
-        let any = !self.read_book().lost().is_empty();
-        self.any_lost.store(any, Relaxed);
+    pub(crate) fn note_lost(&self, book: &Book) {
+        self.any_lost.store(!book.lost().is_empty() || !book.is_settled(), SeqCst);
+    }
+
+    /// Puts what is lost into the segment, if this core may change it now; else somebody who may does later.
+    pub(crate) fn settle(&self, gate: &dyn Gate, work: Work, generation: u64) {
+        if self.read_book().is_settled() || !gate.enter(work, generation) {
+            return;
+        }
+        let mut book = self.write_book();
+        book.settle(&self.area);
+        self.note_lost(&book);
+        drop(book);
+        gate.leave(work);
     }
 
     /// A write to the nodes begins: whether it is one to be looked at.
@@ -245,7 +332,7 @@ impl Buffer {
 
     /// Whether writes to the storage nodes are as quick as to memory: they do not sleep. Their time would not tell: where every CPU is
     /// busy a copy takes long as well.
-    fn nodes_are_quick(&self) -> bool {
+    pub(crate) fn nodes_are_quick(&self) -> bool {
         self.sleepy.load(Relaxed) < SLEEPY
     }
 
@@ -271,8 +358,10 @@ impl Buffer {
             progress.begun += 1;
             progress.begun
         };
-        let turn = if may_write() { self.send(engine, bytes) } else { Turn::Busy };
+        let ours = || gate.generation() == Some(generation);
+        let turn = if may_write() { self.send(engine, bytes, ours) } else { Turn::Busy };
         gate.end_sending();
+        self.settle(gate, Work::Sending, generation);
         match &turn {
             Turn::Sent => self.progress().note(number, None),
             Turn::Failed(error) => self.progress().note(number, Some(error)),
@@ -282,7 +371,8 @@ impl Buffer {
         turn
     }
 
-    fn send(&self, engine: &Engine, bytes: u64) -> Turn {
+    /// `ours`: whether this core has the gate still. If not, what lies in the ring may be its successor's.
+    fn send(&self, engine: &Engine, bytes: u64, ours: impl Fn() -> bool) -> Turn {
         let (batch, extents) = {
             let book = self.read_book();
             let batch = book.batch(bytes, book.head(), RUN_BYTES);
@@ -293,22 +383,22 @@ impl Buffer {
         if batch.extents.is_empty() {
             return Turn::Nothing;
         }
-        let runs = runs(&batch);
+        let runs = runs(&batch.pieces);
         let outcome = self.send_runs(engine, &batch, &extents, &runs);
         let mut book = self.write_book();
-        for seq in outcome.damaged {
+        for seq in outcome.damaged.into_iter().filter(|_| ours()) {
             tracing::error!(
                 seq,
                 "buffered data is damaged: what was acknowledged there is lost until it is written anew"
             );
-            book.damaged(&self.area, seq);
+            book.damaged(seq);
         }
-        let retired = book.sent(&self.area, &batch, &outcome.failed);
+        let moved = book.sent(&batch, &outcome.failed);
+        self.note_lost(&book);
         drop(book);
-        self.note_lost();
         match outcome.error {
             Some(error) => Turn::Failed(error),
-            None if retired => Turn::Sent,
+            None if moved => Turn::Sent,
             None => Turn::Nothing,
         }
     }
@@ -350,7 +440,7 @@ impl Buffer {
         outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends one run of pieces that follow each other. A damaged piece is left out.
+    /// Sends one run of pieces of one kind that follow each other. A damaged piece is left out.
     fn send_run(
         &self,
         engine: &Engine,
@@ -361,7 +451,11 @@ impl Buffer {
         alone: bool,
     ) {
         data.clear();
-        let mut begun = pieces.first().map_or(0, |piece| piece.start);
+        let (first, last) = (pieces.first().expect("a run has pieces"), pieces.last().expect("a run has pieces"));
+        if first.kind != ExtentKind::Data {
+            return Self::zero(engine, first.kind, first.start..last.end, outcome);
+        }
+        let mut begun = first.start;
         for (piece, extent) in pieces.iter().zip(extents) {
             if self.copy(piece, extent.as_ref(), data) {
                 continue;
@@ -376,20 +470,34 @@ impl Buffer {
 
     /// Appends a piece's data; false when its extent's data does not have its checksum.
     fn copy(&self, piece: &Piece, extent: Option<&Extent>, data: &mut Vec<u8>) -> bool {
+        // Retired since, by another core that has the gate now: what lies there is somebody else's.
         let Some(extent) = extent else { return false };
-        let (before, Ok(len)) = (data.len(), usize::try_from(piece.len())) else { return false };
-        data.resize(before + len, 0);
-        let copied = data.get_mut(before..).unwrap_or_default();
+        let before = data.len();
+        data.resize(before + usize::try_from(piece.len()).expect("a piece lies in the ring"), 0);
+        let copied = &mut data[before..];
         copy_out(&self.area, piece, copied);
         let sound = if piece.len() == extent.len {
             crc32c::crc32c(copied) == extent.crc
         } else {
-            everdisk_buffer::log::data_is_sound(&self.area, extent, &mut Vec::new())
+            everdisk_buffer::log::data_is_sound(&self.area, extent)
         };
         if !sound {
             data.truncate(before);
         }
         sound
+    }
+
+    fn zero(engine: &Engine, kind: ExtentKind, range: Range<u64>, outcome: &Mutex<Outcome>) {
+        let len = range.end - range.start;
+        let done = match kind {
+            ExtentKind::Zeroes => engine.write_zeroes(range.start, len),
+            ExtentKind::Discard | ExtentKind::Data => engine.discard_or_zero(range.start, len),
+        };
+        if let Err(error) = done {
+            let mut outcome = lock(outcome);
+            outcome.failed.push(range);
+            outcome.error.get_or_insert(error);
+        }
     }
 
     fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>, alone: bool) {
@@ -424,21 +532,28 @@ struct Outcome {
     error: Option<IoError>,
 }
 
-/// The pieces of a batch by runs of at most [`RUN_BYTES`] without a gap, as ranges of their indices.
-fn runs(batch: &Batch) -> Vec<Range<usize>> {
+/// The pieces of a batch by runs of one kind without a gap, of data at most [`RUN_BYTES`], as ranges of their indices.
+fn runs(pieces: &[Piece]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut run = (0, 0);
-    for (index, piece) in batch.pieces.iter().enumerate() {
-        match runs.last_mut() {
-            Some(last) if run.1 == piece.start && piece.end - run.0 <= RUN_BYTES => last.end = index + 1,
+    let mut run: Option<Piece> = None;
+    for (index, piece) in pieces.iter().enumerate() {
+        match (&mut run, runs.last_mut()) {
+            (Some(run), Some(last)) if continues(run, piece) => {
+                last.end = index + 1;
+                run.end = piece.end;
+            }
             _ => {
                 runs.push(index..index + 1);
-                run.0 = piece.start;
+                run = Some(*piece);
             }
         }
-        run.1 = piece.end;
     }
     runs
+}
+
+fn continues(run: &Piece, piece: &Piece) -> bool {
+    let fits = piece.kind != ExtentKind::Data || piece.end - run.start <= RUN_BYTES;
+    run.end == piece.start && run.kind == piece.kind && fits
 }
 
 #[cfg(test)]
@@ -447,14 +562,18 @@ mod tests {
 
     #[test]
     fn runs_have_no_gaps_and_a_bounded_length() {
-        let piece = |start: u64, len: u64| Piece { start, end: start + len, seq: 1, position: 0, clean: false };
+        let kinds =
+            |start: u64, len: u64, kind| Piece { start, end: start + len, seq: 1, position: 0, kind, written: 0 };
+        let piece = |start: u64, len: u64| kinds(start, len, ExtentKind::Data);
         let third = RUN_BYTES / 3;
         let pieces =
             vec![piece(0, 10), piece(10, 5), piece(20, third), piece(20 + third, third), piece(20 + 2 * third, third)];
-        let batch = Batch { extents: Vec::new(), pieces };
-        assert_eq!(runs(&batch), [0..2, 2..5]);
+        assert_eq!(runs(&pieces), [0..2, 2..5]);
         let pieces = vec![piece(0, RUN_BYTES), piece(RUN_BYTES, 1)];
-        assert_eq!(runs(&Batch { extents: Vec::new(), pieces }), [0..1, 1..2]);
+        assert_eq!(runs(&pieces), [0..1, 1..2]);
+        let zeroes = |start, len| kinds(start, len, ExtentKind::Zeroes);
+        let pieces = vec![piece(0, 10), zeroes(10, RUN_BYTES), zeroes(10 + RUN_BYTES, RUN_BYTES)];
+        assert_eq!(runs(&pieces), [0..1, 1..3]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use everdisk_proto::volume::{BadSpec, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
+use everdisk_proto::volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
 use everdisk_store::{EINVAL, Sought, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -178,7 +178,7 @@ fn beyond4_a_read_that_will_take_long_says_so_before() {
 fn flush_tries_every_node_and_reports_the_failure() {
     let (engine, scripts) = scripted(1 << 20, 3);
     scripts[0].errno.store(ENOSPC, Ordering::Relaxed);
-    assert_eq!(engine.flush().unwrap_err().errno(), ENOSPC);
+    assert_eq!(engine.flush().unwrap_err().error.errno(), ENOSPC);
     assert!(scripts.iter().all(|script| calls(script) == [("flush", 0, 0)]));
 }
 
@@ -256,6 +256,7 @@ fn spec(parent: &Path, size: u64) -> VolumeSpec {
         size,
         stripe: STRIPE,
         buffer: 0,
+        bypass: Bypass::Auto,
         nodes: vec![node(1), node(2), node(3)],
     }
 }

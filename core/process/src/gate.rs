@@ -2,16 +2,24 @@
 
 use std::sync::{
     Arc,
-    atomic::Ordering::{Acquire, Relaxed},
+    atomic::{
+        AtomicU32,
+        Ordering::{Acquire, Relaxed, SeqCst},
+    },
 };
 
-use everdisk_engine::{Caller, Gate};
-use everdisk_gate::ticket;
+use everdisk_engine::{Caller, Gate, Work};
+use everdisk_gate::ticket::{self, Pass};
 use everdisk_proto::{
     gate_word::GateWord,
     ids::{Generation, Slot},
+    segment::CoreArea,
 };
-use everdisk_sys::{clock::monotonic_ns, memory::SharedSegment};
+use everdisk_sys::{
+    clock::monotonic_ns,
+    memory::SharedSegment,
+    wake::{self, Who},
+};
 use everdisk_transport::disk::Hold;
 
 /// A core's place at the gate.
@@ -26,19 +34,53 @@ impl CoreGate {
     }
 }
 
+impl CoreGate {
+    fn area(&self) -> &CoreArea {
+        &self.segment.cores[self.slot.index()]
+    }
+
+    fn ticket(&self, work: Work) -> &AtomicU32 {
+        match work {
+            Work::Sending => &self.area().sender,
+            Work::Flushing => &self.area().flusher,
+        }
+    }
+}
+
 impl Gate for CoreGate {
     fn generation(&self) -> Option<u64> {
         self.word().map(|gate| gate.generation.0)
     }
 
     fn begin_sending(&self, generation: u64) -> bool {
-        let Some(core) = self.segment.cores.get(self.slot.index()) else { return false };
-        ticket::begin_sending(&self.segment.gate.word, &core.sender, self.slot, Generation(generation))
+        ticket::begin_sending(&self.segment.gate.word, &self.area().sender, self.slot, Generation(generation))
     }
 
     fn end_sending(&self) {
-        if let Some(core) = self.segment.cores.get(self.slot.index()) {
-            ticket::park(&core.sender);
+        ticket::park(&self.area().sender);
+    }
+
+    fn enter(&self, work: Work, generation: u64) -> bool {
+        let gate = &self.segment.gate;
+        let seen = gate.word.load(Acquire);
+        let ours = GateWord::decode(seen)
+            .is_some_and(|word| word.slot == self.slot && word.generation.0 == generation && word.serves());
+        if !ours {
+            return false;
+        }
+        let entered = ticket::enter(&gate.word, self.ticket(work), Pass::of(seen));
+        if !entered {
+            self.leave(work);
+        }
+        entered
+    }
+
+    fn leave(&self, work: Work) {
+        ticket::park(self.ticket(work));
+        // An interface that drains may wait for it.
+        self.segment.gate.drained.fetch_add(1, SeqCst);
+        if self.word().is_none_or(|word| !word.serves()) {
+            wake::wake(&self.segment.gate.drained, Who::All);
         }
     }
 
@@ -72,5 +114,11 @@ impl Caller for Request<'_> {
     }
     fn waits(&self) {
         self.0.waits();
+    }
+    fn errors_told(&self) -> Option<u64> {
+        self.0.errors_told()
+    }
+    fn tells_errors(&self, errors: u64) {
+        self.0.tells_errors(errors);
     }
 }

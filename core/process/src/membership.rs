@@ -93,6 +93,8 @@ pub(crate) fn serve(
     let _ = joined.set(Arc::clone(&volume));
     let sending = Arc::clone(&volume);
     let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
+    let flushing = Arc::clone(&volume);
+    let flusher = thread::Builder::new().name("flusher".to_owned()).spawn(move || flushing.run_flusher())?;
     loop {
         match attend(&link, &mut lent)? {
             Next::Quit => break,
@@ -108,8 +110,10 @@ pub(crate) fn serve(
     if volume.serves() {
         last_flush(&volume)?;
     }
-    volume.stop_sender();
-    let _ = sender.join();
+    volume.stop_tending();
+    for thread in [sender, flusher] {
+        thread.join().expect("a panic ends the process");
+    }
     Ok(())
 }
 
@@ -160,7 +164,9 @@ fn join(
         return Err(Fatal::Interface("keeps another volume than this core's".to_owned()));
     }
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
-    let volume = Arc::new(WriteBack::new(Arc::clone(engine), &segment, gate));
+    let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass)
+        .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;
+    let volume = Arc::new(volume);
     let disk =
         VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
     let workers = Workers::new(&segment, slot, &Arc::new(disk))?;

@@ -22,6 +22,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use everdisk_proto::volume::NodeUrl;
@@ -46,6 +47,8 @@ pub struct DirStore {
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
+    /// The data once more, for flushes: it is opened anew to forget errors.
+    flushed: Mutex<Arc<File>>,
     /// The data once more, to be sent from where they lie in memory; none where that might wait.
     sent: Option<Resident>,
 }
@@ -60,8 +63,9 @@ impl DirStore {
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
+        let flushed = Mutex::new(Arc::new(format::open_data(directory.as_fd(), path)?));
         let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
-        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, sent })
+        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, flushed, sent })
     }
 
     /// Bytes of disk that the data take.
@@ -118,6 +122,11 @@ impl DirStore {
     }
 }
 
+fn is_same(one: &File, other: &File) -> Result<bool, Errno> {
+    let (one, other) = (rustix::fs::fstat(one)?, rustix::fs::fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
 impl Store for DirStore {
     fn url(&self) -> &NodeUrl {
         &self.url
@@ -171,7 +180,20 @@ impl Store for DirStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        retry_on_intr(|| rustix::fs::fdatasync(&self.data)).map_err(|e| self.failed("flush", e))
+        let file = Arc::clone(&self.flushed.lock().unwrap_or_else(PoisonError::into_inner));
+        retry_on_intr(|| rustix::fs::fdatasync(&file)).map_err(|e| self.failed("flush", e))
+    }
+
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        let NodeUrl::Dir(path) = &self.url;
+        let file = format::open_data(self.directory.as_fd(), path)
+            .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })?;
+        // Another file of the same name is not what the data is written to.
+        if !is_same(&self.data, &file).map_err(|e| self.failed("look at the data", e))? {
+            return Err(self.failed("open the data anew", Errno::STALE));
+        }
+        *self.flushed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {

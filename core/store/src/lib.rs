@@ -92,6 +92,16 @@ pub trait Store: Send + Sync {
     /// [`StoreError`]; then nothing is known of what was written since the last flush that succeeded.
     fn flush(&self) -> Result<(), StoreError>;
 
+    /// From now on [`Store::flush`] tells of no error that another opening of the node has been told of already; of one that
+    /// nobody was told of it tells. (Linux keeps one error for each file and tells each opening of it once; an opening made after it was
+    /// told to any is not told: lib/errseq.c.)
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing has changed.
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Makes the range read as zero and gives its space back.
     ///
     /// # Errors

@@ -66,6 +66,11 @@ cell!(loom::sync::atomic::AtomicU64, u64);
 pub struct Pass(u64);
 
 impl Pass {
+    /// Permission under a gate word that was found to admit: what is done without a request is done under the word that was seen.
+    pub const fn of(word: u64) -> Self {
+        Self(word)
+    }
+
     /// The word it was given under.
     pub fn word(self) -> Option<GateWord> {
         GateWord::decode(self.0)

@@ -39,6 +39,14 @@ pub trait Hold {
 
     /// What the holder waits for now usually takes long: whoever else is there may go on meanwhile.
     fn waits(&self) {}
+
+    /// Of how many failed flushes the client was told; `None`: it is nobody who has to be told.
+    fn errors_told(&self) -> Option<u64> {
+        None
+    }
+
+    /// The answer to this request tells the client of so many. It counts once the answer is given.
+    fn tells_errors(&self, _errors: u64) {}
 }
 
 /// A part of a file.

@@ -1,6 +1,7 @@
 //! A worker's part in the gate: parking, probing, the statistics on its ticket. The same for every front end.
 
 use std::{
+    cell::Cell,
     sync::atomic::{
         AtomicBool,
         Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
@@ -13,7 +14,7 @@ use everdisk_gate::ticket::{self, Admission, Pass};
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
     ids::Slot,
-    segment::{CoreArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
+    segment::{CoreArea, FrontArea, GateArea, Segment, Ticket, probe_verdict, ticket_state},
 };
 use everdisk_sys::{
     clock::monotonic_ns,
@@ -35,6 +36,7 @@ const OTHERS_PROBE: Duration = Duration::from_millis(1);
 /// One worker's seat in the segment.
 pub struct Seat<'a> {
     gate: &'a GateArea,
+    front: &'a FrontArea,
     core: &'a CoreArea,
     ticket: &'a Ticket,
     slot: Slot,
@@ -53,6 +55,7 @@ impl<'a> Seat<'a> {
         ticket::park(&ticket.state);
         Some(Self {
             gate: &segment.gate,
+            front: &segment.front,
             core,
             ticket,
             slot,
@@ -192,9 +195,25 @@ impl<'a> Seat<'a> {
         }
     }
 
-    /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow node.
-    pub const fn hold<'s>(&'s self, pass: Pass, lead: Option<&'s Lead>) -> SeatHold<'s, 'a> {
-        SeatHold { seat: self, pass, lead }
+    /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow node. `told`: of how
+    /// many failed flushes the client was told, where the request may have to tell it.
+    pub const fn hold<'s>(&'s self, pass: Pass, lead: Option<&'s Lead>, told: Option<u64>) -> SeatHold<'s, 'a> {
+        SeatHold { seat: self, pass, lead, told, tells: Cell::new(None) }
+    }
+
+    /// Flushes of the storage nodes that failed.
+    pub fn flush_errors(&self) -> u64 {
+        self.gate.flush_errors.load(Acquire)
+    }
+
+    /// Of how many failed flushes the users of the file were told.
+    pub fn file_told(&self) -> u64 {
+        self.front.flush_errors_told.load(Acquire)
+    }
+
+    /// They were told of so many.
+    pub fn tell_file(&self, errors: u64) {
+        self.front.flush_errors_told.fetch_max(errors, AcqRel);
     }
 
     /// Gives the ticket in; `holding`: a request stays unanswered with this worker.
@@ -224,9 +243,16 @@ pub struct SeatHold<'s, 'a> {
     seat: &'s Seat<'a>,
     pass: Pass,
     lead: Option<&'s Lead>,
+    told: Option<u64>,
+    tells: Cell<Option<u64>>,
 }
 
 impl SeatHold<'_, '_> {
+    /// Of how many failed flushes the answer tells the client; `None`: of none that it was not told of before.
+    pub const fn tells(&self) -> Option<u64> {
+        self.tells.get()
+    }
+
     /// An interface that drains waits for this ticket no longer.
     fn tell(&self) {
         if !self.seat.may_read(self.pass) {
@@ -259,6 +285,14 @@ impl Hold for SeatHold<'_, '_> {
         if let Some(lead) = self.lead {
             lead.let_others(self.seat.index());
         }
+    }
+
+    fn errors_told(&self) -> Option<u64> {
+        self.told
+    }
+
+    fn tells_errors(&self, errors: u64) {
+        self.tells.set(Some(errors));
     }
 }
 

@@ -7,12 +7,12 @@ use std::{
     time::Instant,
 };
 
-use everdisk_engine::{Caller, Engine, Gate, WriteBack};
+use everdisk_engine::{Caller, Engine, Gate, Work, WriteBack};
 use everdisk_proto::{
     limits::{BUFFER_DEFAULT, STRIPE_DEFAULT},
     segment::MAGIC,
     version::BUFFER,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_sys::memory::SharedSegment;
 use serde_json::{Value, json};
@@ -43,6 +43,10 @@ impl Gate for Alone {
         true
     }
     fn taken_over(&self, _bytes: u64) {}
+    fn enter(&self, _: Work, _: u64) -> bool {
+        true
+    }
+    fn leave(&self, _: Work) {}
 }
 
 impl Caller for Alone {
@@ -108,6 +112,7 @@ fn engine(directory: &std::path::Path) -> Result<Engine> {
         size: VOLUME_BYTES,
         stripe: STRIPE_DEFAULT,
         buffer: BUFFER_DEFAULT,
+        bypass: Bypass::Auto,
         nodes: vec![NodeSpec { url: NodeUrl::Dir(path), uuid: Uuid::from_u128(2) }],
     };
     Engine::create(&spec).map_err(|e| failed(&e))?;
@@ -120,7 +125,7 @@ fn full(engine: &Arc<Engine>, extent: usize) -> Result<SharedSegment> {
     segment.header.buffer_version.store(BUFFER, Release);
     segment.header.magic.store(MAGIC, Release);
     let lent = mapped(&segment)?;
-    let core = WriteBack::new(Arc::clone(engine), &segment, Box::new(Alone(1)));
+    let core = core(engine, &segment, 1)?;
     core.take_over(1);
     let data = vec![7; extent];
     let extents = BUFFER_DEFAULT / extent as u64;
@@ -131,6 +136,11 @@ fn full(engine: &Arc<Engine>, extent: usize) -> Result<SharedSegment> {
     Ok(lent)
 }
 
+fn core(engine: &Arc<Engine>, segment: &Arc<SharedSegment>, generation: u64) -> Result<WriteBack> {
+    WriteBack::new(Arc::clone(engine), segment, Box::new(Alone(generation)), Bypass::Auto)
+        .ok_or_else(|| Error::Failed("the segment's buffer is of another version".to_owned()))
+}
+
 /// A mapping of its own.
 fn mapped(segment: &SharedSegment) -> Result<SharedSegment> {
     let fd = segment.as_fd().try_clone_to_owned().map_err(Error::io("lend a segment"))?;
@@ -139,7 +149,7 @@ fn mapped(segment: &SharedSegment) -> Result<SharedSegment> {
 
 fn take_over(engine: &Arc<Engine>, segment: &SharedSegment, followed: bool) -> Result<u64> {
     let segment = Arc::new(mapped(segment)?);
-    let core = WriteBack::new(Arc::clone(engine), &segment, Box::new(Alone(2)));
+    let core = core(engine, &segment, 2)?;
     if followed {
         core.follow();
     }

@@ -419,7 +419,10 @@ fn damage_found_by_the_sender_is_told_to_the_next_core() {
     let mut next = Core::new(&area, 2);
     next.book.adopt(&area);
     let read = |core: &Core, at| core.book.read(&area, at, &mut [0; 10]);
-    assert_eq!((read(&next, 0), read(&next, 50), read(&next, 60)), (Err(Unreadable::Lost), Ok(Gaps::All), Err(Unreadable::Lost)));
+    assert_eq!(
+        (read(&next, 0), read(&next, 50), read(&next, 60)),
+        (Err(Unreadable::Lost), Ok(Gaps::All), Err(Unreadable::Lost))
+    );
     assert_eq!(next.book.lost().ranges(), [0..50, 60..100]);
     next.book.written_through(&area, &(0..100));
     assert!(Lost::load(&area).is_empty());

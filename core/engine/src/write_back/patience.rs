@@ -5,36 +5,36 @@ use std::time::{Duration, Instant};
 use super::unsent;
 use crate::{IoError, sender::Buffer};
 
-/// A write that finds no room waits this long at most without anything being sent: below the kernel's warning about hung tasks.
+/// A write that finds no room waits this long at most without anything becoming durable: below the kernel's warning about hung tasks.
 pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(60);
 /// The same when a storage node says that it is full: more time mends nothing.
 const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
 /// Linux's ENOSPC.
 pub(super) const ENOSPC: i32 = 28;
 
-/// How long a write waits without anything being sent.
+/// How long a write waits without anything becoming durable.
 pub(super) struct Patience {
-    batches: u64,
+    retired: u64,
     since: Instant,
 }
 
 impl Patience {
     pub(super) fn new(buffer: &Buffer) -> Self {
-        Self { batches: buffer.progress().batches, since: Instant::now() }
+        Self { retired: buffer.progress().retired, since: Instant::now() }
     }
 
     /// Whether to wait on.
     ///
     /// # Errors
-    /// The nodes' last error, when nothing was sent for too long.
+    /// The nodes' last error, when nothing became durable for too long.
     pub(super) fn lasts(&mut self, buffer: &Buffer) -> Result<(), IoError> {
         let progress = buffer.progress();
-        if progress.batches != self.batches {
-            *self = Self { batches: progress.batches, since: Instant::now() };
+        if progress.retired != self.retired {
+            *self = Self { retired: progress.retired, since: Instant::now() };
             return Ok(());
         }
         let waited = self.since.elapsed();
-        match &progress.error {
+        match progress.error.as_ref().or(progress.flush_error.as_ref()) {
             Some((ENOSPC, reason)) if waited >= FULL_NODE_LIMIT => Err(unsent(ENOSPC, reason.clone())),
             Some((errno, reason)) if waited >= ROOM_LIMIT => Err(unsent(*errno, reason.clone())),
             None if waited >= ROOM_LIMIT => {

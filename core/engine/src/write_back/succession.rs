@@ -3,16 +3,18 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{
     version::BUFFER,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
-use everdisk_store::{Store, StoreError};
+use everdisk_store::{Sought, Store, StoreError};
 use uuid::Uuid;
 
 use super::*;
+use crate::gate::Work;
 
 const LEN: usize = 4096;
 /// A write that begins with this byte waits at the node.
@@ -79,6 +81,10 @@ impl Gate for Place {
         true
     }
     fn taken_over(&self, _: u64) {}
+    fn enter(&self, _: Work, generation: u64) -> bool {
+        self.generation() == Some(generation)
+    }
+    fn leave(&self, _: Work) {}
 }
 
 #[derive(Default)]
@@ -121,6 +127,7 @@ impl Setting {
             stripe: 64 << 10,
             nodes: vec![node],
             buffer: 2 << 20,
+            bypass: Bypass::Auto,
         };
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
@@ -132,7 +139,7 @@ impl Setting {
         let wrap = |inner| -> Box<dyn Store> { Box::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
         let engine = Arc::new(Engine::open_with(&self.spec, &wrap).unwrap());
         let place = Place::default();
-        (WriteBack::new(engine, &self.segment, Box::new(place.clone())), place)
+        (WriteBack::new(engine, &self.segment, Box::new(place.clone()), Bypass::Auto).unwrap(), place)
     }
 }
 
@@ -209,11 +216,11 @@ fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     let area = SegmentArea::of(&setting.segment).unwrap();
     let mut book = Book::new(area.geometry(), setting.spec.size);
     book.adopt(&area);
-    let place = book.reserve(&area, LEN as u64).unwrap();
+    let place = book.reserve(&area, ExtentKind::Data, LEN as u64).unwrap();
     late.0.take_over(2);
     let data = [7; LEN];
-    let extent =
-        Extent { offset: 0, len: LEN as u64, position: place.position, generation: 3, crc: crc32c::crc32c(&data) };
+    let (kind, position, crc) = (ExtentKind::Data, place.position, crc32c::crc32c(&data));
+    let extent = Extent { kind, offset: 0, len: LEN as u64, position, generation: 3, crc };
     log::publish(&area, place.seq, &extent, &data);
     give(&late, 4);
     assert_eq!(read(&late), 7);
@@ -242,4 +249,38 @@ fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
         assert!(matches!(core.0.flush_within(Duration::from_secs(10)), Ok(true)));
         assert_eq!(read(&core), 2);
     });
+}
+
+/// D6: a worker is off the CPU between its word that it writes and the fence, while the gate goes away and comes back. Its own pass
+/// is one of the past then, and it must not wait for itself.
+struct Preempted<'a> {
+    core: &'a (WriteBack, Place),
+    over: AtomicBool,
+}
+
+impl Caller for Preempted<'_> {
+    fn synchronous(&self) -> bool {
+        true
+    }
+    fn away(&self) {}
+    fn writing(&self) {
+        give(self.core, 3);
+        self.over.store(true, SeqCst);
+    }
+    fn back(&self) -> bool {
+        !self.over.load(SeqCst)
+    }
+}
+
+#[test]
+fn a_write_that_lost_the_gate_before_the_fence_does_not_wait_for_itself() {
+    let setting = Setting::new();
+    setting.stuck.store(false, SeqCst);
+    let core = setting.core();
+    give(&core, 1);
+    let start = Instant::now();
+    let request = Preempted { core: &core, over: AtomicBool::new(false) };
+    assert!(matches!(core.0.write(&request, 0, &[1; LEN]), Err(Stopped::Abandoned)));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(matches!(core.0.flush_within(Duration::from_secs(5)), Ok(true)));
 }

@@ -8,10 +8,10 @@ use std::{
 use super::{LOOK, WriteBack, lock};
 use crate::{
     policy::{self, Sending},
-    sender::{BATCH_BYTES, Buffer, Turn},
+    sender::{BATCH_BYTES, Turn},
 };
 
-/// Buffered data is sent after this time at the latest, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
+/// Buffered data is sent after this time, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
 const FOLLOW: Duration = Duration::from_millis(50);
@@ -33,14 +33,13 @@ impl WriteBack {
     pub fn follow(&self) -> u64 {
         lock(&self.sender).close_until = Some(Instant::now() + CLOSE_FOR);
         self.rouse_sender();
-        if let Some(buffer) = &self.buffer {
-            self.follow_now(buffer);
-        }
+        self.follow_now();
         self.buffered_bytes()
     }
 
     /// Takes in what the core that has the gate has buffered since.
-    fn follow_now(&self, buffer: &Buffer) {
+    fn follow_now(&self) {
+        let buffer = &self.buffer;
         while buffer.write_book().follow(&buffer.area, FOLLOW_AT_ONCE).extents >= FOLLOW_AT_ONCE {}
     }
 
@@ -49,10 +48,11 @@ impl WriteBack {
         self.work.notify_all();
     }
 
-    /// Ends [`WriteBack::run_sender`].
-    pub fn stop_sender(&self) {
+    /// Ends [`WriteBack::run_sender`] and [`WriteBack::run_flusher`].
+    pub fn stop_tending(&self) {
         lock(&self.sender).stop = true;
         self.work.notify_all();
+        self.stop_flusher();
     }
 
     /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
@@ -63,28 +63,26 @@ impl WriteBack {
         let mut next = LOOK;
         while self.sender_sleep(next) {
             self.engine.watch();
-            let Some(buffer) = &self.buffer else {
-                next = FOLLOW;
-                continue;
-            };
+            let buffer = &self.buffer;
             if !self.serves() {
                 sending = Sending::Rests;
-                self.follow_now(buffer);
+                self.follow_now();
                 let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
                 next = if close { FOLLOW_CLOSELY } else { FOLLOW };
                 continue;
             }
-            let (fill, tail, head) = {
+            let (fill, written, head) = {
                 let book = buffer.read_book();
-                (book.fill(), book.tail(), book.head())
+                (book.dirty_fill(), book.written(), book.head())
             };
             sending = buffer.sending(fill, sending);
-            let hurries = sending == Sending::Hurries || aging.is_over(tail, head);
+            let wanted = self.wanted.load(Relaxed) > written && head > written;
+            let hurries = sending == Sending::Hurries || aging.is_over(written, head) || wanted;
             let tries = sending == Sending::Tries && tried.elapsed() >= policy::TRY_EVERY;
             next = if sending == Sending::Tries { policy::TRY_EVERY } else { FOLLOW };
             if (hurries || tries) && !buffer.progress().is_backing_off() {
                 tried = Instant::now();
-                match self.turn(buffer, if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
+                match self.turn(if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
                     Turn::Sent if !hurries => {}
                     Turn::Sent => next = Duration::ZERO,
                     Turn::Failed(error) => {
@@ -117,8 +115,8 @@ struct Aging {
 
 impl Aging {
     /// Whether what was there at the last mark is still there after [`AGE_MAX`].
-    fn is_over(&mut self, tail: u64, head: u64) -> bool {
-        if tail >= self.seq {
+    fn is_over(&mut self, written: u64, head: u64) -> bool {
+        if written >= self.seq {
             *self = Self { seq: head, since: Instant::now() };
             return false;
         }

@@ -6,6 +6,7 @@ use std::{
     fs,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     thread,
+    time::Duration,
 };
 
 use everdisk_proto::{
@@ -13,8 +14,9 @@ use everdisk_proto::{
     limits::BLOCK,
     segment::MAGIC as SEGMENT_MAGIC,
     version::BUFFER,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
+use everdisk_store::Sought;
 use everdisk_testkit::{
     fault_store::{FaultStore, fault_file},
     reference_disk::ReferenceDisk,
@@ -24,6 +26,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::{patience::ENOSPC, *};
+use crate::{gate::Work, sender::Turn};
 
 const NODES: usize = 2;
 const BLOCKS: u64 = 96;
@@ -62,6 +65,10 @@ impl Gate for TestGate {
     fn may_write(&self) -> bool {
         !self.words.writing[1 - self.core].load(SeqCst)
     }
+    fn enter(&self, _: Work, generation: u64) -> bool {
+        self.generation() == Some(generation)
+    }
+    fn leave(&self, _: Work) {}
     fn taken_over(&self, bytes: u64) {
         self.words.carried.store(bytes, SeqCst);
     }
@@ -114,18 +121,17 @@ impl Bench {
             size: SIZE,
             stripe: 64 << 10,
             buffer,
+            bypass: Bypass::Auto,
             nodes: (0..NODES).map(node).collect(),
         };
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(buffer).unwrap());
         segment.header.magic.store(SEGMENT_MAGIC, SeqCst);
         segment.header.buffer_version.store(BUFFER, SeqCst);
-        if let Some(geometry) = segment.buffer() {
-            for (index, value) in
-                [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
-            {
-                segment.buffer_word(index).unwrap().store(value, SeqCst);
-            }
+        let geometry = segment.geometry();
+        for (index, value) in [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
+        {
+            segment.buffer_word(index).unwrap().store(value, SeqCst);
         }
         let words = Arc::new(Words::default());
         words.word.store(1 << 1, SeqCst);
@@ -160,7 +166,7 @@ impl Bench {
     }
 
     fn turn(&self, bytes: u64) -> Turn {
-        self.core.turn(self.core.buffer.as_ref().unwrap(), bytes)
+        self.core.turn(bytes)
     }
 
     /// What the nodes hold, without any buffer.
@@ -173,7 +179,8 @@ impl Bench {
 
 fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, words: &Arc<Words>, core: usize) -> WriteBack {
     let engine = Arc::new(Engine::open_with(spec, &FaultStore::wrap).unwrap());
-    WriteBack::new(engine, segment, Box::new(TestGate { words: Arc::clone(words), core }))
+    let gate = Box::new(TestGate { words: Arc::clone(words), core });
+    WriteBack::new(engine, segment, gate, spec.bypass).unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -309,7 +316,7 @@ fn d6_a_successor_sends_nothing_while_its_predecessor_still_does() {
         words.writing[0].store(true, SeqCst);
         bench.core.write(&request(false), 0, &content(2, 4096)).unwrap();
         assert!(matches!(bench.turn(1 << 20), Turn::Busy));
-        assert!(matches!(old.turn(old.buffer.as_ref().unwrap(), 1 << 20), Turn::NoGate));
+        assert!(matches!(old.turn(1 << 20), Turn::NoGate));
         assert!(bench.read_all()[..4096] == content(2, 4096)[..], "reads and writes of what is buffered go on");
         bench.faults("");
         words.writing[0].store(true, SeqCst);
@@ -359,7 +366,7 @@ fn d5_a_full_buffer_holds_writers_back_without_an_error() {
         bench.faults("");
         waits.join().unwrap().unwrap();
         bench.core.flush(&request(false)).unwrap();
-        bench.core.stop_sender();
+        bench.core.stop_tending();
         sender.join().unwrap();
     });
     assert!(bench.stored()[..65_536] == content(4, 64 << 10)[..]);

@@ -151,7 +151,8 @@ impl Worker<'_, '_> {
             seat.leave(0, 0, false);
             return true;
         };
-        let done = self.operations.execute(&seat.hold(pass, Some(self.lead)), request, space);
+        let hold = seat.hold(pass, Some(self.lead), Some(seat.file_told()));
+        let done = self.operations.execute(&hold, request, space);
         if done.abandoned {
             return false;
         }
@@ -161,6 +162,10 @@ impl Worker<'_, '_> {
         {
             // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
             tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
+        }
+        // Now that it is answered: a death before would have it told by nobody.
+        if let Some(errors) = hold.tells() {
+            seat.tell_file(errors);
         }
         seat.leave(done.read, done.written, done.io_error);
         true

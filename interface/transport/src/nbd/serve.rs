@@ -101,6 +101,8 @@ struct Worker<'w, 'a> {
     waiting: Option<Instant>,
     /// How far the output had come when room in it was last waited for.
     seen_sent: u64,
+    /// Of how many failed flushes the reply to the request in hand tells.
+    tells: Option<u64>,
 }
 
 /// Serves a connection until it ends, or the core does.
@@ -132,6 +134,7 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
             replies: 0,
             waiting: None,
             seen_sent: 0,
+            tells: None,
         };
         let turn = worker.run();
         if turn == Turn::Closed {
@@ -272,6 +275,10 @@ impl Worker<'_, '_> {
         record.parsed += consumed as u64;
         record.skip = skip;
         record.negotiated = next.to_word();
+        if next.phase == Phase::Transmission {
+            // What failed before the client was there is nothing to it.
+            record.errors_told = self.seat.flush_errors();
+        }
         self.connection.commit(&mut shared, record);
         if next.phase == Phase::Transmission {
             tracing::debug!(connection = self.connection.number, structured = next.structured, "an NBD client");
@@ -378,11 +385,26 @@ impl Worker<'_, '_> {
         if !self.enter() {
             return Turn::Shut;
         }
-        let hold = self.seat.hold(self.pass, Some(&self.connection.lead));
-        match execute(self.disk, &hold, request, &mut self.buffers.data, self.connection.lends) {
+        let hold = self.seat.hold(self.pass, Some(&self.connection.lead), self.told(request));
+        let done = execute(self.disk, &hold, request, &mut self.buffers.data, self.connection.lends);
+        self.tells = hold.tells();
+        match done {
             Ok(done) => self.answer(request, state, done),
             Err(Failure::Errno(errno)) => self.fail(request, state, errno),
             Err(Failure::Abandoned) => self.abandon(),
+        }
+    }
+
+    /// Of how many failed flushes the client was told, where the request may have to tell it.
+    fn told(&self, request: &Request) -> Option<u64> {
+        let flushes = request.command == Command::Flush || request.has(cmd_flag::FUA);
+        flushes.then(|| self.connection.lock().record.errors_told)
+    }
+
+    /// The record that answers this worker's request tells what the request found out.
+    fn note_told(&mut self, record: &mut Record) {
+        if let Some(errors) = self.tells.take() {
+            record.errors_told = record.errors_told.max(errors);
         }
     }
 
@@ -410,7 +432,7 @@ impl Worker<'_, '_> {
             return Turn::Shut;
         }
         // What follows it in the input has to wait in any case.
-        let hold = self.seat.hold(self.pass, None);
+        let hold = self.seat.hold(self.pass, None, self.told(&request));
         let offset = request.offset + u64::from(long.done);
         let mut result = Ok(());
         if long.error == 0 {
@@ -419,6 +441,7 @@ impl Worker<'_, '_> {
                 result = self.disk.flush(&hold);
             }
         }
+        self.tells = hold.tells();
         let mut is_io_error = false;
         match result {
             Ok(()) => {}
@@ -438,6 +461,7 @@ impl Worker<'_, '_> {
             record.parsed += len as u64;
             record.long = (len < left).then_some(long);
             if len < left || connection.append(&mut record, &reply::simple_code(request.cookie, long.error)) {
+                self.note_told(&mut record);
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.seat.leave(0, len as u64, is_io_error);

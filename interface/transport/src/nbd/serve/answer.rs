@@ -147,6 +147,7 @@ impl Worker<'_, '_> {
             if connection.append(&mut record, head)
                 && (data == 0 || connection.append(&mut record, self.buffers.data.part(0..data)))
             {
+                self.note_told(&mut record);
                 connection.commit(&mut shared, record);
                 shared.let_go(self.seat.index());
                 self.leave(request, is_io_error);

@@ -200,7 +200,7 @@ impl Worker<'_, '_> {
     /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
     fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Failure> {
         let piece = at..end.min(at + PIECE);
-        let hold = self.seat.hold(self.pass, None);
+        let hold = self.seat.hold(self.pass, None, None);
         self.disk.read(&hold, request.offset + at as u64, self.buffers.data.first(piece.len()))?;
         Ok(piece)
     }

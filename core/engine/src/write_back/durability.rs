@@ -1,0 +1,652 @@
+//! Flushes that fail, on a storage node as Linux shows it: what was written since the last flush is in the page cache only; a flush
+//! that fails tells so once for each opening, and the pages count as clean from then on and are dropped (mm/filemap.c, lib/errseq.c).
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_proto::{
+    version::BUFFER,
+    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+};
+use everdisk_store::{Sought, Store, StoreError};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::gate::Work;
+
+const KIB64: u64 = 64 << 10;
+const SIZE: u64 = 1 << 20;
+
+type Then = Box<dyn FnOnce() + Send>;
+
+/// What all openings of a node have in common.
+#[derive(Default)]
+struct File {
+    /// What stood where something was written since the last flush, in order.
+    before: Mutex<Vec<(u64, Vec<u8>)>>,
+    errors: AtomicU64,
+    fails: AtomicBool,
+    write_fails: AtomicBool,
+    hangs: AtomicBool,
+    flush_hangs: AtomicBool,
+    flushes: AtomicU32,
+    /// Called at the next look for a hole, and in the middle of the next flush.
+    at_hole: Mutex<Option<Then>>,
+    in_flush: Mutex<Option<Then>>,
+}
+
+struct Linux {
+    inner: Box<dyn Store>,
+    file: Arc<File>,
+    /// Errors that this opening was told of.
+    seen: AtomicU64,
+}
+
+impl Linux {
+    fn failed(&self, action: &'static str) -> StoreError {
+        StoreError::Io { node: self.inner.url().clone(), action, source: std::io::Error::from_raw_os_error(5) }
+    }
+
+    fn keep(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let mut old = vec![0; usize::try_from(len).unwrap()];
+        self.inner.read_at(offset, &mut old)?;
+        lock(&self.file.before).push((offset, old));
+        Ok(())
+    }
+
+    fn wait(&self, hangs: &AtomicBool) {
+        while hangs.load(SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Store for Linux {
+    fn url(&self) -> &NodeUrl {
+        self.inner.url()
+    }
+    fn uuid(&self) -> Uuid {
+        self.inner.uuid()
+    }
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn recheck(&self) -> Result<(), StoreError> {
+        self.inner.recheck()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.wait(&self.file.hangs);
+        if self.file.write_fails.load(SeqCst) {
+            return Err(self.failed("write"));
+        }
+        self.keep(offset, data.len() as u64)?;
+        self.inner.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.wait(&self.file.flush_hangs);
+        self.file.flushes.fetch_add(1, SeqCst);
+        let then = lock(&self.file.in_flush).take();
+        if let Some(then) = then {
+            then();
+        }
+        {
+            let mut before = lock(&self.file.before);
+            if self.file.fails.load(SeqCst) && !before.is_empty() {
+                for (offset, old) in before.drain(..).rev() {
+                    self.inner.write_at(offset, &old)?;
+                }
+                self.file.errors.fetch_add(1, SeqCst);
+            } else {
+                before.clear();
+            }
+        }
+        let errors = self.file.errors.load(SeqCst);
+        if self.seen.swap(errors, SeqCst) != errors {
+            return Err(self.failed("flush"));
+        }
+        self.inner.flush()
+    }
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        self.seen.store(self.file.errors.load(SeqCst), SeqCst);
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.wait(&self.file.hangs);
+        self.keep(offset, len)?;
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.keep(offset, len)?;
+        self.inner.write_zeroes(offset, len)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.inner.allocate(offset, len)
+    }
+    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
+        let found = self.inner.next(offset, sought);
+        let then = if sought == Sought::Hole { lock(&self.file.at_hole).take() } else { None };
+        if let Some(then) = then {
+            then();
+        }
+        found
+    }
+}
+
+/// The generation under which a core has the gate; 0: it does not. Whether it may change the segment.
+#[derive(Clone)]
+struct Place(Arc<AtomicU64>, Arc<AtomicBool>);
+
+impl Gate for Place {
+    fn generation(&self) -> Option<u64> {
+        Some(self.0.load(SeqCst)).filter(|generation| *generation > 0)
+    }
+    fn begin_sending(&self, generation: u64) -> bool {
+        self.generation() == Some(generation)
+    }
+    fn end_sending(&self) {}
+    fn may_write(&self) -> bool {
+        true
+    }
+    fn taken_over(&self, _: u64) {}
+    fn enter(&self, _: Work, generation: u64) -> bool {
+        self.generation() == Some(generation) && self.1.load(SeqCst)
+    }
+    fn leave(&self, _: Work) {}
+}
+
+/// A request of a front end that remembers what it was told.
+#[derive(Default)]
+struct Front {
+    synchronous: bool,
+    told: AtomicU64,
+}
+
+fn front() -> Front {
+    Front::default()
+}
+
+fn synchronous() -> Front {
+    Front { synchronous: true, ..Front::default() }
+}
+
+impl Caller for Front {
+    fn synchronous(&self) -> bool {
+        self.synchronous
+    }
+    fn away(&self) {}
+    fn writing(&self) {}
+    fn back(&self) -> bool {
+        true
+    }
+    fn errors_told(&self) -> Option<u64> {
+        Some(self.told.load(SeqCst))
+    }
+    fn tells_errors(&self, errors: u64) {
+        self.told.store(errors, SeqCst);
+    }
+}
+
+struct Bench {
+    core: Arc<WriteBack>,
+    place: Place,
+    segment: Arc<SharedSegment>,
+    files: Vec<Arc<File>>,
+    spec: VolumeSpec,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(2 << 20, Bypass::Auto, 1)
+    }
+
+    fn with(buffer: u64, bypass: Bypass, nodes: u128) -> Self {
+        let dir = tempfile::TempDir::new_in("/dev/shm").unwrap();
+        let node = |n: u128| NodeSpec {
+            uuid: Uuid::from_u128(10 + n),
+            url: NodeUrl::Dir(dir.path().join(format!("node{n}"))),
+        };
+        let spec = VolumeSpec {
+            spec_version: SPEC_VERSION,
+            name: "v".parse().unwrap(),
+            uuid: Uuid::from_u128(1),
+            size: SIZE,
+            stripe: KIB64,
+            nodes: (0..nodes).map(node).collect(),
+            buffer,
+            bypass,
+        };
+        Engine::create(&spec).unwrap();
+        let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
+        segment.header.buffer_version.store(BUFFER, SeqCst);
+        let files: Vec<Arc<File>> = (0..nodes).map(|_| Arc::default()).collect();
+        let (core, place) = start(&spec, &segment, &files);
+        give(&core, &place, 1);
+        Self { core, place, segment, files, spec, _dir: dir }
+    }
+
+    fn fails(&self, fails: bool) {
+        self.files.iter().for_each(|file| file.fails.store(fails, SeqCst));
+    }
+
+    fn flush(&self, front: &Front) -> Result<(), Stopped> {
+        self.core.flush(front)
+    }
+
+    fn byte(&self, at: u64) -> Result<u8, Stopped> {
+        let mut byte = [0];
+        self.core.read(&front(), at, &mut byte).map(|()| byte[0])
+    }
+
+    /// The core dies; a successor that was there all the time takes over.
+    fn succeeded_by(&mut self, successor: (Arc<WriteBack>, Place)) {
+        self.place.0.store(0, SeqCst);
+        let generation = self.core.taken.load(SeqCst) + 1;
+        (self.core, self.place) = successor;
+        give(&self.core, &self.place, generation);
+    }
+}
+
+fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Arc<File>]) -> (Arc<WriteBack>, Place) {
+    let next = AtomicU32::new(0);
+    let wrap = |inner| -> Box<dyn Store> {
+        let file = Arc::clone(&files[next.fetch_add(1, SeqCst) as usize]);
+        // An opening is told of no error that somebody was told of before.
+        let seen = AtomicU64::new(file.errors.load(SeqCst));
+        Box::new(Linux { inner, file, seen })
+    };
+    let engine = Arc::new(Engine::open_with(spec, &wrap).unwrap());
+    let place = Place(Arc::default(), Arc::new(AtomicBool::new(true)));
+    let core = WriteBack::new(engine, segment, Box::new(place.clone()), spec.bypass).unwrap();
+    (Arc::new(core), place)
+}
+
+fn give(core: &WriteBack, place: &Place, generation: u64) {
+    place.0.store(generation, SeqCst);
+    core.take_over(generation);
+}
+
+/// Semantics 5 and 7, D5: a flush that succeeds after one that failed means durable; buffered data is kept and written again.
+#[test]
+fn d5_after_a_failed_flush_buffered_data_is_written_again() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 4096, &[7; 4096]).unwrap();
+    bench.fails(true);
+    for _ in 0..3 {
+        assert!(matches!(bench.flush(&front()), Err(Stopped::Failed(IoError::NotDurable { lost_bytes: 0, .. }))));
+        assert_eq!(bench.core.buffered_bytes(), 4096);
+        assert_eq!(bench.byte(4096).unwrap(), 7);
+    }
+    bench.fails(false);
+    let told = Front { told: AtomicU64::new(1), ..front() };
+    bench.flush(&told).unwrap();
+    assert_eq!(bench.core.buffered_bytes(), 0);
+    bench.fails(true);
+    bench.flush(&told).unwrap();
+    assert_eq!(bench.byte(4096).unwrap(), 7, "it was durable");
+}
+
+/// Semantics 7: what was written past the buffer cannot be written again. It reads as an error, and every flush fails, for everybody
+/// and also in the next core, until it is written anew.
+#[test]
+fn d5_what_passed_the_buffer_is_lost_when_a_flush_fails() {
+    for buffer in [2 << 20, 0] {
+        let mut bench = Bench::with(buffer, Bypass::Auto, 1);
+        bench.core.write(&synchronous(), 4096, &[7; 4096]).unwrap();
+        bench.flush(&front()).unwrap();
+        bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+        bench.fails(true);
+        let failed = bench.flush(&front()).unwrap_err();
+        assert!(matches!(failed, Stopped::Failed(IoError::NotDurable { lost_bytes: 4096, .. })), "{failed}");
+        bench.fails(false);
+        for _ in 0..2 {
+            assert_eq!(bench.byte(4096).unwrap(), 7);
+            assert!(matches!(bench.byte(8192), Err(Stopped::Failed(IoError::DataLost { ranges: 1 }))));
+            assert!(matches!(bench.flush(&front()), Err(Stopped::Failed(IoError::DataLost { .. }))));
+            assert!(matches!(bench.core.flush_within(Duration::from_secs(5)), Err(IoError::DataLost { .. })));
+            let data = bench.core.seek(&front(), 8192, Sought::Data).unwrap();
+            assert_eq!(data, Some(8192), "what is lost is no hole");
+            assert_eq!(bench.core.seek(&front(), 8192, Sought::Hole).unwrap(), Some(12_288));
+            let next = start(&bench.spec, &bench.segment, &bench.files);
+            bench.succeeded_by(next);
+        }
+        bench.core.write(&synchronous(), 8192, &[9; 4096]).unwrap();
+        assert_eq!(bench.byte(8192).unwrap(), 9);
+        bench.flush(&Front { told: AtomicU64::new(1), ..front() }).unwrap();
+    }
+}
+
+/// Of a volume on two nodes, only what lies on the one that failed is lost or written again.
+#[test]
+fn d5_a_failed_flush_concerns_the_node_that_failed() {
+    let bench = Bench::with(2 << 20, Bypass::Auto, 2);
+    bench.core.write(&synchronous(), 0, &[1; 4096]).unwrap();
+    bench.core.write(&synchronous(), KIB64, &[2; 4096]).unwrap();
+    bench.files[1].fails.store(true, SeqCst);
+    assert!(bench.flush(&front()).is_err());
+    assert_eq!(bench.byte(0).unwrap(), 1);
+    assert!(bench.byte(KIB64).is_err());
+    assert!(bench.files.iter().all(|file| file.flushes.load(SeqCst) == 1), "every node was flushed");
+}
+
+/// Semantics 7: each client is told once of a flush that failed, also when another's flush met the error, as errseq_t has it; and
+/// who was told and wrote nothing since is not told of the same failure again.
+#[test]
+fn d5_every_client_is_told_of_a_failed_flush_once() {
+    let bench = Bench::new();
+    let (one, other, new) = (front(), front(), Front { told: AtomicU64::new(1), ..front() });
+    bench.core.write(&one, 0, &[7; 4096]).unwrap();
+    bench.fails(true);
+    assert!(bench.flush(&other).is_err() && bench.flush(&other).is_err());
+    assert!(matches!(bench.core.flush_within(Duration::from_secs(5)), Err(IoError::NotDurable { .. })));
+    bench.fails(false);
+    bench.flush(&other).unwrap();
+    assert!(matches!(bench.flush(&one), Err(Stopped::Failed(IoError::FailedBefore))));
+    bench.flush(&one).unwrap();
+    bench.flush(&new).unwrap();
+}
+
+/// D3: the node told the core of an error, and the core died before it could do anything. Its successor's own opening is told as well.
+#[test]
+fn d3_a_core_that_dies_with_a_failed_flush_leaves_it_to_its_successor() {
+    let mut bench = Bench::new();
+    let standby = start(&bench.spec, &bench.segment, &bench.files);
+    bench.core.write(&front(), 0, &[7; 4096]).unwrap();
+    bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    bench.fails(true);
+    // All it did before its death: nothing of it is in the segment.
+    while matches!(bench.core.turn(1 << 20), crate::sender::Turn::Sent) {}
+    assert!(bench.core.engine.flush().is_err());
+    bench.fails(false);
+    bench.succeeded_by(standby);
+    let failed = bench.flush(&front());
+    assert!(matches!(failed, Err(Stopped::Failed(IoError::NotDurable { .. }))), "{failed:?}");
+    assert!(bench.byte(8192).is_err());
+    assert_eq!(bench.byte(0).unwrap(), 7);
+}
+
+/// An error that a core has dealt with is not told again by the standby's opening, which is older: nothing is lost by a kill.
+#[test]
+fn d3_a_successor_is_not_told_of_what_was_dealt_with() {
+    let mut bench = Bench::new();
+    let standby = start(&bench.spec, &bench.segment, &bench.files);
+    bench.core.write(&front(), 0, &[7; 4096]).unwrap();
+    bench.fails(true);
+    assert!(bench.flush(&front()).is_err());
+    bench.fails(false);
+    bench.core.flush_within(Duration::from_secs(5)).unwrap();
+    bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    bench.succeeded_by(standby);
+    bench.flush(&Front { told: AtomicU64::new(1), ..front() }).unwrap();
+    assert_eq!(bench.byte(8192).unwrap(), 8);
+}
+
+/// A write past the buffer that ends while a flush fails beside it is written again: the flush was told of the error that was its.
+#[test]
+fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
+    let bench = Bench::new();
+    bench.core.write(&synchronous(), 8192, &[1; 4096]).unwrap();
+    bench.fails(true);
+    let (core, file) = (Arc::clone(&bench.core), Arc::clone(&bench.files[0]));
+    // The flush begins while the write is at the node, and fails before it is noted.
+    let flush = Mutex::new(Some(move || {
+        let flush = thread::spawn(move || drop(core.flush(&front())));
+        flush.join().unwrap();
+        file.fails.store(false, SeqCst);
+    }));
+    let range = 4096..8192;
+    let pass = bench.core.passing.enter(&range).unwrap();
+    let times = AtomicU32::new(0);
+    let through = bench.core.through(&synchronous(), &pass, &range, |engine| {
+        times.fetch_add(1, SeqCst);
+        engine.write(4096, &[7; 4096])?;
+        if let Some(flush) = lock(&flush).take() {
+            flush();
+        }
+        Ok(())
+    });
+    drop(pass);
+    through.unwrap();
+    assert_eq!(times.load(SeqCst), 2);
+    assert_eq!(bench.byte(4096).unwrap(), 7);
+}
+
+/// A flush during which something is written makes nothing of it durable for certain.
+#[test]
+fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 0, &[1; 4096]).unwrap();
+    let core = Arc::clone(&bench.core);
+    *lock(&bench.files[0].in_flush) = Some(Box::new(move || {
+        core.write(&front(), 65_536, &[2; 4096]).unwrap();
+        while matches!(core.turn(1 << 20), crate::sender::Turn::Sent) {}
+        core.write(&synchronous(), 131_072, &[3; 4096]).unwrap();
+    }));
+    bench.core.flush_within(Duration::from_secs(5)).unwrap();
+    assert_eq!(bench.core.buffered_bytes(), 4096, "the second is not durable");
+    assert_eq!(bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area), [131_072..135_168]);
+    bench.core.flush_within(Duration::from_secs(5)).unwrap();
+    assert_eq!(bench.core.buffered_bytes(), 0);
+    assert!(bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area).is_empty());
+}
+
+/// While the gate is closed the segment may not be changed: what is lost is told at once, and put there when the gate is open again.
+#[test]
+fn d2_a_flush_that_fails_under_a_closed_gate_is_settled_later() {
+    let mut bench = Bench::new();
+    bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    bench.place.1.store(false, SeqCst);
+    bench.fails(true);
+    assert!(bench.core.flush_within(Duration::from_secs(5)).is_err());
+    bench.fails(false);
+    let area = SegmentArea::of(&bench.segment).unwrap();
+    assert!(everdisk_buffer::lost::Lost::load(&area).is_empty());
+    assert!(bench.byte(8192).is_err());
+    bench.place.1.store(true, SeqCst);
+    bench.core.write(&synchronous(), 0, &[1; 4096]).unwrap();
+    assert_eq!(everdisk_buffer::lost::Lost::load(&area).ranges(), std::slice::from_ref(&(8192..12_288)));
+    let next = start(&bench.spec, &bench.segment, &bench.files);
+    bench.succeeded_by(next);
+    assert!(bench.byte(8192).is_err() && bench.byte(0).is_ok());
+}
+
+/// A volume whose nodes are not to be trusted: nothing is acknowledged from their page cache alone.
+#[test]
+fn d5_a_volume_that_never_bypasses_acknowledges_nothing_that_can_be_lost() {
+    for buffer in [2 << 20, 0] {
+        let bench = Bench::with(buffer, Bypass::Never, 1);
+        bench.core.write(&synchronous(), 0, &[1; 4096]).unwrap();
+        assert!(lock(&bench.files[0].before).is_empty(), "it is durable");
+        bench.fails(true);
+        assert!(bench.core.write(&synchronous(), 8192, &[1; 4096]).is_err(), "whoever writes is told");
+    }
+}
+
+/// Architecture, "what waits for a storage node holds up nobody": the flush's limit holds although the node hangs.
+#[test]
+fn d5_a_limit_bounds_a_flush_that_hangs() {
+    for in_flush in [false, true] {
+        let bench = Bench::with(2 << 20, Bypass::Auto, 2);
+        bench.core.write(&front(), 0, &[1; 4096]).unwrap();
+        let file = &bench.files[0];
+        let hangs = if in_flush { &file.flush_hangs } else { &file.hangs };
+        hangs.store(true, SeqCst);
+        thread::scope(|scope| {
+            let (sender, flusher) = (Arc::clone(&bench.core), Arc::clone(&bench.core));
+            scope.spawn(move || sender.run_sender());
+            scope.spawn(move || flusher.run_flusher());
+            while !bench.core.tended.load(SeqCst) {
+                thread::yield_now();
+            }
+            for _ in 0..2 {
+                let begun = Instant::now();
+                let flushed = bench.core.flush_within(Duration::from_millis(100));
+                let took = begun.elapsed();
+                if !matches!(flushed, Ok(false)) || took > Duration::from_secs(20) {
+                    hangs.store(false, SeqCst);
+                    bench.core.stop_tending();
+                    panic!("{flushed:?} after {took:?}");
+                }
+            }
+            if in_flush {
+                assert_eq!(bench.files[1].flushes.load(SeqCst), 1, "the other node is flushed beside it");
+            }
+            hangs.store(false, SeqCst);
+            let flushed = bench.core.flush_within(Duration::from_secs(20));
+            bench.core.stop_tending();
+            assert!(matches!(flushed, Ok(true)), "{flushed:?}");
+        });
+    }
+}
+
+/// The flusher makes room by itself, and makes durable what has waited for long enough that somebody might notice.
+#[test]
+fn d5_room_is_made_by_flushes_that_nobody_asks_for() {
+    let bench = Bench::new();
+    thread::scope(|scope| {
+        let (sender, flusher) = (Arc::clone(&bench.core), Arc::clone(&bench.core));
+        scope.spawn(move || sender.run_sender());
+        scope.spawn(move || flusher.run_flusher());
+        // Four times what there is room for.
+        let written: Result<(), Stopped> =
+            (0..128).try_for_each(|n| bench.core.write(&front(), (n % 16) << 16, &[7; 65_536]));
+        bench.core.stop_tending();
+        written.unwrap();
+    });
+    assert!(bench.files[0].flushes.load(SeqCst) > 0);
+}
+
+/// Semantics 12: damage that comes after an extent was taken over is found when it is read.
+#[test]
+fn d5_damaged_buffered_data_is_never_served() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 65_536, &[7; 4096]).unwrap();
+    assert!(bench.segment.buffer_write(100, b"\xff\xff\xff"));
+    for _ in 0..2 {
+        let read = bench.core.read(&front(), 65_536, &mut [0; 4096]);
+        assert!(matches!(read, Err(Stopped::Failed(IoError::DataLost { ranges: 1 }))), "{read:?}");
+    }
+    assert_eq!(bench.core.seek(&front(), 0, Sought::Data).unwrap(), Some(65_536), "it is no hole");
+    assert!(bench.flush(&front()).is_err());
+}
+
+/// lseek: SEEK_HOLE never names a byte that was written and acknowledged before.
+#[test]
+fn a_hole_is_never_found_where_acknowledged_data_is() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 65_536, &[7; 4096]).unwrap();
+    let core = Arc::clone(&bench.core);
+    *lock(&bench.files[0].at_hole) = Some(Box::new(move || core.flush(&front()).unwrap()));
+    bench.core.write(&synchronous(), 61_440, &[7; 4096]).unwrap();
+    let hole = bench.core.seek(&front(), 61_440, Sought::Hole).unwrap().unwrap();
+    assert!(!(61_440..69_632).contains(&hole), "SEEK_HOLE says that {hole} is a hole");
+    assert!(lock(&bench.files[0].at_hole).is_none(), "the flush came in between");
+}
+
+/// A discard is acknowledged although the node hangs or is full, drops what is buffered, and keeps no write out of the buffer.
+#[test]
+fn d5_a_discard_of_buffered_data_needs_no_node() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 0, &[7; 4096]).unwrap();
+    bench.files[0].hangs.store(true, SeqCst);
+    bench.files[0].write_fails.store(true, SeqCst);
+    bench.core.discard(&front(), 0, SIZE).unwrap();
+    assert_eq!(bench.byte(0).unwrap(), 0);
+    assert_eq!(bench.core.seek(&front(), 0, Sought::Data).unwrap(), None);
+    assert_eq!(bench.core.seek(&front(), 0, Sought::Hole).unwrap(), Some(0));
+    bench.core.write(&front(), 524_288, &[8; 4096]).unwrap();
+    assert_eq!((bench.byte(524_288).unwrap(), bench.byte(528_384).unwrap()), (8, 0));
+    bench.files[0].hangs.store(false, SeqCst);
+    bench.core.discard(&front(), 524_288, 4096).unwrap();
+    bench.flush(&front()).unwrap();
+    assert_eq!(bench.core.buffered_bytes(), 0, "nothing had to be written");
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { at: u64, len: u64, seed: u8, synchronous: bool },
+    Discard(u64, u64),
+    Send,
+    Flush(bool),
+    Die,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let range = || (0..60u64, 1u64..5).prop_map(|(at, len)| (at * 4096, len * 4096));
+    prop_oneof![
+        6 => (range(), 1u8.., any::<bool>())
+            .prop_map(|((at, len), seed, synchronous)| Op::Write { at, len, seed, synchronous }),
+        1 => range().prop_map(|(at, len)| Op::Discard(at, len)),
+        2 => Just(Op::Send),
+        3 => any::<bool>().prop_map(Op::Flush),
+        1 => Just(Op::Die),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Semantics 2, 5, 6, 7, over any sequence of writes through and buffered, flushes that fail, and deaths: what can be read is what was
+    /// acknowledged last; a byte is lost only after a flush that failed; and what was acknowledged when a flush succeeded is found
+    /// on the node when everything is gone and the page cache is dropped.
+    #[test]
+    fn d5_a_flush_that_succeeds_means_durable(ops in prop::collection::vec(any_op(), 1..60)) {
+        let mut bench = Bench::new();
+        let mut all = vec![0; usize::try_from(SIZE).unwrap()];
+        let mut durable = all.clone();
+        let index = |at: u64| usize::try_from(at).unwrap();
+        let mut failed = false;
+        for op in &ops {
+            match *op {
+                Op::Write { at, len, seed, synchronous } => {
+                    bench.core.write(&Front { synchronous, ..front() }, at, &vec![seed; index(len)]).unwrap();
+                    all[index(at)..index(at + len)].fill(seed);
+                }
+                Op::Discard(at, len) => {
+                    bench.core.discard(&front(), at, len).unwrap();
+                    all[index(at)..index(at + len)].fill(0);
+                }
+                Op::Send => drop(bench.core.turn(100_000)),
+                Op::Flush(fails) => {
+                    bench.fails(fails);
+                    // The control module's: it is told of its own failure only.
+                    match bench.core.flush_within(Duration::from_secs(20)) {
+                        Ok(done) => {
+                            prop_assert!(done);
+                            durable.clone_from(&all);
+                        }
+                        Err(_) => failed = true,
+                    }
+                    bench.fails(false);
+                }
+                Op::Die => {
+                    let next = start(&bench.spec, &bench.segment, &bench.files);
+                    bench.succeeded_by(next);
+                }
+            }
+            let mut found = vec![0; index(SIZE)];
+            for at in (0..SIZE).step_by(4096) {
+                let block = &mut found[index(at)..index(at + 4096)];
+                if bench.core.read(&front(), at, block).is_err() {
+                    prop_assert!(failed);
+                    block.copy_from_slice(&all[index(at)..index(at + 4096)]);
+                }
+            }
+            prop_assert!(found == all, "{op:?}");
+        }
+        if durable == all {
+            bench.fails(true);
+            drop(bench.core.engine.flush());
+            let mut stored = vec![0; index(SIZE)];
+            Engine::open(&bench.spec).unwrap().read(0, &mut stored).unwrap();
+            prop_assert!(stored == durable);
+        }
+    }
+}

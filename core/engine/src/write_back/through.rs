@@ -1,0 +1,146 @@
+//! Past the buffer: operations that write to the storage nodes before they are acknowledged, behind the fence; and what waits for
+//! room or for a range.
+
+use std::{
+    ops::Range,
+    sync::atomic::Ordering::{Acquire, Release},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_proto::volume::Bypass;
+
+use super::{
+    LOOK, PUBLISHED_SOON, WriteBack,
+    patience::{Patience, ROOM_LIMIT},
+};
+use crate::{
+    Engine, IoError,
+    gate::{Caller, Stopped, away, back},
+    passing::Pass,
+    sender::{BATCH_BYTES, Turn},
+};
+
+/// So many writes past the buffer at once hardly wait for each other.
+const BESIDE_MAX: usize = 4;
+/// A range in which a write past the buffer is under way is looked at again after this time.
+const BLOCKED_LOOK: Duration = Duration::from_micros(100);
+/// A write past the buffer is repeated so often when flushes fail beside it.
+const REPEATS_MAX: u32 = 3;
+
+impl WriteBack {
+    /// Does an operation that writes to the nodes, behind the fence. The pass was taken under the gate. `range`: what it changes.
+    pub(super) fn through(
+        &self,
+        caller: &dyn Caller,
+        pass: &Pass<'_>,
+        range: &Range<u64>,
+        operation: impl Fn(&Engine) -> Result<(), IoError>,
+    ) -> Result<(), Stopped> {
+        for _ in 0..=REPEATS_MAX {
+            let failures = self.buffer.failures();
+            caller.writing();
+            if self.engine.is_slow_to_change() {
+                caller.waits();
+            }
+            let look = self.buffer.begin_write();
+            let done =
+                self.fence(pass).and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
+            back(caller)?;
+            match done {
+                // The gate came back meanwhile: the operation is kept and done then.
+                Ok(None) => return Err(Stopped::Abandoned),
+                done => done?,
+            };
+            self.buffer.note_write(&look, pass.beside > BESIDE_MAX);
+            if range.is_empty() {
+                return Ok(());
+            }
+            self.buffer.note_through(range);
+            // A flush that failed meanwhile may have taken it: it had been told of the error, and this range was not noted yet.
+            if self.buffer.failures() == failures {
+                return if self.bypass == Bypass::Never { self.make_durable(caller) } else { Ok(()) };
+            }
+        }
+        Err(IoError::Late { what: "a write beside which no flush fails", limit_s: 0 }.into())
+    }
+
+    /// Waits until no other core writes to the nodes any more; false when this core has lost the gate, or lost it and was given it again
+    /// since the pass was taken: then what the pass is for was abandoned, and would wait for itself. This core's worker has announced
+    /// itself.
+    fn fence(&self, pass: &Pass<'_>) -> Result<bool, IoError> {
+        let taken = self.taken.load(Acquire);
+        if self.fenced.load(Acquire) == taken {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + ROOM_LIMIT;
+        loop {
+            if self.gate.generation() != Some(taken) || pass.is_past() {
+                return Ok(false);
+            }
+            if self.may_write() {
+                self.fenced.store(taken, Release);
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Err(IoError::Late { what: "the last write of the core before", limit_s: ROOM_LIMIT.as_secs() });
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether nobody writes to the nodes any more but this core under this generation.
+    fn may_write(&self) -> bool {
+        self.passing.are_past_over() && self.gate.may_write()
+    }
+
+    /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
+    pub(super) fn turn(&self, bytes: u64) -> Turn {
+        let taken = self.taken.load(Acquire);
+        self.buffer.turn(&self.engine, &*self.gate, taken, || self.may_write(), bytes)
+    }
+
+    /// A write past the buffer is under way in the same range; they end soon, or hang with their node.
+    pub(super) fn blocked(&self, caller: &dyn Caller) -> Result<(), Stopped> {
+        away(caller, self.engine.is_slow_to_change());
+        thread::sleep(BLOCKED_LOOK);
+        back(caller)
+    }
+
+    /// Sends a batch and flushes, or waits for it: for room, or for a range that is buffered.
+    pub(super) fn wait(&self, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
+        away(caller, self.engine.is_slow_to_change() || self.engine.is_slow_to_flush());
+        let buffer = &self.buffer;
+        let patience = patience.get_or_insert_with(|| Patience::new(buffer));
+        let seen = buffer.seen();
+        let backing_off = buffer.progress().is_backing_off();
+        if self.may_do_it_here(buffer.nodes_are_quick()) && !backing_off {
+            match self.turn(BATCH_BYTES) {
+                Turn::Sent => {}
+                Turn::Nothing => thread::sleep(PUBLISHED_SOON),
+                Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
+            }
+            if self.is_undurable() && self.may_do_it_here(self.engine.is_quick_to_flush()) {
+                // What comes of it is in the progress.
+                drop(self.flush_nodes(Instant::now() + LOOK, true));
+            }
+        } else {
+            self.want_room();
+            buffer.wait_progress(seen, LOOK);
+        }
+        let verdict = patience.lasts(buffer);
+        back(caller)?;
+        Ok(verdict?)
+    }
+
+    /// Whether what is wanted may be done on this thread: where that is quick, or nobody else does it.
+    pub(super) fn may_do_it_here(&self, is_quick: bool) -> bool {
+        is_quick || !self.tended.load(Acquire)
+    }
+
+    /// Whether something is written to the nodes that a flush would retire.
+    pub(super) fn is_undurable(&self) -> bool {
+        let book = self.buffer.read_book();
+        book.written() > book.tail()
+    }
+}
