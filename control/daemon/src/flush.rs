@@ -56,18 +56,25 @@ pub fn flush(volume: &Volume, limit: Patience, progress: &Progress) -> Result<()
     })
 }
 
-/// What becomes of the data when a flush failed, and what to do.
+/// What is known of the data when a flush failed, and what to do.
 fn kept(volume: &Volume, error: &Error) -> String {
     let name = &volume.name;
     let buffer = volume.interface().status().ok().and_then(|status| status.buffer);
-    let data = match buffer {
-        Some(buffer) => format!(
-            "nothing is lost, {} MiB are kept in the volume's write buffer and are sent when the storage node takes them",
-            mebibytes(buffer.buffered_bytes)
-        ),
-        None => "what was written last may not be durable".to_owned(),
-    };
-    format!("volume {name} could not be flushed: {error}; {data}: mend the one that `everdisk status {name}` shows")
+    let mut known = Vec::new();
+    if let Some(buffer) = &buffer
+        && buffer.capacity > 0
+    {
+        let mebibytes = mebibytes(buffer.buffered_bytes);
+        known.push(format!("{mebibytes} MiB are kept in the volume's write buffer and sent when the storage node takes them"));
+    }
+    if let Some(ranges) = buffer.map(|buffer| buffer.damaged_ranges).filter(|ranges| *ranges > 0) {
+        known.push(format!("{ranges} ranges of the volume are lost: reads of them fail until they are written anew"));
+    }
+    if known.is_empty() {
+        known.push("what was written last may not be durable".to_owned());
+    }
+    let known = known.join("; ");
+    format!("volume {name} could not be flushed: {error}; {known}. Mend the node that `everdisk status {name}` shows")
 }
 
 const fn mebibytes(bytes: u64) -> u64 {

@@ -537,6 +537,23 @@ fn d5_damaged_buffered_data_is_never_served() {
     assert!(bench.flush(&front()).is_err());
 }
 
+/// Semantics 12: damage that comes between the append and the sending is found before it is sent; what lies beside it is sent.
+#[test]
+fn d5_damaged_buffered_data_is_never_sent() {
+    let bench = Bench::new();
+    bench.core.write(&front(), 65_536, &[7; 4096]).unwrap();
+    bench.core.write(&front(), 69_632, &[8; 4096]).unwrap();
+    assert!(bench.segment.buffer_write(100, b"\xff\xff\xff"));
+    assert!(matches!(bench.flush(&front()), Err(Stopped::Failed(IoError::DataLost { ranges: 1 }))));
+    let mut stored = [1; 8192];
+    Engine::open(&bench.spec).unwrap().read(65_536, &mut stored).unwrap();
+    assert!(stored[..4096] == [0; 4096] && stored[4096..] == [8; 4096]);
+    let next = start(&bench.spec, &bench.segment, &bench.files);
+    let mut bench = bench;
+    bench.succeeded_by(next);
+    assert!(bench.byte(65_536).is_err(), "the next core knows it");
+}
+
 /// lseek: SEEK_HOLE never names a byte that was written and acknowledged before.
 #[test]
 fn a_hole_is_never_found_where_acknowledged_data_is() {
