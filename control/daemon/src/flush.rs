@@ -65,7 +65,9 @@ fn kept(volume: &Volume, error: &Error) -> String {
         && buffer.capacity > 0
     {
         let mebibytes = mebibytes(buffer.buffered_bytes);
-        known.push(format!("{mebibytes} MiB are kept in the volume's write buffer and sent when the storage node takes them"));
+        known.push(format!(
+            "{mebibytes} MiB are kept in the volume's write buffer and sent when the storage node takes them"
+        ));
     }
     if let Some(ranges) = buffer.map(|buffer| buffer.damaged_ranges).filter(|ranges| *ranges > 0) {
         known.push(format!("{ranges} ranges of the volume are lost: reads of them fail until they are written anew"));

@@ -38,6 +38,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 const TAKEN_SOON: Duration = Duration::from_secs(1);
 /// What was written to the nodes is made durable after this time, when nothing else asks for it.
 const UNDURABLE_MAX: Duration = Duration::from_secs(5);
+/// The flusher looks around this often.
+const FLUSHER_LOOK: Duration = Duration::from_millis(100);
 /// After a failure nobody but who waits for it flushes for this long.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -58,9 +60,10 @@ struct State {
     /// The number of the last one that ended, and its outcome.
     ended: u64,
     outcome: Option<Failure>,
-    /// Somebody waits for this one, or for room.
+    /// Somebody waits for this one.
     wanted: u64,
-    room_wanted: bool,
+    /// Room is wanted, or will be.
+    soon: bool,
     stop: bool,
     /// How much had been written when one failed; `None` after one that succeeded.
     failed_at: Option<(u64, u64)>,
@@ -231,7 +234,7 @@ impl WriteBack {
             if state.runs {
                 return;
             }
-            (state.runs, state.room_wanted) = (true, false);
+            (state.runs, state.soon) = (true, false);
             state.begun += 1;
             state.begun
         };
@@ -324,8 +327,13 @@ impl WriteBack {
     /// Somebody waits for room.
     pub(super) fn want_room(&self) {
         self.want_sent(self.buffer.read_book().head());
+        self.want_flush();
+    }
+
+    /// What is written is to be made durable soon.
+    pub(super) fn want_flush(&self) {
         let mut state = lock(&self.flushes.state);
-        if !std::mem::replace(&mut state.room_wanted, true) {
+        if !std::mem::replace(&mut state.soon, true) {
             self.flushes.changed.notify_all();
         }
     }
@@ -335,22 +343,24 @@ impl WriteBack {
         let (mut since, mut last): (Option<Instant>, Option<Instant>) = (None, None);
         self.tended.store(true, Release);
         loop {
-            let (wanted, room_wanted) = {
+            let (wanted, soon) = {
                 let state = lock(&self.flushes.state);
-                let quiet = |state: &mut State| !state.stop && state.wanted <= state.begun && !state.room_wanted;
-                let waited = self.flushes.changed.wait_timeout_while(state, LOOK, quiet);
+                // While another thread flushes there is nothing to do: its end is told.
+                let quiet =
+                    |state: &mut State| !state.stop && (state.runs || (state.wanted <= state.begun && !state.soon));
+                let waited = self.flushes.changed.wait_timeout_while(state, FLUSHER_LOOK, quiet);
                 let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if state.stop {
                     return;
                 }
-                (state.wanted > state.begun, std::mem::take(&mut state.room_wanted))
+                (state.wanted > state.begun, std::mem::take(&mut state.soon))
             };
             let failed = lock(&self.flushes.state).outcome.is_some();
             let backing_off = failed && last.is_some_and(|last| last.elapsed() < BACK_OFF);
-            if wanted || (self.serves() && !backing_off && self.is_flush_due(room_wanted, &mut since)) {
+            if wanted || (self.serves() && !backing_off && self.is_flush_due(soon, &mut since)) {
                 self.run_flush();
                 (since, last) = (None, Some(Instant::now()));
-            } else if room_wanted {
+            } else if soon {
                 // There is nothing to flush yet, or not again so soon: whoever waits asks again.
                 thread::sleep(Duration::from_millis(1));
             }
@@ -358,7 +368,7 @@ impl WriteBack {
     }
 
     /// Whether to flush, although nobody waits for it. `since`: since when something has not been durable.
-    fn is_flush_due(&self, room_wanted: bool, since: &mut Option<Instant>) -> bool {
+    fn is_flush_due(&self, soon: bool, since: &mut Option<Instant>) -> bool {
         let (fill, undurable) = {
             let book = self.buffer.read_book();
             (book.written_fill(), book.written() > book.tail())
@@ -369,7 +379,7 @@ impl WriteBack {
             return false;
         }
         let long = since.get_or_insert_with(Instant::now).elapsed() >= UNDURABLE_MAX;
-        long || (undurable && room_wanted) || fill >= policy::FLUSH_ABOVE || passed >= policy::FLUSH_PASSED
+        long || (undurable && soon) || fill >= policy::FLUSH_ABOVE || passed >= policy::FLUSH_PASSED
     }
 
     /// Ends [`WriteBack::run_flusher`].

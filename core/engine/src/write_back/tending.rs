@@ -83,8 +83,14 @@ impl WriteBack {
             if (hurries || tries) && !buffer.progress().is_backing_off() {
                 tried = Instant::now();
                 match self.turn(if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
-                    Turn::Sent if !hurries => {}
-                    Turn::Sent => next = Duration::ZERO,
+                    Turn::Sent => {
+                        if buffer.read_book().written_fill() >= policy::FLUSH_ABOVE {
+                            self.want_flush();
+                        }
+                        if hurries {
+                            next = Duration::ZERO;
+                        }
+                    }
                     Turn::Failed(error) => {
                         tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again");
                     }

@@ -120,9 +120,14 @@ impl WriteBack {
                 Turn::Nothing => thread::sleep(PUBLISHED_SOON),
                 Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
             }
-            if self.is_undurable() && self.may_do_it_here(self.engine.is_quick_to_flush()) {
-                // What comes of it is in the progress.
-                drop(self.flush_nodes(Instant::now() + LOOK, true));
+            if self.is_undurable() {
+                if self.may_do_it_here(self.engine.is_quick_to_flush()) {
+                    // What comes of it is in the progress.
+                    drop(self.flush_nodes(Instant::now() + LOOK, true));
+                } else {
+                    self.want_flush();
+                    buffer.wait_progress(buffer.seen(), LOOK);
+                }
             }
         } else {
             self.want_room();
