@@ -66,6 +66,7 @@ pub(crate) const TESTS: &[Program] = &[
     program("nbdsh", &["python3-libnbd"], "sends NBD servers what no other client sends"),
     of_the_base("sh", &["dash", "bash"]),
     of_the_base("nsenter", &["util-linux"]),
+    of_the_base("prlimit", &["util-linux"]),
     of_the_base("setpriv", &["util-linux"]),
     of_the_base("setsid", &["util-linux"]),
     of_the_base("unshare", &["util-linux"]),
