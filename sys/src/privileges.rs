@@ -22,7 +22,9 @@ pub const SERVING: CapabilitySet = CapabilitySet::IPC_LOCK;
 pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     let threads = fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
-        return Err(io::Error::other(format!("{threads} threads run, privileges are given up before there is a second")));
+        return Err(io::Error::other(format!(
+            "{threads} threads run, privileges are given up before there is a second"
+        )));
     }
     set_no_new_privs(true)?;
     let had = capabilities(None)?;

@@ -27,8 +27,9 @@ use tracing::{debug, info, warn};
 use crate::{
     durable,
     error::{Doing, Error, Result},
+    flush,
     origin::Source,
-    flush, programs,
+    programs,
     progress::Progress,
     record::{Attachment, KnownCore},
     start::{self, ARMED_WITHIN, Unserved},

@@ -43,10 +43,8 @@ impl Source {
         // Not waiting: a fifo would have us wait for its writer.
         let nonblock = i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes());
         let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path);
-        let source = Self {
-            file: file.doing(|| format!("read the core program {}", path.display()))?,
-            name: path.to_owned(),
-        };
+        let source =
+            Self { file: file.doing(|| format!("read the core program {}", path.display()))?, name: path.to_owned() };
         let metadata = source.metadata()?;
         if !metadata.is_file() {
             return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", path.display())));
@@ -162,7 +160,10 @@ mod tests {
         for bad in [0o775, 0o757] {
             mode(&core, bad);
             let said = refusal(&core);
-            assert!(said.contains(&format!("may write it (mode {bad:04o})")) && said.contains("install -o root"), "{said}");
+            assert!(
+                said.contains(&format!("may write it (mode {bad:04o})")) && said.contains("install -o root"),
+                "{said}"
+            );
         }
         mode(&core, 0o755);
         for bad in [0o775, 0o757] {

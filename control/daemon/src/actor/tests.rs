@@ -331,7 +331,7 @@ fn another_new_core_that_got_the_gate_on_the_way_back_gives_it_back() {
     thread::scope(|scope| {
         let (interface, second) = (&world.interface, standby.id.pid);
         scope.spawn(move || {
-            asked.recv().unwrap();
+            asked.recv_timeout(Duration::from_secs(20)).unwrap();
             new.end(Duration::ZERO);
             interface.set(|status| status.serving = Some(second));
             drop(goes);
