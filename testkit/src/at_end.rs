@@ -25,24 +25,27 @@ mod tests {
         panic::{AssertUnwindSafe, catch_unwind},
         sync::atomic::{AtomicBool, Ordering::SeqCst},
         thread,
+        time::{Duration, Instant},
     };
 
     use super::*;
 
     #[test]
     fn a_scope_that_fails_lets_its_threads_go() {
-        let stop = AtomicBool::new(false);
+        let (stop, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
         let failed = catch_unwind(AssertUnwindSafe(|| {
             thread::scope(|scope| {
                 let _let_go = at_end(|| stop.store(true, SeqCst));
                 scope.spawn(|| {
-                    while !stop.load(SeqCst) {
+                    let deadline = Instant::now() + Duration::from_secs(20);
+                    while !stop.load(SeqCst) && Instant::now() < deadline {
                         thread::yield_now();
                     }
+                    stopped.store(stop.load(SeqCst), SeqCst);
                 });
                 assert!(stop.load(SeqCst), "fails");
             });
         }));
-        assert!(failed.is_err());
+        assert!(failed.is_err() && stopped.load(SeqCst));
     }
 }

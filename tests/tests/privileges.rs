@@ -30,6 +30,17 @@ fn has_no_privileges(pid: u32) {
     }
 }
 
+/// Whether a core has opened a data file such that reading it is not noted (`O_NOATIME`): its owner may, and CAP_FOWNER.
+fn reads_without_a_trace(pid: u32) -> bool {
+    const O_NOATIME: u32 = 0o1_000_000;
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().any(|fd| {
+        let is_data = fs::read_link(fd.path()).is_ok_and(|file| file.ends_with("data"));
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().display())).unwrap_or_default();
+        let flags = info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+        is_data && flags.is_some_and(|flags| flags & O_NOATIME != 0)
+    })
+}
+
 fn all_without_privileges(volume: &Volume<'_>) {
     let status = volume.settled();
     let cores = status.cores();
@@ -63,6 +74,7 @@ fn cores_run_without_privileges_on_nodes_of_another_user() {
         }
         volume.attach(&[]);
         all_without_privileges(&volume);
+        assert!(reads_without_a_trace(volume.settled().core().unwrap()));
         let file = volume.path.to_str().unwrap();
         let (from, copy) = (host.root().join("from"), host.root().join("copy"));
         let (from, copy) = (from.to_str().unwrap(), copy.to_str().unwrap());
