@@ -66,6 +66,9 @@ pub struct CoreBuild {
     pub program: PathBuf,
     /// Its `--version`.
     pub identity: CoreIdentity,
+    /// SHA-256 of the file in hexadecimal; none where a build before digests recorded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// How an upgrade ended.

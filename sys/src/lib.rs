@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod link;
 pub mod memory;
 pub mod packet;
+pub mod privileges;
 pub mod process;
 pub mod signal;
 pub mod wake;

@@ -10,8 +10,8 @@ use std::{
 
 use crate::{
     programs,
-    run::{Running, sh},
-    wait::until_within,
+    run::{Running, run},
+    wait::{SOON, until_within},
 };
 
 /// Modules, in the order of their dependencies. Those for virtio, and the kernel's NBD client.
@@ -40,7 +40,8 @@ sh -e /script; echo \"guest: ended with $?\"
 poweroff -f
 ";
 
-/// Where `cargo xtask setup` unpacks what is needed.
+/// Where `cargo xtask setup` unpacks what is needed: whole, with the C library and its loader, and /usr merged
+/// (`xtask/src/guest.rs`). Nothing of this machine's is used beside it.
 fn unpacked() -> PathBuf {
     let directory = programs::directory().parent().expect("target/").join("guest");
     assert!(directory.join("packages").is_file(), "{} is missing: `cargo xtask setup`", directory.display());
@@ -97,20 +98,28 @@ impl Archive {
     }
 }
 
-/// The libraries beside what is unpacked come before the system's.
-fn library_path(unpacked: &Path) -> String {
-    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| unpacked.join(path));
-    libraries.map(|path| path.display().to_string()).join(":")
+/// Where the libraries are, and the loader of programs.
+fn libraries(unpacked: &Path) -> PathBuf {
+    unpacked.join("usr/lib/x86_64-linux-gnu")
+}
+
+/// Has the unpacked loader do something with an unpacked program.
+fn loader(unpacked: &Path) -> Command {
+    let libraries = libraries(unpacked);
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(&libraries).env_remove("LD_LIBRARY_PATH").env_remove("LD_PRELOAD");
+    command
 }
 
 /// A program with every library that it loads.
 fn with_libraries(archive: &mut Archive, path: &str, program: &Path) {
     archive.copy(path, program);
-    let path = format!("LD_LIBRARY_PATH={}", library_path(&unpacked()));
-    let program = program.to_str().expect("a path in UTF-8");
-    for line in sh("env", &[path.as_str(), "ldd", program]).lines() {
+    let mut list = loader(&unpacked());
+    list.arg("--list").arg(program);
+    for line in run(list, SOON).ok().lines() {
+        // `NAME => PATH (ADDRESS)`, the loader's name being a path as well.
         let mut words = line.split_whitespace();
-        if let Some(library) = words.find(|word| word.starts_with('/')) {
+        if let Some(library) = words.rfind(|word| word.starts_with('/')) {
             let at = if library.contains("ld-linux") { "lib64" } else { "lib" };
             let name = Path::new(library).file_name().expect("a name").to_string_lossy().into_owned();
             archive.copy(&format!("{at}/{name}"), Path::new(library));
@@ -122,9 +131,9 @@ fn initramfs(unpacked: &Path, script: &str) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("script", 0o755, script.as_bytes());
-    archive.copy("bin/busybox", &unpacked.join("bin/busybox"));
-    with_libraries(&mut archive, "bin/nbd-client", &unpacked.join("sbin/nbd-client"));
-    let kernel = starting(&unpacked.join("lib/modules"), "").join("kernel");
+    archive.copy("bin/busybox", &unpacked.join("usr/bin/busybox"));
+    with_libraries(&mut archive, "bin/nbd-client", &unpacked.join("usr/sbin/nbd-client"));
+    let kernel = starting(&unpacked.join("usr/lib/modules"), "").join("kernel");
     let mut order = String::new();
     for module in MODULES {
         let (directory, name) = module.rsplit_once('/').expect("a directory");
@@ -150,9 +159,10 @@ impl Guest {
         let unpacked = unpacked();
         let (archive, console) = (directory.join("initramfs"), directory.join("console"));
         fs::write(&archive, initramfs(&unpacked, script)).expect("write the initramfs");
-        let mut command = Command::new(unpacked.join("usr/bin/qemu-system-x86_64"));
-        command.env("LD_LIBRARY_PATH", library_path(&unpacked));
-        for firmware in ["usr/share/seabios", "usr/share/qemu", "usr/lib/ipxe/qemu"] {
+        let mut command = loader(&unpacked);
+        command.arg(unpacked.join("usr/bin/qemu-system-x86_64"));
+        command.env("QEMU_MODULE_DIR", libraries(&unpacked).join("qemu"));
+        for firmware in ["usr/share/seabios", "usr/share/qemu"] {
             command.arg("-L").arg(unpacked.join(firmware));
         }
         command.args(["-accel", "tcg,thread=multi", "-smp", "1", "-m", "256M", "-display", "none", "-no-reboot"]);

@@ -18,6 +18,7 @@ use crate::{
     run::{Output, run},
     volume::Volume,
     wait::{SOON, until},
+    watchdog::{self, Watchdog},
 };
 
 /// The CLI may take this long unless said otherwise: the longest upgrade that fails waits 20 s for its standby.
@@ -42,6 +43,8 @@ pub struct Host {
     daemon: Option<Child>,
     programs: Option<PathBuf>,
     is_faulty: bool,
+    /// Until everything is cleaned.
+    _watchdog: Watchdog,
     _directory: tempfile::TempDir,
 }
 
@@ -81,7 +84,15 @@ impl Host {
                 std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("give a directory away");
             }
         }
-        Self { root, identity, daemon: None, programs: None, is_faulty: false, _directory: directory }
+        Self {
+            _watchdog: Watchdog::over(&root),
+            root,
+            identity,
+            daemon: None,
+            programs: None,
+            is_faulty: false,
+            _directory: directory,
+        }
     }
 
     /// The directory that holds everything.
@@ -311,22 +322,6 @@ impl Host {
         }
         left
     }
-
-    /// The last lines of every log, for a test that fails.
-    fn logs(&self) -> String {
-        let mut files = vec![self.root.join("everdiskd.log")];
-        for volume in fs::read_dir(self.root.join("run/volumes")).into_iter().flatten().flatten() {
-            let logs = fs::read_dir(volume.path()).into_iter().flatten().flatten().map(|entry| entry.path());
-            files.extend(logs.filter(|path| path.extension().is_some_and(|e| e == "log")));
-        }
-        let mut text = String::new();
-        for file in files {
-            let content = fs::read_to_string(&file).unwrap_or_default();
-            let lines: Vec<&str> = content.lines().collect();
-            text += &format!("--- {}\n{}\n", file.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
-        }
-        text
-    }
 }
 
 /// Names and states in the output of `volume list`: one array, or one object a line.
@@ -353,14 +348,14 @@ impl Default for Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("{}", self.logs());
+            eprintln!("{}", watchdog::logs(&self.root));
         }
         let left = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.clean()));
         let left = left.unwrap_or_else(|_| vec!["the cleaning itself failed".to_owned()]);
         if thread::panicking() {
             eprintln!("cleaned: {left:?}");
         } else {
-            assert!(left.is_empty(), "the test left behind: {left:#?}\n{}", self.logs());
+            assert!(left.is_empty(), "the test left behind: {left:#?}\n{}", watchdog::logs(&self.root));
         }
     }
 }

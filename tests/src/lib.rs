@@ -5,6 +5,7 @@
 //!  volume.rs      a volume on it, and what is asked of it
 //!  status.rs      `status` and upgrade reports, read
 //!  run.rs         foreign programs under a deadline
+//!  watchdog.rs    a limit on every test
 //!  wait.rs        waiting for a condition, never for a time
 //!  processes.rs   who runs, who is killed, what is mounted
 //!  programs.rs    where the programs are
@@ -37,3 +38,4 @@ pub mod run;
 pub mod status;
 pub mod volume;
 pub mod wait;
+pub mod watchdog;

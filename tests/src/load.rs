@@ -88,7 +88,11 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.join();
+        self.stop.store(true, SeqCst);
+        // In a test that fails the storage nodes may hang until a `Faults` is dropped, after this.
+        if !thread::panicking() {
+            self.join();
+        }
     }
 }
 

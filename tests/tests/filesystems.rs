@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use everdisk_testkit::at_end::at_end;
 use everdisk_tests::{
     bytes::{Random, pattern},
     guards::{Loop, Mount},
@@ -76,27 +77,24 @@ fn through_upgrades(kind: &str, files: u64, check: &[&str], options: &[&str]) {
     let stop = AtomicBool::new(false);
     let upgrades = thread::scope(|scope| {
         let upgrades = scope.spawn(|| upgrade_until(&volume, &stop));
-        let work = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let mount = Mount::new(&["-t", kind, device.device()], &target);
-            let unpack = |name: &str| {
-                let to = target.join(name);
-                fs::create_dir(&to).unwrap();
-                let mut command = Command::new("tar");
-                command.arg("-C").arg(&to).arg("-xf").arg(&archive);
-                run(command, LIMIT).ok();
-                sh("sync", &["-f", to.to_str().unwrap()]);
-            };
-            unpack("a");
-            unpack("b");
-            fs::remove_dir_all(target.join("a")).unwrap();
-            sh("fstrim", &[&target]);
-            unpack("c");
-            drop(mount);
-        }));
-        stop.store(true, SeqCst);
-        let upgrades = upgrades.join();
-        work.unwrap_or_else(|cause| std::panic::resume_unwind(cause));
-        upgrades.unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+        let let_go = at_end(|| stop.store(true, SeqCst));
+        let mount = Mount::new(&["-t", kind, device.device()], &target);
+        let unpack = |name: &str| {
+            let to = target.join(name);
+            fs::create_dir(&to).unwrap();
+            let mut command = Command::new("tar");
+            command.arg("-C").arg(&to).arg("-xf").arg(&archive);
+            run(command, LIMIT).ok();
+            sh("sync", &["-f", to.to_str().unwrap()]);
+        };
+        unpack("a");
+        unpack("b");
+        fs::remove_dir_all(target.join("a")).unwrap();
+        sh("fstrim", &[&target]);
+        unpack("c");
+        drop(mount);
+        drop(let_go);
+        upgrades.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))
     });
     println!("{kind}: {} files unpacked three times through {upgrades} upgrades", files);
     verify();

@@ -10,6 +10,7 @@ use std::{
 };
 
 use everdisk_proto::{buffer::Geometry, segment::SEGMENT_BYTES};
+use everdisk_testkit::at_end::at_end;
 use everdisk_tests::{
     bytes::pattern,
     faults::Faults,
@@ -63,6 +64,7 @@ fn m2_m3_m7_m8_buffered_data_is_sent_before_the_suspension_while_writes_go_throu
 
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
     let (output, shrinking, went_on) = thread::scope(|scope| {
+        let _let_go = at_end(|| stop.store(true, SeqCst));
         // Nobody flushes: it is the upgrade that has the data sent.
         let writer = scope.spawn(|| {
             while !stop.load(SeqCst) {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use everdisk_proto::limits::CONNECTIONS_MAX;
+use everdisk_testkit::at_end::at_end;
 use everdisk_tests::{
     bytes::{Random, pattern},
     fio::{Job, Load, Target},
@@ -313,6 +314,7 @@ fn disconnects_in_the_middle_of_requests_do_no_harm_through_upgrades() {
     let fronts = good.exported.both().map(Front::clone);
     let stop = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
+        let _let_go = at_end(|| stop.store(true, std::sync::atomic::Ordering::SeqCst));
         for front in &fronts {
             let stop = &stop;
             scope.spawn(move || {
@@ -329,14 +331,8 @@ fn disconnects_in_the_middle_of_requests_do_no_harm_through_upgrades() {
                 }
             });
         }
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..8 {
-                good.exported.volume.turn();
-            }
-        }));
-        stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        if let Err(cause) = ended {
-            std::panic::resume_unwind(cause);
+        for _ in 0..8 {
+            good.exported.volume.turn();
         }
     });
     good.end();

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use everdisk_testkit::at_end::at_end;
 use everdisk_tests::{
     buffer,
     bytes::{Random, pattern},
@@ -245,6 +246,7 @@ fn beyond4_many_requests_wait_for_a_slow_storage_node_at_once() {
     let file = volume.open();
     let enough = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _let_go = at_end(|| enough.store(true, Relaxed));
         for n in 0..2 * DEPTH {
             let (file, enough, data) = (&file, &enough, &data);
             scope.spawn(move || {

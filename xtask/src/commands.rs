@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::child::Stdout;
 use crate::phases::Phases;
-use crate::setup::{self, Program};
+use crate::programs::{self, Program};
 use crate::workspace::{Workspace, cargo, root};
-use crate::{TaskError, check, guest};
+use crate::{TaskError, check, guest, setup};
 
 /// Every child of `test` together.
 const TEST_LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -21,8 +21,29 @@ const SOAK_TESTS: u32 = 12;
 
 /// Everything that the tests call and the build does not make.
 pub(crate) fn set_up() -> Result<(), TaskError> {
-    setup::run(setup::TESTS)?;
+    setup::run(programs::TESTS)?;
     guest::run()
+}
+
+/// A directory of the programs that the tests may call: the whole of their PATH. A test that calls another one fails here,
+/// and not on the first machine that has it not.
+struct TestPath(tempfile::TempDir);
+
+impl TestPath {
+    /// In the directory for temporary files, for tests become users who may not go into the repository.
+    fn new() -> Result<Self, TaskError> {
+        let directory = tempfile::Builder::new().prefix("everdisk-programs-").tempdir();
+        let directory = directory.map_err(TaskError::io("make a directory of programs"))?;
+        let laid = programs::lay(programs::TESTS, &programs::search_path(), directory.path());
+        laid.map_err(TaskError::io("make links to programs"))?;
+        Ok(Self(directory))
+    }
+
+    /// Has `cargo test` start its tests with that PATH; cargo itself, and what it builds with, keep theirs.
+    fn of_tests<'a>(&self, test: &'a mut Command) -> &'a mut Command {
+        let path = format!("PATH={}", self.0.path().display());
+        test.arg("--config").arg(format!("target.'cfg(unix)'.runner=['/usr/bin/env','{path}']"))
+    }
 }
 
 /// Set-up, check, release build, and every test: the packages beside each other, then end to end one by one, then
@@ -33,13 +54,15 @@ pub(crate) fn test() -> Result<(), TaskError> {
     if !phases.act("set-up", set_up) {
         return phases.finish();
     }
+    let path = TestPath::new()?;
     phases.run("check", cargo(&root).args(["xtask", "check"]), Stdout::Inherited);
     let built = phases.run("build", &mut release_build(&root), Stdout::Inherited);
     let units = ["test", "--release", "--workspace", "--exclude", "everdisk-tests", "--no-fail-fast"];
-    phases.run("packages", cargo(&root).args(units), Stdout::Counted);
+    phases.run("packages", path.of_tests(cargo(&root).args(units)), Stdout::Counted);
     if built {
-        let end_to_end = ["test", "--release", "-p", "everdisk-tests", "--no-fail-fast", "--", "--test-threads=1"];
-        phases.run("end to end", cargo(&root).args(end_to_end), Stdout::Counted);
+        let mut end_to_end = cargo(&root);
+        path.of_tests(end_to_end.args(["test", "--release", "-p", "everdisk-tests", "--no-fail-fast"]));
+        phases.run("end to end", end_to_end.args(["--", "--test-threads=1"]), Stdout::Counted);
     } else {
         phases.skip("end to end", "the build failed");
     }
@@ -49,22 +72,23 @@ pub(crate) fn test() -> Result<(), TaskError> {
 
 /// Upgrades a volume under load before the operator's eyes.
 pub(crate) fn demo(arguments: &[String]) -> Result<(), TaskError> {
-    run_bench_binary(setup::DEMO, "everdisk-demo", DEMO_LIMIT, arguments)
+    run_bench_binary(programs::DEMO, "everdisk-demo", DEMO_LIMIT, arguments)
 }
 
 /// Measures, side by side with the peer.
 pub(crate) fn bench(arguments: &[String]) -> Result<(), TaskError> {
-    run_bench_binary(setup::BENCH, "everdisk-bench", BENCH_LIMIT, arguments)
+    run_bench_binary(programs::BENCH, "everdisk-bench", BENCH_LIMIT, arguments)
 }
 
 /// The ignored end-to-end tests, each of which goes on for `secs`.
 pub(crate) fn soak(secs: u64, arguments: &[String]) -> Result<(), TaskError> {
     set_up()?;
+    let path = TestPath::new()?;
     let root = root();
     let mut phases = Phases::within(BUILD_LIMIT + (Duration::from_secs(secs) + DEMO_LIMIT) * SOAK_TESTS);
     if phases.run("build", &mut release_build(&root), Stdout::Inherited) {
         let mut soak = cargo(&root);
-        soak.args(["test", "--release", "-p", "everdisk-tests", "--no-fail-fast"]);
+        path.of_tests(soak.args(["test", "--release", "-p", "everdisk-tests", "--no-fail-fast"]));
         soak.args(["--", "--ignored", "--test-threads=1"]).args(arguments);
         soak.env("EVERDISK_SOAK_SECS", secs.to_string());
         phases.run("soak", &mut soak, Stdout::Counted);

@@ -1,11 +1,13 @@
 //! Tasks of the repository. A fresh clone needs only a Rust toolchain: `cargo xtask test` installs what else the
 //! tests call, builds, and runs every test there is.
 
+mod archive;
 mod check;
 mod child;
 mod commands;
 mod guest;
 mod phases;
+mod programs;
 mod setup;
 mod source;
 mod tally;

@@ -19,7 +19,7 @@ pub(crate) struct Source {
     /// Comments, strings and characters blanked out.
     pub(crate) code: String,
     /// Comments blanked out, strings left.
-    text: String,
+    pub(crate) text: String,
     /// The parts that are compiled for tests only.
     tests: Vec<Range<usize>>,
 }

@@ -27,7 +27,9 @@ use tracing::{debug, info, warn};
 use crate::{
     durable,
     error::{Doing, Error, Result},
-    flush, programs,
+    flush,
+    origin::Source,
+    programs,
     progress::Progress,
     record::{Attachment, KnownCore},
     start::{self, ARMED_WITHIN, Unserved},
@@ -58,6 +60,8 @@ pub struct Actor<'a> {
     upgrade: u64,
     source: PathBuf,
     staged: Option<PathBuf>,
+    /// Of what is staged.
+    digest: Option<String>,
     to: Option<CoreBuild>,
     /// The new program could not be recorded, and perhaps it was.
     record_unknown: bool,
@@ -73,6 +77,7 @@ impl<'a> Actor<'a> {
             upgrade,
             source: source.to_owned(),
             staged: None,
+            digest: None,
             to: None,
             record_unknown: false,
             began: Instant::now(),
@@ -234,13 +239,15 @@ impl Act for Actor<'_> {
     fn stage(&mut self, limit: Duration) -> Result<(), Fault> {
         let program = start::next_program(self.volume)?;
         self.staged = Some(program.clone());
-        Ok(programs::copy(&self.source, &program, limit)?)
+        let mut source = Source::open_trusted(&self.source)?;
+        self.digest = Some(programs::copy(&mut source, &program, limit)?);
+        Ok(())
     }
 
     fn verify(&mut self, limit: Duration) -> Result<CoreBuild, Fault> {
         let program = self.staged.clone().ok_or_else(|| Fault("nothing is staged".to_owned()))?;
         let identity = programs::identify(&program, &self.source, limit)?;
-        let build = CoreBuild { program, identity };
+        let build = CoreBuild { program, identity, digest: self.digest.clone() };
         self.to = Some(build.clone());
         Ok(build)
     }

@@ -9,7 +9,7 @@
 //!                      ─► upgrade ─► actor    the acts of the pure machine in everdisk-upgrade
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
-//!  peers · places · start · child · process · programs · durable · paths      what all of them stand on
+//!  peers · places · start · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod detach;
 pub mod durable;
 pub mod error;
 pub mod flush;
+pub mod origin;
 pub mod paths;
 pub mod peers;
 pub mod places;

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
-    fs::{self, File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Read, Write},
     os::unix::{
         fs::OpenOptionsExt,
@@ -23,14 +23,13 @@ use std::os::fd::AsFd;
 use crate::{
     durable,
     error::{Doing, Error, Result},
+    origin::{Digest, PROGRAM_BYTES_MAX, Source},
 };
 
 /// Names the directory of the programs, when it is not that of this one.
 pub const LIBEXEC_VARIABLE: &str = "EVERDISK_LIBEXEC";
 /// What a program may say before it is no longer listened to.
 const OUTPUT_MAX: u64 = 4096;
-/// Largest core program: a debug build has some 100 MiB.
-const PROGRAM_BYTES_MAX: u64 = 1 << 30;
 /// Another thread's fork can hold the descriptor by which a program was just written for this long.
 const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
 
@@ -186,43 +185,41 @@ pub fn identify(program: &Path, name: &Path, limit: Duration) -> Result<CoreIden
     Ok(identity)
 }
 
-/// Copies a program to `target`, durable and executable.
+/// Copies a program to `target`, durable and executable; gives the SHA-256 of what was copied.
 ///
 /// # Errors
-/// It is no regular file, too large, or cannot be copied within `limit`.
-pub fn copy(source: &Path, target: &Path, limit: Duration) -> Result<()> {
+/// It cannot be copied within `limit`.
+pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;
-    let metadata = fs::metadata(source).doing(|| format!("read the core program {}", source.display()))?;
-    if !metadata.is_file() {
-        return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", source.display())));
-    }
-    if metadata.len() > PROGRAM_BYTES_MAX {
-        return Err(Error::Failed(format!("{} is larger than any core program", source.display())));
-    }
+    let name = source.name().display().to_string();
     let directory = target.parent().unwrap_or(Path::new("/"));
-    let copying = || format!("copy {} to {}", source.display(), target.display());
+    let copying = || format!("copy {name} to {}", target.display());
     durable::make_dir(directory).doing(copying)?;
-    let mut from = File::open(source).doing(copying)?.take(PROGRAM_BYTES_MAX);
+    let mut from = source.take(PROGRAM_BYTES_MAX);
     let mut to = OpenOptions::new().write(true).create_new(true).mode(0o755).open(target).doing(copying)?;
+    let mut digest = Digest::default();
     let mut chunk = vec![0; 1 << 20];
     loop {
         let n = from.read(&mut chunk).doing(copying)?;
         if n == 0 {
             break;
         }
-        to.write_all(chunk.get(..n).unwrap_or_default()).doing(copying)?;
+        let read = chunk.get(..n).expect("read fills no more than it was given");
+        to.write_all(read).doing(copying)?;
+        digest.update(read);
         if Instant::now() > deadline {
-            return Err(Error::Failed(format!("copying {} took longer than {limit:?}", source.display())));
+            return Err(Error::Failed(format!("copying {name} took longer than {limit:?}")));
         }
     }
     to.sync_all().doing(copying)?;
     durable::sync_dir(directory).doing(copying)?;
-    directory.parent().map_or(Ok(()), durable::sync_dir).doing(copying)
+    directory.parent().map_or(Ok(()), durable::sync_dir).doing(copying)?;
+    Ok(digest.end())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -265,14 +262,15 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_copied() {
+    fn a_program_is_copied_whole_with_its_digest() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("cores/1/everdisk-core");
-        assert!(copy(Path::new("/dev/zero"), &target, SOON).is_err());
-        assert!(copy(dir.path(), &target, SOON).is_err());
-        copy(Path::new("/bin/true"), &target, SOON).unwrap();
+        let copied = || copy(&mut Source::open(Path::new("/bin/true"))?, &target, SOON);
+        let digest = copied().unwrap();
         assert!(run_well(&target, &["x"], SOON).is_ok());
-        assert!(copy(Path::new("/bin/true"), &target, SOON).is_err(), "a program in use is never overwritten");
+        let known = run_well(Path::new("/usr/bin/sha256sum"), &[&target], SOON).unwrap();
+        assert!(known.starts_with(&digest), "{digest}: {known}");
+        assert!(copied().is_err(), "a program in use is never overwritten");
     }
 
     #[test]

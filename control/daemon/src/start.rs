@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::{
     child::Child,
     error::{Doing, Error, Result},
+    origin::Source,
     programs,
     record::{Attachment, KnownCore},
     volume::Volume,
@@ -180,9 +181,11 @@ pub fn end_all(attachment: &Attachment, grace: Duration) -> bool {
 /// It cannot be copied or is no core that fits.
 pub fn stage(volume: &Volume, source: &Path) -> Result<CoreBuild> {
     let program = next_program(volume)?;
-    let checked = programs::copy(source, &program, COPIED_WITHIN)
-        .and_then(|()| programs::identify(&program, source, VERSION_WITHIN))
-        .map(|identity| CoreBuild { program: program.clone(), identity });
+    let copied = Source::open(source).and_then(|mut source| programs::copy(&mut source, &program, COPIED_WITHIN));
+    let checked = copied.and_then(|digest| {
+        let identity = programs::identify(&program, source, VERSION_WITHIN)?;
+        Ok(CoreBuild { program: program.clone(), identity, digest: Some(digest) })
+    });
     if checked.is_err() {
         prune_programs(volume);
     }

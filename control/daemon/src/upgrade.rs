@@ -29,6 +29,7 @@ use crate::{
     actor::{self, Actor},
     durable,
     error::{Doing, Error, Result},
+    origin::Source,
     programs,
     progress::Progress,
     start,
@@ -139,7 +140,8 @@ fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {
 pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let (from, pid) = ready(volume)?;
     let number = next_number(&read_journal(volume)?);
-    let identity = programs::identify(wish.core, wish.core, VERSION_WITHIN)?;
+    let source = Source::open_trusted(wish.core)?;
+    let identity = programs::identify(&source.in_proc(), wish.core, VERSION_WITHIN)?;
     let (policy, buffer) = check_buffer(volume, &from, &identity, wish.handover)?;
     let checks = vec![
         format!("volume {} serves (process {pid}, version {})", volume.name, from.identity.version),
@@ -331,7 +333,7 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/old".into(), identity: identity("0..1") };
+        let from = CoreBuild { program: "/old".into(), identity: identity("0..1"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         let planned = |buffer: &str, handover| {
             let core = dir.path().join(buffer);
@@ -361,7 +363,7 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/new".into(), identity: identity("0..1") };
+        let from = CoreBuild { program: "/new".into(), identity: identity("0..1"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Carry);
         interface.set(|status| status.buffer = Some(fake::buffer(4096)));

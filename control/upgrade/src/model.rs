@@ -32,7 +32,7 @@ fn identity(name: &str, buffer: &str) -> CoreIdentity {
 }
 
 fn old_build() -> CoreBuild {
-    CoreBuild { program: "1.0.0".into(), identity: identity("1.0.0", "0..1") }
+    CoreBuild { program: "1.0.0".into(), identity: identity("1.0.0", "0..1"), digest: None }
 }
 
 /// What lasts when the control module ends.
@@ -87,7 +87,7 @@ impl World {
             (Version::Old, _) => old_build(),
             (Version::New, adopts) => {
                 let buffer = if adopts { "0..1" } else { "0..0" };
-                CoreBuild { program: "2.0.0".into(), identity: identity("2.0.0", buffer) }
+                CoreBuild { program: "2.0.0".into(), identity: identity("2.0.0", buffer), digest: None }
             }
         }
     }

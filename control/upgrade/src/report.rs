@@ -18,6 +18,9 @@ pub struct Report {
     pub from: String,
     /// Version of the new core, once it is known.
     pub to: Option<String>,
+    /// SHA-256 of the new core's program as it was run, in hexadecimal, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// The hand-over policy that was carried out, or would have been next.
     #[serde(default)]
     pub handover: Handover,
@@ -93,6 +96,7 @@ impl Report {
             outcome: None,
             from,
             to: None,
+            digest: None,
             handover: Handover::Flush,
             handover_asked: Handover::Flush,
             buffered_bytes: 0,

@@ -67,6 +67,7 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, repor
     let mut run = Run::new(act, Limits { soak: left.soak, ..Limits::default() }, left.state, report);
     if left.to.as_ref() == Some(current) {
         run.report.to = Some(current.identity.version.clone());
+        run.report.digest.clone_from(&current.digest);
         return run.close(State::Committed);
     }
     run.undo.push(Undo::Unstage);
@@ -162,6 +163,7 @@ impl<'a, A: Act> Run<'a, A> {
             }
         });
         self.report.to = found.as_ref().map(|build| build.identity.version.clone());
+        self.report.digest = found.as_ref().and_then(|build| build.digest.clone());
         let buffer = buffer?;
         self.report.buffered_bytes = buffer.as_ref().map_or(0, |buffer| buffer.bytes);
         Ok((found.ok_or_else(|| Fault("nothing was verified".to_owned()))?, buffer))
@@ -277,6 +279,7 @@ impl<'a, A: Act> Run<'a, A> {
     fn find(&mut self, new: &New) -> Result<Watch, Fault> {
         self.new = Some(new.clone());
         self.report.to = Some(new.build.identity.version.clone());
+        self.report.digest.clone_from(&new.build.digest);
         let mut watch = Watch::new(new.pid, None);
         loop {
             let look = self.act.observe(new.pid).ok();

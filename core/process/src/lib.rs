@@ -26,6 +26,7 @@ use clap::Parser;
 use everdisk_engine::Engine;
 use everdisk_proto::{version::CoreIdentity, volume::VolumeSpec};
 use everdisk_store::Store;
+use everdisk_sys::privileges;
 
 /// Why a core ends.
 #[derive(Debug, thiserror::Error)]
@@ -90,9 +91,12 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
         return Err(Fatal::Interface("--interface and --control-dir are needed to serve".to_owned()));
     };
     everdisk_sys::process::serve_io();
+    privileges::keep_only(privileges::OPENING)?;
     everdisk_sys::process::prefault_program();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open_with(&spec, wrap)?);
+    // Before there is a second thread: each thread has its own. What is opened from here on is the control module's.
+    privileges::keep_only(privileges::SERVING)?;
     let joined = Arc::new(OnceLock::new());
     let control = control::listen(control_dir, Arc::clone(&engine), Arc::clone(&joined))?;
     let result = membership::serve(&spec, identity, &engine, interface, &joined);

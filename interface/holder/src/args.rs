@@ -5,6 +5,22 @@ use std::{ffi::OsString, path::PathBuf};
 /// The command line in words.
 pub(crate) const USAGE: &str = "everdisk-interface --volume SPEC.json --socket PATH [--restore]";
 
+/// What `--help` prints.
+pub(crate) const HELP: &str = "\
+The interface module of Everdisk: keeps a volume's front ends and its segment, and lends them to the cores.
+
+The control module, everdiskd, starts it, one for each volume that is attached.
+
+Usage: everdisk-interface --volume SPEC.json --socket PATH [--restore]
+
+Options:
+      --volume SPEC.json  The volume's description
+      --socket PATH       Where to listen for the control module and the cores
+      --restore           Take the descriptors back from the cores of an interface that has died
+      --version           Print the version and the ABI
+  -h, --help              Print this
+";
+
 /// What to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
@@ -23,6 +39,8 @@ pub(crate) enum Parsed {
     Run(Arguments),
     /// Print the version.
     Version,
+    /// Print [`HELP`].
+    Help,
 }
 
 /// Reads the arguments after the program's name.
@@ -33,6 +51,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed,
         let mut value = || arguments.next().map(PathBuf::from).ok_or(format!("{} needs a value", argument.display()));
         match argument.to_str() {
             Some("--version") => return Ok(Parsed::Version),
+            Some("--help" | "-h") => return Ok(Parsed::Help),
             Some("--volume") => volume = Some(value()?),
             Some("--socket") => socket = Some(value()?),
             Some("--restore") => restore = true,
@@ -54,6 +73,13 @@ mod tests {
         let run = |line: &str| parse(line.split_whitespace().map(OsString::from));
         assert!(matches!(run("--volume a --socket b --restore"), Ok(Parsed::Run(a)) if a.restore));
         assert_eq!(run("--version"), Ok(Parsed::Version));
+        for help in ["--help", "-h", "--volume a --help"] {
+            assert_eq!(run(help), Ok(Parsed::Help), "{help}");
+        }
+        for option in ["--volume", "--socket", "--restore", "--version", "--help"] {
+            assert!(HELP.contains(option), "{option}");
+        }
+        assert!(HELP.contains(USAGE));
         for bad in ["", "--volume a", "--volume", "--volume a --socket b c"] {
             assert!(run(bad).is_err(), "{bad}");
         }

@@ -24,6 +24,10 @@ fn main() -> ExitCode {
             println!("everdisk-interface {} (abi {})", everdisk_proto::version::PRODUCT, everdisk_proto::version::ABI);
             return ExitCode::SUCCESS;
         }
+        Ok(args::Parsed::Help) => {
+            print!("{}", args::HELP);
+            return ExitCode::SUCCESS;
+        }
         Err(wrong) => {
             eprintln!("everdisk-interface: {wrong}\nusage: {}", args::USAGE);
             return ExitCode::from(2);

@@ -225,7 +225,9 @@ mod tests {
     }
 
     fn await_idle(lead: &Lead, workers: usize) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while lead.followers().idle.len() != workers {
+            assert!(std::time::Instant::now() < deadline, "{workers} workers are not idle");
             thread::yield_now();
         }
     }

@@ -16,6 +16,7 @@ use everdisk_store::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::at_end::at_end;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -128,6 +129,7 @@ fn an_operation_hangs_until_the_line_is_gone_and_is_then_done() {
     fs::write(fault_file(&url), "write hang").unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _let_go = at_end(|| drop(fs::remove_file(fault_file(&url))));
         scope.spawn(|| {
             store.write_at(0, &[7; 4096]).unwrap();
             done.store(true, SeqCst);

@@ -15,7 +15,7 @@ struct World {
 }
 
 fn build(program: &str) -> CoreBuild {
-    CoreBuild { program: program.into(), identity: CoreIdentity::current() }
+    CoreBuild { program: program.into(), identity: CoreIdentity::current(), digest: None }
 }
 
 /// A process that does nothing, recorded as a core.
@@ -178,7 +178,7 @@ fn a_program_that_may_be_on_record_is_not_removed_and_the_old_cores_stay_without
     std::fs::create_dir_all(program.parent().unwrap()).unwrap();
     std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let never_arms = CoreBuild { program: program.clone(), identity: CoreIdentity::current() };
+    let never_arms = CoreBuild { program: program.clone(), identity: CoreIdentity::current(), digest: None };
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(LIMIT / 2);
@@ -331,7 +331,7 @@ fn another_new_core_that_got_the_gate_on_the_way_back_gives_it_back() {
     thread::scope(|scope| {
         let (interface, second) = (&world.interface, standby.id.pid);
         scope.spawn(move || {
-            asked.recv().unwrap();
+            asked.recv_timeout(Duration::from_secs(20)).unwrap();
             new.end(Duration::ZERO);
             interface.set(|status| status.serving = Some(second));
             drop(goes);

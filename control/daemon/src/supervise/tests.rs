@@ -28,7 +28,7 @@ fn idle(root: &Path) -> CoreBuild {
     let program = root.join("everdisk-core");
     fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    CoreBuild { program, identity: CoreIdentity::current() }
+    CoreBuild { program, identity: CoreIdentity::current(), digest: None }
 }
 
 struct World {

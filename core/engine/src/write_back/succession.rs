@@ -11,6 +11,7 @@ use everdisk_proto::{
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_store::{Sought, Store, StoreError};
+use everdisk_testkit::at_end::at_end;
 use uuid::Uuid;
 
 use super::*;
@@ -171,8 +172,10 @@ fn a_write_that_was_abandoned_does_not_land_on_what_the_same_core_sends_later() 
     give(&core, 1);
     let old = Request { synchronous: true, ..Request::default() };
     thread::scope(|scope| {
+        let _let_go = at_end(|| setting.stuck.store(false, SeqCst));
         let abandoned = scope.spawn(|| core.0.write(&old, 0, &[STUCK; LEN]));
         while !old.writes.load(SeqCst) {
+            assert!(!abandoned.is_finished(), "the write ended before it came to its node");
             thread::yield_now();
         }
         thread::sleep(Duration::from_millis(50));
@@ -235,8 +238,10 @@ fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
     give(&core, 1);
     let passing = Request { synchronous: true, ..Request::default() };
     thread::scope(|scope| {
+        let _let_go = at_end(|| setting.stuck.store(false, SeqCst));
         let first = scope.spawn(|| core.0.write(&passing, 0, &[STUCK; LEN]));
         while !passing.writes.load(SeqCst) {
+            assert!(!first.is_finished(), "the write ended before it came to its node");
             thread::yield_now();
         }
         let second = scope.spawn(|| write(&core, 2));

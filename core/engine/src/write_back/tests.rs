@@ -18,6 +18,7 @@ use everdisk_proto::{
 };
 use everdisk_store::Sought;
 use everdisk_testkit::{
+    at_end::at_end,
     fault_store::{FaultStore, fault_file},
     reference_disk::ReferenceDisk,
 };
@@ -311,6 +312,7 @@ fn d6_a_successor_sends_nothing_while_its_predecessor_still_does() {
     bench.faults("write hang");
     let words = Arc::clone(&bench.words);
     thread::scope(|scope| {
+        let _let_go = at_end(|| words.writing[0].store(false, SeqCst));
         let old = bench.hand_over(true);
         // The predecessor's sender hangs in a write that it began while it had the gate.
         words.writing[0].store(true, SeqCst);
@@ -352,6 +354,10 @@ fn d5_a_full_buffer_holds_writers_back_without_an_error() {
     let mut written = 0;
     let big = content(9, 64 << 10);
     thread::scope(|scope| {
+        let _let_go = at_end(|| {
+            bench.faults("");
+            bench.core.stop_sender();
+        });
         let sender = scope.spawn(|| bench.core.run_sender());
         // The volume is smaller than the buffer: its blocks are written again and again.
         while bench.core.buffered_bytes() + (64 << 10) <= 2 << 20 {
