@@ -31,7 +31,7 @@ use self::{
 pub use self::{
     counts::Counts,
     faults::{BadFault, Fault, Faults, Kind, Operation},
-    volatile::{fail_write_back, lose_power, make_volatile},
+    volatile::{durable, fail_write_back, lose_power, make_volatile},
 };
 
 /// Between two looks at the file of an operation that hangs.

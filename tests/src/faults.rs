@@ -43,6 +43,12 @@ impl Faults {
         nodes.map(|(node, file)| fault_store::lose_power(file, node).expect("a volatile node loses its power")).sum()
     }
 
+    /// What each volatile node would hold if the power failed now.
+    pub fn durable(&self) -> Vec<Vec<u8>> {
+        let nodes = self.nodes.iter().zip(&self.files);
+        nodes.map(|(node, file)| fault_store::durable(file, node).expect("a volatile node")).collect()
+    }
+
     /// One volatile node's kernel cannot write what is unflushed, while nobody flushes: it is lost, and told at the next flush.
     /// Returns the bytes that were lost.
     pub fn fail_write_back(&self, index: usize) -> u64 {

@@ -19,6 +19,7 @@ mod nbd_guest;
 mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
+mod power_loss;
 mod qemu;
 mod refusals;
 mod rollback;

@@ -15,7 +15,7 @@
 //! file description (errseq_t). One that nobody was told yet is told to stores that are opened later as well.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -112,8 +112,8 @@ impl Unflushed {
         self.save()
     }
 
-    /// Puts the old content back by `put`, the newest first. Returns the bytes that were lost.
-    fn lose<E: From<io::Error>>(&mut self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<u64, E> {
+    /// Puts the old content back by `put`, the newest first. Returns the bytes that are lost.
+    fn put_back<E: From<io::Error>>(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<u64, E> {
         let mut all = vec![0; usize::try_from(self.head.len).map_err(io::Error::other)?];
         self.file.read_exact_at(&mut all, HEAD as u64)?;
         let mut records = Vec::new();
@@ -127,6 +127,12 @@ impl Unflushed {
         }
         let lost = records.iter().map(|(_, old)| old.len() as u64).sum();
         records.into_iter().rev().try_for_each(|(offset, old)| put(offset, old))?;
+        Ok(lost)
+    }
+
+    /// Puts the old content back for good.
+    fn lose<E: From<io::Error>>(&mut self, put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<u64, E> {
+        let lost = self.put_back(put)?;
         self.forget()?;
         Ok(lost)
     }
@@ -232,6 +238,22 @@ pub fn fail_write_back(faults: &Path, node: &Path, errno: i32) -> io::Result<u64
     let (mut unflushed, lost) = lose(faults, node)?;
     unflushed.fail(errno)?;
     Ok(lost)
+}
+
+/// What the volatile node at `node` would hold if the power failed now. It goes on as before.
+///
+/// # Errors
+/// As [`lose_power`].
+pub fn durable(faults: &Path, node: &Path) -> io::Result<Vec<u8>> {
+    let unflushed = Unflushed::lock(&path(faults))?.ok_or(io::ErrorKind::NotFound)?;
+    let mut bytes = fs::read(node.join("data"))?;
+    unflushed.put_back(|offset, old| {
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let range = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..old.len()));
+        range.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(old);
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(bytes)
 }
 
 fn lose(faults: &Path, node: &Path) -> io::Result<(Unflushed, u64)> {
