@@ -11,14 +11,13 @@ use everdisk_tests::{
     host::Host,
     nbd::{Client, Exported, Kind, request},
     promises::{Loss, Plan, Promises},
-    volume::Volume,
+    volume::{STRIPE, Volume, striped},
 };
 use rustix::{fs::OFlags, io::ReadWriteFlags};
 
 use crate::crash_consistency::{attach_again, kill_all};
 
 const KIB: usize = 1 << 10;
-const STRIPE: usize = 64 * KIB;
 const SIZE: usize = 8 << 20;
 const FUA: u16 = 1;
 
@@ -49,12 +48,6 @@ fn d5_what_was_flushed_survives_a_power_failure_of_every_storage_node() {
     println!("{bytes} bytes lost, {} of {} blocks older, {} fsyncs", all.blocks, all.of, promises.flushes());
     assert!(bytes > 0, "the nodes lost nothing: this test shows nothing");
     volume.detach();
-}
-
-/// What stays of a volume of two nodes if the power fails now.
-fn of_nodes(nodes: &[Vec<u8>]) -> Vec<u8> {
-    let stripe = |n: usize| &nodes[n % nodes.len()][n / nodes.len() * STRIPE..][..STRIPE];
-    (0..SIZE / STRIPE).flat_map(|n| stripe(n).iter().copied()).collect()
 }
 
 /// One way to have something durable: its name, and how it is done at an offset. Zeros are written where `data` is all zeros.
@@ -132,17 +125,17 @@ fn each_way_is_durable(exported: &Exported<'_>, durable: &dyn Fn() -> Vec<Vec<u8
     let mut expected = pattern(1, SIZE);
     ends.file.write_all_at(&expected, 0).unwrap();
     ends.file.sync_data().unwrap();
-    assert!(of_nodes(&durable()) == expected, "what was flushed is not durable");
+    assert!(striped(&durable(), SIZE) == expected, "what was flushed is not durable");
     for (seed, (name, way)) in (2..).zip(WAYS) {
-        // On the first node, on the second, on both; the last long enough to be received straight into the buffer.
+        // On the first node, on the second, on both; the last is longer than what NBD executes in one piece.
         for (offset, len) in
-            [(0, 4 * KIB), (STRIPE, 4 * KIB), (3 * STRIPE - 4 * KIB, 8 * KIB), (4 * STRIPE, 1024 * KIB)]
+            [(0, 4 * KIB), (STRIPE, 4 * KIB), (3 * STRIPE - 4 * KIB, 8 * KIB), (4 * STRIPE, 2052 * KIB)]
         {
             let data =
                 if name.contains("zeroing") || name.contains("trim") { vec![0; len] } else { pattern(seed, len) };
             way(&mut ends, offset as u64, &data);
             expected[offset..offset + len].copy_from_slice(&data);
-            let found = of_nodes(&durable());
+            let found = striped(&durable(), SIZE);
             assert!(found == expected, "{name}: {len} bytes at {offset} are not durable");
         }
         // So that the next zeros are none already.
