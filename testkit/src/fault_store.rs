@@ -3,11 +3,14 @@
 //! Beside the node `N` lies `N.faults`, a text that is read anew at every operation ([`Faults`] is its language), so a
 //! test outside the core's process commands every core that has the node open. In `N.faults.count.PID` each process
 //! keeps [`Counts`], exact at any instant: they outlive a core that is killed.
+//!
+//! A node that was [made volatile](make_volatile) keeps what it has not flushed apart, to be lost on command.
 
 mod counts;
 mod faults;
 #[cfg(test)]
 mod tests;
+mod volatile;
 
 use std::{
     fs::File,
@@ -21,10 +24,14 @@ use everdisk_proto::volume::NodeUrl;
 use everdisk_store::{Sought, Store, StoreError};
 use uuid::Uuid;
 
-use self::counts::Counter;
+use self::{
+    counts::Counter,
+    volatile::{Trouble, Volatile},
+};
 pub use self::{
     counts::Counts,
     faults::{BadFault, Fault, Faults, Kind, Operation},
+    volatile::{durable, fail_write_back, lose_power, make_volatile},
 };
 
 /// Between two looks at the file of an operation that hangs.
@@ -37,6 +44,7 @@ pub struct FaultStore {
     inner: Box<dyn Store>,
     file: PathBuf,
     counter: Counter,
+    volatile: Volatile,
 }
 
 /// The file that commands the node at `url`.
@@ -60,11 +68,12 @@ impl FaultStore {
     /// Puts a store under the command of [`fault_file`] of its address.
     pub fn wrap(inner: Box<dyn Store>) -> Box<dyn Store> {
         let file = fault_file(inner.url());
-        Box::new(Self { counter: Counter::new(&file), inner, file })
+        let volatile = Volatile::new(&file).expect("the file of what is unflushed can be read");
+        Box::new(Self { counter: Counter::new(&file), inner, file, volatile })
     }
 
-    /// Waits, or fails, as the file says; false when the operation is to be left out and reported as done.
-    fn obey(&self, operation: Operation) -> Result<bool, StoreError> {
+    /// Waits, or fails, as the file says; else what more it says.
+    fn obey(&self, operation: Operation) -> Result<Fault, StoreError> {
         let fault = loop {
             let fault = self.look().map_err(|e| self.failed(e))?.on(operation);
             if !fault.hang {
@@ -77,7 +86,7 @@ impl FaultStore {
         }
         match fault.fail {
             Some(errno) => Err(self.failed(io::Error::from_raw_os_error(errno))),
-            None => Ok(!fault.lose),
+            None => Ok(fault),
         }
     }
 
@@ -110,16 +119,44 @@ impl FaultStore {
         &self,
         operation: Operation,
         len: u64,
-        act: impl FnOnce() -> Result<(), StoreError>,
+        act: impl FnOnce(Fault) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let _under_way = self.counter.arrive();
-        if !self.obey(operation)? {
+        let fault = self.obey(operation)?;
+        if fault.lose {
             return Ok(());
         }
         let begun = self.counter.begin(operation);
-        let outcome = act();
+        let outcome = act(fault);
         self.counter.end(begun, outcome.is_ok(), len);
         outcome
+    }
+
+    /// [`Self::run`] of what changes a range.
+    fn change(
+        &self,
+        operation: Operation,
+        offset: u64,
+        len: u64,
+        act: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        // What is refused changes nothing, and has no old content.
+        let is_inside = offset.checked_add(len).is_some_and(|end| end <= self.inner.size());
+        self.run(operation, len, |_| {
+            if !is_inside {
+                return act();
+            }
+            let changed = self.volatile.change(offset, len, |old| self.inner.read_at(offset, old), act);
+            changed.map_err(|e| self.troubled(e))
+        })
+    }
+
+    #[cold]
+    fn troubled(&self, trouble: Trouble) -> StoreError {
+        match trouble {
+            Trouble::Store(error) => error,
+            Trouble::File(source) => self.failed(source),
+        }
     }
 }
 
@@ -143,7 +180,7 @@ impl Store for FaultStore {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let len = buf.len() as u64;
-        self.run(Operation::Read, len, || self.inner.read_at(offset, buf))
+        self.run(Operation::Read, len, |_| self.inner.read_at(offset, buf))
     }
 
     fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StoreError> {
@@ -155,11 +192,15 @@ impl Store for FaultStore {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.run(Operation::Write, data.len() as u64, || self.inner.write_at(offset, data))
+        self.change(Operation::Write, offset, data.len() as u64, || self.inner.write_at(offset, data))
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        self.run(Operation::Flush, 0, || self.inner.flush())
+        self.run(Operation::Flush, 0, |fault| {
+            let flushed =
+                self.volatile.flush(fault.drop, |offset, old| self.inner.write_at(offset, old), || self.inner.flush());
+            flushed.map_err(|e| self.troubled(e))
+        })
     }
 
     fn forget_errors(&self) -> Result<(), StoreError> {
@@ -167,15 +208,15 @@ impl Store for FaultStore {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.run(Operation::Discard, len, || self.inner.discard(offset, len))
+        self.change(Operation::Discard, offset, len, || self.inner.discard(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.run(Operation::Zeroes, len, || self.inner.write_zeroes(offset, len))
+        self.change(Operation::Zeroes, offset, len, || self.inner.write_zeroes(offset, len))
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.run(Operation::Allocate, len, || self.inner.allocate(offset, len))
+        self.run(Operation::Allocate, len, |_| self.inner.allocate(offset, len))
     }
 
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_testkit::fault_store::{Counts, Faults as Language, Operation, counts, fault_file};
+use everdisk_testkit::fault_store::{self, Counts, Faults as Language, Operation, counts, fault_file};
 
 use crate::volume::Volume;
 
@@ -15,16 +15,46 @@ use crate::volume::Volume;
 #[derive(Debug)]
 #[must_use]
 pub struct Faults {
+    nodes: Vec<PathBuf>,
     files: Vec<PathBuf>,
 }
 
 impl Faults {
     /// All nodes of a volume. There are as many as the host's directories with its name.
     pub fn new(volume: &Volume<'_>) -> Self {
-        let nodes = (0..).map(|index| volume.node(index)).take_while(|node| node.is_dir());
-        let files: Vec<PathBuf> = nodes.map(|node| fault_file(&NodeUrl::Dir(node))).collect();
-        assert!(!files.is_empty(), "{} has no storage nodes", volume.name);
-        Self { files }
+        let nodes: Vec<PathBuf> = (0..).map(|index| volume.node(index)).take_while(|node| node.is_dir()).collect();
+        let files = nodes.iter().map(|node| fault_file(&NodeUrl::Dir(node.clone()))).collect();
+        assert!(!nodes.is_empty(), "{} has no storage nodes", volume.name);
+        Self { nodes, files }
+    }
+
+    /// [`Self::new`], of nodes that lose on command, and at a failed flush, what they have not flushed.
+    pub fn volatile(volume: &Volume<'_>) -> Self {
+        let faults = Self::new(volume);
+        for file in &faults.files {
+            fault_store::make_volatile(file).expect("make a storage node volatile");
+        }
+        faults
+    }
+
+    /// The power fails: every volatile node loses what it has not flushed. No core may live. Returns the bytes that were lost.
+    pub fn lose_power(&self) -> u64 {
+        let nodes = self.nodes.iter().zip(&self.files);
+        nodes.map(|(node, file)| fault_store::lose_power(file, node).expect("a volatile node loses its power")).sum()
+    }
+
+    /// What each volatile node would hold if the power failed now.
+    pub fn durable(&self) -> Vec<Vec<u8>> {
+        let nodes = self.nodes.iter().zip(&self.files);
+        nodes.map(|(node, file)| fault_store::durable(file, node).expect("a volatile node")).collect()
+    }
+
+    /// One volatile node's kernel cannot write what is unflushed, while nobody flushes: it is lost, and told at the next flush.
+    /// Returns the bytes that were lost.
+    pub fn fail_write_back(&self, index: usize) -> u64 {
+        let errno = rustix::io::Errno::IO.raw_os_error();
+        let (node, file) = (&self.nodes[index], &self.files[index]);
+        fault_store::fail_write_back(file, node, errno).expect("a volatile node loses what it has not written")
     }
 
     /// What every node does from the next operation on, and what hangs at once; see `fault_store::Faults` for the

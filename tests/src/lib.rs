@@ -9,6 +9,7 @@
 //!  wait.rs        waiting for a condition, never for a time
 //!  processes.rs   who runs, who is killed, what is mounted
 //!  programs.rs    where the programs are
+//!  disks.rs       disks of their own for storage nodes
 //!  faults.rs     storage nodes that are slow, fail or hang on command
 //!  fio.rs         fio as a load that verifies
 //!  nbd.rs         a volume with NBD front ends, and NBD clients
@@ -24,6 +25,7 @@
 
 pub mod buffer;
 pub mod bytes;
+pub mod disks;
 pub mod faults;
 pub mod fio;
 pub mod guards;

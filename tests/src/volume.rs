@@ -17,6 +17,17 @@ use crate::{
     wait::SOON,
 };
 
+/// The stripe of the volumes that a host creates.
+pub const STRIPE: usize = 64 << 10;
+
+/// The first `size` bytes of a volume whose storage nodes hold these bytes.
+pub fn striped(nodes: &[Vec<u8>], size: usize) -> Vec<u8> {
+    let stripe = |n: usize| &nodes[n % nodes.len()][n / nodes.len() * STRIPE..][..STRIPE];
+    let mut bytes: Vec<u8> = (0..size.div_ceil(STRIPE)).flat_map(|n| stripe(n).iter().copied()).collect();
+    bytes.truncate(size);
+    bytes
+}
+
 /// A volume.
 #[derive(Clone, Debug)]
 pub struct Volume<'a> {

@@ -57,7 +57,7 @@ fn kill_interface(volume: &Volume<'_>) {
 }
 
 /// Every process of the volume dies at once: with the segment goes what is in the buffer.
-fn kill_all(volume: &Volume<'_>) {
+pub(crate) fn kill_all(volume: &Volume<'_>) {
     volume.wait("service", |status| status.serves());
     // The control module sees all of them gone, not the interface gone and a core still there, to which it would start
     // an interface that waits its 10 s in vain.
@@ -69,7 +69,7 @@ fn kill_all(volume: &Volume<'_>) {
 }
 
 /// Attaches the volume again. No test here needs its standby, which comes later each time it dies early.
-fn attach_again(volume: &Volume<'_>) {
+pub(crate) fn attach_again(volume: &Volume<'_>) {
     volume.try_attach(&[]).ok();
     volume.wait("service", |status| status.serves());
 }

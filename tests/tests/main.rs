@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash_consistency;
+mod failed_flush;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
@@ -14,6 +15,7 @@ mod hostile_peers;
 mod identity;
 mod kills_fio;
 mod limits;
+mod mappings;
 mod module_deaths;
 mod nbd_clients;
 mod nbd_guest;
@@ -21,6 +23,7 @@ mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
 mod privileges;
+mod power_loss;
 mod qemu;
 mod refusals;
 mod rollback;

@@ -14,6 +14,7 @@
 //! | `fail=EIO` | it is not done and fails so; `ENOSPC`, `EOPNOTSUPP` and plain numbers are known as well |
 //! | `hang` | it waits until the line is gone |
 //! | `lose` | it is not done and reported as done: a node that lies (not for `read`) |
+//! | `drop=EIO` | a flush of a [volatile](super::make_volatile) node: what is unflushed is lost, and it fails so (`flush` only) |
 //!
 //! Empty lines, and what follows a `#`, are ignored.
 
@@ -64,6 +65,8 @@ pub struct Fault {
     pub fail: Option<i32>,
     /// It is left out.
     pub lose: bool,
+    /// It loses what is unflushed and fails with this errno.
+    pub drop: Option<i32>,
 }
 
 impl Fault {
@@ -73,6 +76,7 @@ impl Fault {
             delay: self.delay + other.delay,
             fail: self.fail.or(other.fail),
             lose: self.lose || other.lose,
+            drop: self.drop.or(other.drop),
         }
     }
 }
@@ -140,6 +144,7 @@ fn fault(line: &str) -> Option<(Kind, Fault)> {
         None if effect == "lose" && kind != Kind::Read => Fault { lose: true, ..Fault::default() },
         Some(("delay_us", us)) => Fault { delay: Duration::from_micros(us.parse().ok()?), ..Fault::default() },
         Some(("fail", name)) => Fault { fail: Some(errno(name)?), ..Fault::default() },
+        Some(("drop", name)) if kind == Kind::Flush => Fault { drop: Some(errno(name)?), ..Fault::default() },
         _ => return None,
     };
     // A read that is left out would show whatever the caller's buffer held.

@@ -81,9 +81,20 @@ fn the_language() {
     assert!(faults.on(Operation::Zeroes).hang);
     let faults: Faults = "all hang".parse().unwrap();
     assert!(faults.on(Operation::Read).hang && faults.on(Operation::Flush).hang && faults.on(Operation::Discard).hang);
+    let faults: Faults = "flush drop=EIO".parse().unwrap();
+    assert_eq!(faults.on(Operation::Flush), Fault { drop: Some(EIO), ..Fault::default() });
     assert_eq!("".parse(), Ok(Faults::default()));
-    let bad =
-        ["wirte hang", "write", "write hang now", "write fail=EWHAT", "write delay_us=-1", "read lose", "all lose"];
+    let bad = [
+        "wirte hang",
+        "write",
+        "write hang now",
+        "write fail=EWHAT",
+        "write delay_us=-1",
+        "read lose",
+        "all lose",
+        "all drop=EIO",
+        "write drop=EIO",
+    ];
     for line in bad {
         assert!(line.parse::<Faults>().unwrap_err().to_string().contains(line), "{line}");
     }
@@ -182,4 +193,111 @@ fn what_was_done_is_counted_outside() {
     assert_eq!(counts.mean_write(), (512 + 2 * 4096 + 65_536) / 4);
     let twice = counts.clone() + counts;
     assert_eq!(twice.operations(Operation::Write), 8);
+}
+
+/// A volatile node of 1 MiB that holds nines, flushed, as two processes have it open; its directory, what commands it.
+fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Box<dyn Store>, Box<dyn Store>) {
+    let url = url(parent, "n");
+    let NodeUrl::Dir(node) = url.clone();
+    let file = fault_file(&url);
+    let one = store(&url, 1 << 20);
+    make_volatile(&file).unwrap();
+    one.write_at(0, &vec![9; 1 << 20]).unwrap();
+    one.flush().unwrap();
+    let format = NodeFormat {
+        superblock: Superblock {
+            volume: Uuid::from_u128(1),
+            node: Uuid::from_u128(2),
+            size: 1 << 20,
+            stripe: 4096,
+            index: 0,
+            nodes: 1,
+        },
+        len: 1 << 20,
+    };
+    let other = FaultStore::wrap(open(&url, &format).unwrap());
+    (node, file, one, other)
+}
+
+fn bytes(store: &dyn Store) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    store.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn conforms_when_volatile() {
+    let mut volatile = Directories { parent: TempDir::new().unwrap(), made: 0 };
+    for n in 1..20 {
+        make_volatile(&fault_file(&url(&volatile.parent, &n.to_string()))).unwrap();
+    }
+    conformance::run(&mut volatile);
+}
+
+#[test]
+fn power_takes_what_is_unflushed_whoever_wrote_it_and_nothing_else() {
+    let parent = TempDir::new().unwrap();
+    let (node, file, one, other) = volatile(&parent);
+    let mut expected = vec![9; 1 << 20];
+    one.write_at(100, &[1; 5000]).unwrap();
+    other.discard(4000, 5000).unwrap();
+    assert!(one.write_at((1 << 20) - 1, &[1; 2]).is_err(), "outside");
+    expected[100..5100].fill(1);
+    expected[4000..9000].fill(0);
+    one.flush().unwrap();
+    assert_eq!(lose_power(&file, &node).unwrap(), 0);
+    assert!(bytes(&*one) == expected);
+    // Overlapping, by both, of every kind; what is flushed by one covers the other.
+    for store in [&one, &other] {
+        store.write_at(4096, &[2; 8192]).unwrap();
+        store.write_zeroes(5000, 3000).unwrap();
+        store.write_at(6000, &[3; 10]).unwrap();
+        store.discard(0, 6005).unwrap();
+        store.allocate(0, 1 << 20).unwrap();
+    }
+    assert!(bytes(&*one) != expected);
+    assert!(durable(&file, &node).unwrap() == expected);
+    assert_eq!(lose_power(&file, &node).unwrap(), 2 * (8192 + 3000 + 10 + 6005));
+    assert!(bytes(&*one) == expected);
+    one.flush().unwrap();
+    other.flush().unwrap();
+}
+
+/// errseq_t: what a failed flush loses is gone, the next flush succeeds, and each store is told once.
+#[test]
+fn a_failed_flush_loses_what_is_unflushed_and_is_told_once_to_each() {
+    let parent = TempDir::new().unwrap();
+    let (node, file, one, other) = volatile(&parent);
+    let errno = |result: Result<(), StoreError>| result.err().map(|e| e.errno());
+    fs::write(&file, "flush drop=ENOSPC").unwrap();
+    one.flush().unwrap();
+    one.write_at(100, &[1; 5000]).unwrap();
+    assert_eq!(errno(other.flush()), Some(ENOSPC));
+    assert!(bytes(&*one) == vec![9; 1 << 20], "the data is gone");
+    assert_eq!(errno(other.flush()), None, "nothing is left to be written");
+    fs::remove_file(&file).unwrap();
+    assert_eq!(errno(one.flush()), Some(ENOSPC), "the one that did not flush is told as well");
+    assert_eq!((errno(one.flush()), errno(other.flush())), (None, None));
+    // By the kernel's own write-back, while nobody flushes.
+    one.write_at(100, &[1; 5000]).unwrap();
+    assert_eq!(fail_write_back(&file, &node, EIO).unwrap(), 5000);
+    assert!(bytes(&*one) == vec![9; 1 << 20]);
+    let later = Volatile::new(&file).unwrap();
+    let flush = |volatile: &Volatile| volatile.flush(None, |_, _| Ok(()), || Ok(()));
+    assert_eq!(errno(one.flush()), Some(EIO));
+    assert!(flush(&later).is_err(), "nobody was told when it was opened");
+    assert_eq!(errno(other.flush()), Some(EIO));
+    flush(&Volatile::new(&file).unwrap()).unwrap();
+    assert_eq!((errno(one.flush()), errno(other.flush())), (None, None));
+}
+
+#[test]
+fn a_node_that_is_not_volatile_drops_nothing() {
+    let parent = TempDir::new().unwrap();
+    let url = url(&parent, "n");
+    let store = store(&url, 1 << 20);
+    fs::write(fault_file(&url), "flush drop=EIO").unwrap();
+    assert!(store.flush().unwrap_err().to_string().contains("volatile"));
+    let NodeUrl::Dir(node) = &url;
+    assert_eq!(lose_power(&fault_file(&url), node).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
