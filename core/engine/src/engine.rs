@@ -8,7 +8,12 @@ use std::{
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
 use everdisk_store::{FileRange, Sought, Store, StoreError};
 
-use crate::{IoError, health::Health, layout::Layout, pace::Pace};
+use crate::{
+    IoError,
+    health::{Health, Kind},
+    layout::Layout,
+    pace::Pace,
+};
 
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
 const BLOCK_BYTES: usize = 4096;
@@ -33,11 +38,27 @@ struct Node {
 }
 
 impl Node {
+    /// An operation that changes nothing.
     #[inline]
     fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
+        self.run_kind(Kind::Read, operation)
+    }
+
+    /// One that changes the node, or makes changes durable.
+    #[inline]
+    fn alter<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
+        self.run_kind(Kind::Change, operation)
+    }
+
+    #[inline]
+    fn run_kind<T>(
+        &self,
+        kind: Kind,
+        operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>,
+    ) -> Result<T, IoError> {
         self.health.begin();
         let outcome = operation(&*self.store);
-        self.health.end(&outcome);
+        self.health.end(kind, &outcome);
         Ok(outcome?)
     }
 
@@ -61,7 +82,7 @@ impl Node {
         copied: usize,
         operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>,
     ) -> Result<(), IoError> {
-        self.changes.time(copied, || self.run(operation))
+        self.changes.time(copied, || self.alter(operation))
     }
 }
 
@@ -137,7 +158,7 @@ impl Engine {
     pub fn flush(&self) -> Result<(), IoError> {
         let mut outcome = Ok(());
         for node in &self.nodes {
-            outcome = outcome.and(node.flushes.time(0, || node.run(|store| store.flush())));
+            outcome = outcome.and(node.flushes.time(0, || node.alter(|store| store.flush())));
         }
         outcome
     }
@@ -242,7 +263,8 @@ impl Engine {
         self.nodes.iter().any(|node| node.flushes.is_slow())
     }
 
-    /// Looks whether the nodes end what they have begun. To be called several times a second.
+    /// Looks whether the nodes end what they have begun. To be called several times a second, from a thread that does no I/O on a
+    /// node: one that hangs must not keep it from being seen.
     pub fn watch(&self) {
         let now = Instant::now();
         self.nodes.iter().for_each(|node| node.health.watch(now));
@@ -263,7 +285,13 @@ impl Engine {
                 (Some(_), false) => "failed",
                 (None, false) => "in-step",
             };
-            NodeStatus { url: node.store.url().to_string(), uuid: node.store.uuid(), state: state.to_owned(), error }
+            NodeStatus {
+                url: node.store.url().to_string(),
+                uuid: node.store.uuid(),
+                state: state.to_owned(),
+                error,
+                changed: node.health.has_changed(),
+            }
         };
         self.nodes.iter().map(status).collect()
     }

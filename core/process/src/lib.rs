@@ -13,6 +13,7 @@ mod control;
 mod disk;
 mod gate;
 mod membership;
+mod nodes;
 mod workers;
 
 use std::{
@@ -93,6 +94,7 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
     everdisk_sys::process::prefault_program();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open_with(&spec, wrap)?);
+    nodes::watch(&engine)?;
     let joined = Arc::new(OnceLock::new());
     let control = control::listen(control_dir, Arc::clone(&engine), Arc::clone(&joined))?;
     let result = membership::serve(&spec, identity, &engine, interface, &joined);
