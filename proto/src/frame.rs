@@ -553,9 +553,9 @@ pub struct NodeStatus {
     pub state: String,
     /// The last error, in words.
     pub error: Option<String>,
-    /// Whether a change of the node has ended well since this core was started.
+    /// Whether a write to the node has ended well since this core was started.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub changed: bool,
+    pub written: bool,
 }
 
 #[cfg(test)]

@@ -41,8 +41,8 @@ pub mod event {
     pub const INTERFACE_ENDED: &str = "interface_ended";
     /// An interface that was started in the place of a dead one has taken up its duties.
     pub const INTERFACE_RESTORED: &str = "interface_restored";
-    /// Every process of an attached volume has died.
-    pub const VOLUME_FAILED: &str = "volume_failed";
+    /// What the control module keeps of a volume's processes could not be kept.
+    pub const SUPERVISION_FAILED: &str = "supervision_failed";
     /// A core was started.
     pub const CORE_STARTED: &str = "core_started";
     /// A core that had the gate ended, and nobody had told it to.
@@ -55,6 +55,8 @@ pub mod event {
     pub const PROBLEM_ENDED: &str = "problem_ended";
     /// An operator's act was done or refused.
     pub const OPERATOR: &str = "operator";
+    /// A core that did not answer was killed.
+    pub const CORE_KILLED: &str = "core_killed";
     /// A core that is neither serving nor the standby was asked to leave.
     pub const CORE_DISMISSED: &str = "core_dismissed";
     /// A step of an upgrade began.

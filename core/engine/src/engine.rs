@@ -44,12 +44,6 @@ impl Node {
         self.run_kind(Kind::Read, operation)
     }
 
-    /// One that changes the node, or makes changes durable.
-    #[inline]
-    fn alter<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
-        self.run_kind(Kind::Change, operation)
-    }
-
     #[inline]
     fn run_kind<T>(
         &self,
@@ -82,7 +76,7 @@ impl Node {
         copied: usize,
         operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>,
     ) -> Result<(), IoError> {
-        self.changes.time(copied, || self.alter(operation))
+        self.changes.time(copied, || self.run_kind(Kind::Write, operation))
     }
 }
 
@@ -158,7 +152,7 @@ impl Engine {
     pub fn flush(&self) -> Result<(), IoError> {
         let mut outcome = Ok(());
         for node in &self.nodes {
-            outcome = outcome.and(node.flushes.time(0, || node.alter(|store| store.flush())));
+            outcome = outcome.and(node.flushes.time(0, || node.run_kind(Kind::Flush, |store| store.flush())));
         }
         outcome
     }
@@ -290,7 +284,7 @@ impl Engine {
                 uuid: node.store.uuid(),
                 state: state.to_owned(),
                 error,
-                changed: node.health.has_changed(),
+                written: node.health.has_written(),
             }
         };
         self.nodes.iter().map(status).collect()

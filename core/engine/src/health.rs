@@ -1,7 +1,7 @@
 //! What is known of a storage node's health: whether the last operation of a kind failed, and the error in words; and whether one
-//! does not end. Costs two uncontended atomic additions per operation while all is well, and one more per change.
+//! does not end. Costs two uncontended atomic additions per operation while all is well.
 //!
-//! Reads and changes are told apart: a full node still reads well, and that does not make it a good one.
+//! Reads, writes and flushes are told apart: a full node still reads well, and that does not make it a good one.
 
 use std::{
     sync::{
@@ -21,8 +21,10 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Kind {
     /// Changes nothing.
     Read,
-    /// Writes, discards, allocates or flushes.
-    Change,
+    /// Writes, discards or allocates.
+    Write,
+    /// Makes durable what was written.
+    Flush,
 }
 
 /// The outcome of the last operation of a kind.
@@ -36,9 +38,10 @@ struct Last {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     reads: Last,
-    changes: Last,
-    /// Changes that ended well.
-    changed: AtomicU64,
+    writes: Last,
+    flushes: Last,
+    /// A write has ended well.
+    written: AtomicBool,
     begun: AtomicU64,
     ended: AtomicU64,
     stalled: AtomicBool,
@@ -68,12 +71,13 @@ impl Health {
         }
         let last = match kind {
             Kind::Read => &self.reads,
-            Kind::Change => &self.changes,
+            Kind::Write => &self.writes,
+            Kind::Flush => &self.flushes,
         };
         match outcome {
             Ok(_) => {
-                if kind == Kind::Change {
-                    self.changed.fetch_add(1, Ordering::Relaxed);
+                if kind == Kind::Write && !self.written.load(Ordering::Relaxed) {
+                    self.written.store(true, Ordering::Relaxed);
                 }
                 if last.failed.load(Ordering::Relaxed) {
                     last.set(None);
@@ -110,17 +114,17 @@ impl Health {
     /// Whether the last operation of each kind succeeded and those under way end.
     pub(crate) fn is_good(&self) -> bool {
         let failed = |last: &Last| last.failed.load(Ordering::Relaxed);
-        !self.is_stalled() && !failed(&self.reads) && !failed(&self.changes)
+        !self.is_stalled() && ![&self.reads, &self.writes, &self.flushes].into_iter().any(failed)
     }
 
     /// The error in words while the last operation of a kind failed.
     pub(crate) fn error(&self) -> Option<String> {
-        self.changes.error().or_else(|| self.reads.error())
+        [&self.writes, &self.flushes, &self.reads].into_iter().find_map(Last::error)
     }
 
-    /// Whether a change has ended well since the core was started: until then it does not know what its predecessor knew.
-    pub(crate) fn has_changed(&self) -> bool {
-        self.changed.load(Ordering::Relaxed) > 0
+    /// Whether a write has ended well since the core was started: until then it does not know what its predecessor knew.
+    pub(crate) fn has_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
     }
 }
 
@@ -151,13 +155,13 @@ mod tests {
         assert!(health.is_good());
         health.watch(later(1100));
         assert!(health.is_stalled() && !health.is_good());
-        health.end::<()>(Kind::Change, &Ok(()));
+        health.end::<()>(Kind::Write, &Ok(()));
         assert!(health.is_good());
         // Busy is not stalled.
         for ms in 0..50 {
             health.begin();
             health.watch(later(2000 + ms * 100));
-            health.end::<()>(Kind::Change, &Ok(()));
+            health.end::<()>(Kind::Write, &Ok(()));
         }
         assert!(health.is_good());
     }
@@ -175,13 +179,13 @@ mod tests {
             health.begin();
             health.end(kind, &outcome);
         };
-        run(Kind::Change, full());
+        run(Kind::Write, full());
         run(Kind::Read, Ok(()));
-        assert!(!health.is_good() && !health.has_changed() && health.error().is_some());
-        run(Kind::Change, Ok(()));
-        assert!(health.is_good() && health.has_changed() && health.error().is_none());
-        run(Kind::Read, full());
-        run(Kind::Change, Ok(()));
-        assert!(!health.is_good(), "nor the other way round");
+        assert!(!health.is_good() && !health.has_written() && health.error().is_some());
+        run(Kind::Write, Ok(()));
+        assert!(health.is_good() && health.has_written() && health.error().is_none());
+        run(Kind::Flush, full());
+        run(Kind::Write, Ok(()));
+        assert!(!health.is_good(), "nor does a write where a flush failed");
     }
 }
