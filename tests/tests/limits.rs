@@ -58,7 +58,7 @@ fn a_file_size_limit_is_named() {
 /// 9: where a limit may be raised it is: a soft limit stops nobody.
 #[test]
 fn a_soft_limit_is_raised() {
-    let host = limited(&["--nofile=128:4096", "--memlock=65536:unlimited"]);
+    let host = limited(&["--nofile=128:", "--memlock=65536:"]);
     let volume = host.create("v", "16M", 1);
     volume.attach(&[]);
     fs::read(&volume.path).unwrap();

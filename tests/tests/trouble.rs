@@ -237,7 +237,7 @@ fn a_stopped_standby_is_seen_and_replaced() {
     let volume = host.volume("v", "64M");
     let before = volume.settled();
     let frozen = processes::freeze(before.standby().unwrap());
-    is_seen(&volume, &["the standby core", "does not answer"], "degraded");
+    volume.wait_within(SEEN, "it is seen", |status| status.has_problem(&["the standby core", "does not answer"]));
     let after = volume.wait("another standby", |status| {
         status.standby().is_some_and(|standby| Some(standby) != before.standby()) && status.health() == "ok"
     });
@@ -337,7 +337,7 @@ fn crashes_survived_counts_each_death_of_a_core_and_its_interface_together() {
         let after = volume.wait("service", |status| status.serves() && status.core() != before.core());
         assert_eq!(after.crashes(), round, "{after:?}");
         let pid = format!("pid={} ", before.core().unwrap());
-        until("it is logged", || (!host.logged(&["core_crashed", &pid, "successor="]).is_empty()).then_some(()));
+        until("it is logged", || (host.logged(&["core_crashed", &pid, "signal: 9", "successor="]).len() == 1).then_some(()));
     }
     volume.detach();
 }

@@ -352,7 +352,8 @@ impl<'a> Supervisor<'a> {
         self.dead.retain(|Dead { core, child, since }| {
             let pid = core.process.pid;
             let death = status.deaths.iter().find(|death| death.pid == pid);
-            if death.is_none() && since.elapsed() < NOTICED_WITHIN {
+            let is_known = death.is_some_and(|death| !death.served || death.successor.is_some());
+            if !is_known && since.elapsed() < NOTICED_WITHIN {
                 return true;
             }
             let (how, child) = (how_it_ended(child.as_ref()), child.as_ref());

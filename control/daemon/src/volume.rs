@@ -58,11 +58,14 @@ pub struct Volume {
     pub silent: Mutex<HashMap<u32, Instant>>,
     /// Storage nodes that are not in step, as a core found them that serves no longer, perhaps.
     pub nodes: Mutex<HashMap<Uuid, KnownNode>>,
-    /// The cores that were started by this process: how they end is known.
+    /// The processes that were started by this one: how they end is known.
     children: Mutex<Vec<Child>>,
     /// The volume was deleted: its supervisor ends.
     pub deleted: AtomicBool,
 }
+
+/// Processes that are kept, as long as so many have not ended.
+const CHILDREN_KEPT: usize = 32;
 
 /// What a core has found out about a storage node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -318,14 +321,18 @@ impl Volume {
         *lock(&self.warning) = warning;
     }
 
-    /// Keeps a core that was started, and forgets those that had ended by then.
+    /// Keeps a process that was started. How it ended is asked a moment after its end: of those that have ended the last few are kept.
     pub fn keep_child(&self, child: &Child) {
         let mut children = lock(&self.children);
-        children.retain(|kept| kept.ended().is_none());
+        while children.len() >= CHILDREN_KEPT
+            && let Some(oldest) = children.iter().position(|kept| kept.ended().is_some())
+        {
+            children.remove(oldest);
+        }
         children.push(child.clone());
     }
 
-    /// A core that was started by this process.
+    /// A process that was started by this one.
     pub fn child(&self, process: ProcessId) -> Option<Child> {
         lock(&self.children).iter().find(|child| child.id == process).cloned()
     }

@@ -83,16 +83,27 @@ impl Holder {
                 pid,
                 %generation,
                 killed,
-                "the core that served has died, and no other is ready to take over: requests wait"
+                "the core that served has died, and no other is ready to take over yet: requests wait"
             ),
             (false, ..) => {
                 tracing::warn!(event = "standby_crashed", pid, killed, "a core that did not serve has died");
             }
         }
+        self.orphaned = (death.served && death.successor.is_none()).then(Instant::now);
         if self.deaths.len() >= DEATHS_MAX {
             self.deaths.remove(0);
         }
         self.deaths.push(death);
+    }
+
+    /// A core has the gate: the successor of one whose death left nobody.
+    pub(crate) fn note_successor(&mut self, slot: Slot) {
+        let Some(since) = self.orphaned.take() else { return };
+        let pid = self.cores.get(slot).map(|core| core.pid);
+        if let Some(death) = self.deaths.iter_mut().rev().find(|death| death.served && death.successor.is_none()) {
+            death.successor = pid;
+            death.recovered_us = u64::try_from(since.elapsed().as_micros()).ok();
+        }
     }
 
     /// Whether a core answers.

@@ -108,6 +108,8 @@ pub(crate) struct Holder {
     pub(crate) socket: PathBuf,
     pub(crate) watchdog: Watchdog,
     pub(crate) deaths: Vec<CoreDeath>,
+    /// The core that served has died, and nobody has the gate since then.
+    pub(crate) orphaned: Option<Instant>,
     retried: Instant,
     listener: OwnedFd,
 }
@@ -195,6 +197,7 @@ impl Holder {
             socket: arguments.socket.clone(),
             watchdog: Watchdog::new(arguments.hang_limit),
             deaths: Vec::new(),
+            orphaned: None,
             retried: Instant::now(),
             listener,
         }
@@ -298,6 +301,7 @@ impl Holder {
             act = match given {
                 Given::Opened => {
                     tracing::info!(event = "gate_given", pid = self.pid_of(slot), %generation, "a core has the gate");
+                    self.note_successor(slot);
                     self.custody.probed(slot, true)
                 }
                 Given::Failed(why) => {
