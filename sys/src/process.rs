@@ -64,7 +64,8 @@ pub fn raise_limits() {
         if !is_less(now.current, wanted) {
             continue;
         }
-        let raised = Rlimit { current: wanted, maximum: if is_less(now.maximum, wanted) { wanted } else { now.maximum } };
+        let raised =
+            Rlimit { current: wanted, maximum: if is_less(now.maximum, wanted) { wanted } else { now.maximum } };
         if !may || setrlimit(resource, raised).is_err() {
             let _ = setrlimit(resource, Rlimit { current: least(now.maximum, wanted), maximum: now.maximum });
         }

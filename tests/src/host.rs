@@ -82,7 +82,15 @@ impl Host {
                 std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("give a directory away");
             }
         }
-        Self { root, identity, daemon: None, programs: None, is_faulty: false, daemon_options: Vec::new(), _directory: directory }
+        Self {
+            root,
+            identity,
+            daemon: None,
+            programs: None,
+            is_faulty: false,
+            daemon_options: Vec::new(),
+            _directory: directory,
+        }
     }
 
     /// The directory that holds everything.

@@ -87,7 +87,8 @@ fn an_interface_without_descriptors_turns_nbd_clients_away() {
     client.write(4096, &[8; 4096]);
     assert!(client.read(0, 4096) == [7; 4096]);
     until("every descriptor is closed again", || (count() <= before).then_some(()));
-    let lines = host.interface_log("v").lines().filter(|line| line.contains("RLIMIT") || line.contains("can be taken")).count();
+    let lines =
+        host.interface_log("v").lines().filter(|line| line.contains("RLIMIT") || line.contains("can be taken")).count();
     assert!((1..=12).contains(&lines), "{lines} lines\n{}", host.interface_log("v"));
     limit("1024");
     let mut again = exported.unix.client();

@@ -39,7 +39,8 @@ fn a_crash_is_logged_as_one_and_a_normal_upgrade_is_not() {
     let generation = format!("generation={}", now.generation());
     processes::kill(core);
     load.goes_on(20);
-    let words = ["WARN", "core_crashed", &format!("pid={core} "), "signal: 9", &generation, &format!("successor={standby}")];
+    let words =
+        ["WARN", "core_crashed", &format!("pid={core} "), "signal: 9", &generation, &format!("successor={standby}")];
     until("the crash", || (host.logged(&words).len() == 1).then_some(()));
     let in_interface = host.interface_log("v");
     assert_eq!(in_interface.matches("core_crashed").count(), 1, "{in_interface}");
@@ -99,7 +100,9 @@ fn a_client_that_speaks_nonsense_floods_no_log() {
     let exported = Exported::attach(host.create("v", "16M", 1));
     let size = || -> u64 {
         let logs = std::fs::read_dir(host.volume_run("v")).unwrap().flatten();
-        logs.filter(|entry| entry.path().extension().is_some_and(|e| e == "log")).map(|e| e.metadata().unwrap().len()).sum()
+        logs.filter(|entry| entry.path().extension().is_some_and(|e| e == "log"))
+            .map(|e| e.metadata().unwrap().len())
+            .sum()
     };
     let before = size();
     let began = Instant::now();

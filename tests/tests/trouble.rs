@@ -337,7 +337,9 @@ fn crashes_survived_counts_each_death_of_a_core_and_its_interface_together() {
         let after = volume.wait("service", |status| status.serves() && status.core() != before.core());
         assert_eq!(after.crashes(), round, "{after:?}");
         let pid = format!("pid={} ", before.core().unwrap());
-        until("it is logged", || (host.logged(&["core_crashed", &pid, "signal: 9", "successor="]).len() == 1).then_some(()));
+        until("it is logged", || {
+            (host.logged(&["core_crashed", &pid, "signal: 9", "successor="]).len() == 1).then_some(())
+        });
     }
     volume.detach();
 }

@@ -85,7 +85,9 @@ pub(crate) fn doctor(json: bool, root: bool, directories: Result<Directories, St
     }
     match failed {
         0 => Ok(()),
-        n => Err(Failure::Other(format!("{n} of {} checks failed: see the lines that begin with fail", findings.len()))),
+        n => {
+            Err(Failure::Other(format!("{n} of {} checks failed: see the lines that begin with fail", findings.len())))
+        }
     }
 }
 

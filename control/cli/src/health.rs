@@ -49,6 +49,7 @@ pub(crate) fn health(socket: &Path, as_json: bool, name: Option<VolumeName>) -> 
 pub(crate) fn volumes(socket: &Path, name: Option<VolumeName>) -> Result<Vec<VolumeStatus>, ClientError> {
     let is_one = name.is_some();
     let value = ask(socket, &Request::Status { name }, |_| {})?;
-    let volumes = if is_one { serde_json::from_value(value).map(|one| vec![one]) } else { serde_json::from_value(value) };
+    let volumes =
+        if is_one { serde_json::from_value(value).map(|one| vec![one]) } else { serde_json::from_value(value) };
     volumes.map_err(ClientError::Strange)
 }

@@ -59,7 +59,8 @@ pub(crate) fn description(volume: &VolumeDescription) {
 
 /// `status` of every volume.
 pub(crate) fn statuses(volumes: &[VolumeStatus]) {
-    let mut rows = vec![row(&["NAME", "STATE", "HEALTH", "SIZE", "CORE", "STANDBY", "IN FLIGHT", "WAITING", "FRONT END"])];
+    let mut rows =
+        vec![row(&["NAME", "STATE", "HEALTH", "SIZE", "CORE", "STANDBY", "IN FLIGHT", "WAITING", "FRONT END"])];
     rows.extend(volumes.iter().map(|v| {
         let version = |p: Option<&Program>| p.map_or_else(|| "-".to_owned(), |p| p.version.clone());
         row(&[

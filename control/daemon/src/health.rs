@@ -56,7 +56,9 @@ pub fn worst(problems: &[Problem]) -> Health {
 /// What is wrong with a volume.
 pub fn problems(volume: &Volume, attachment: Option<&Attachment>, look: Option<&Look>, nodes: &[Node]) -> Vec<Problem> {
     let mut found = of_records(volume);
-    let (Some(attachment), Some(look)) = (attachment.filter(|a| a.phase == Phase::Attached), look) else { return found };
+    let (Some(attachment), Some(look)) = (attachment.filter(|a| a.phase == Phase::Attached), look) else {
+        return found;
+    };
     match look.status() {
         None => found.extend(of_interface(volume, attachment, look)),
         Some(status) => {
@@ -106,11 +108,15 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
     let without = format!("{io} the death of a core would stop it, and neither upgrade nor detach is possible");
     match (&look.interface, attachment.interface.filter(|_| attachment.interface_alive())) {
         (_, None) if !lives => Some(Problem::new("volume", Health::Failed, all_gone(volume, attachment))),
-        (_, None) => Some(Problem::new("interface", health, format!("the interface has died and is started again; {without}"))),
+        (_, None) => {
+            Some(Problem::new("interface", health, format!("the interface has died and is started again; {without}")))
+        }
         (Heard::Restoring, _) => Some(Problem::new(
             "interface",
             health,
-            format!("the interface has died, and a new one waits for a core that gives it the descriptors back; {without}"),
+            format!(
+                "the interface has died, and a new one waits for a core that gives it the descriptors back; {without}"
+            ),
         )),
         (_, Some(process)) => Some(Problem::new(
             "interface",
@@ -131,7 +137,9 @@ fn of_gate(volume: &Volume, status: &InterfaceStatus) -> Option<Problem> {
     match status.gate {
         GateState::Serving | GateState::Suspended => None,
         GateState::Recovering => Some(Problem::new("service", Health::Failed, format!("{why}{waiting}"))),
-        GateState::Detached => Some(Problem::new("service", Health::Failed, format!("the front ends are not open{waiting}"))),
+        GateState::Detached => {
+            Some(Problem::new("service", Health::Failed, format!("the front ends are not open{waiting}")))
+        }
     }
 }
 
@@ -182,7 +190,8 @@ fn of_cores(volume: &Volume, status: &InterfaceStatus, look: &Look) -> Vec<Probl
 
 fn of_data(status: &InterfaceStatus) -> Option<Problem> {
     let damaged = status.buffer.map_or(0, |buffer| buffer.damaged_ranges);
-    let text = format!("buffered data of {damaged} ranges was found damaged: reads there fail until they are written anew");
+    let text =
+        format!("buffered data of {damaged} ranges was found damaged: reads there fail until they are written anew");
     (damaged > 0).then(|| Problem::new("data", Health::Degraded, text))
 }
 

@@ -29,7 +29,10 @@ struct Limits {
 pub fn check(spec: &VolumeSpec, has_file: bool) -> Result<()> {
     let limits = Limits { locked: lockable_bytes(), descriptors: descriptors(), file: file_bytes() };
     limits.check(spec, has_file).map_err(|why| {
-        Error::State(format!("volume {} cannot be served within the limits of everdiskd: {why}, and start everdiskd again", spec.name))
+        Error::State(format!(
+            "volume {} cannot be served within the limits of everdiskd: {why}, and start everdiskd again",
+            spec.name
+        ))
     })
 }
 

@@ -76,8 +76,10 @@ pub fn lines(volumes: &[Arc<Volume>]) -> Vec<VolumeLine> {
 fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + Sync) -> Vec<T> {
     let of_some = |volumes: &[Arc<Volume>]| volumes.iter().map(|volume| ask(volume)).collect::<Vec<T>>();
     thread::scope(|scope| {
-        let parts: Vec<_> =
-            volumes.chunks(volumes.len().div_ceil(ASKERS_MAX).max(1)).map(|part| scope.spawn(|| of_some(part))).collect();
+        let parts: Vec<_> = volumes
+            .chunks(volumes.len().div_ceil(ASKERS_MAX).max(1))
+            .map(|part| scope.spawn(|| of_some(part)))
+            .collect();
         parts.into_iter().flat_map(|part| part.join().expect("asking a volume does not panic")).collect()
     })
 }

@@ -170,11 +170,13 @@ mod tests {
     #[test]
     fn a_read_does_not_make_a_node_good_that_takes_no_writes() {
         let health = Health::default();
-        let full = || Err(StoreError::Io {
-            node: "dir:/a".parse().unwrap(),
-            action: "write",
-            source: std::io::Error::from_raw_os_error(28),
-        });
+        let full = || {
+            Err(StoreError::Io {
+                node: "dir:/a".parse().unwrap(),
+                action: "write",
+                source: std::io::Error::from_raw_os_error(28),
+            })
+        };
         let run = |kind, outcome: Result<(), StoreError>| {
             health.begin();
             health.end(kind, &outcome);

@@ -48,7 +48,12 @@ fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
             (Some(_), "in-step") => {
                 if let Some(trouble) = troubles.remove(&node.uuid) {
                     let lasted_ms = u64::try_from(trouble.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    tracing::info!(event = "node_recovered", node = node.url, lasted_ms, "the storage node works again");
+                    tracing::info!(
+                        event = "node_recovered",
+                        node = node.url,
+                        lasted_ms,
+                        "the storage node works again"
+                    );
                 }
             }
             (before, state) if before != Some(state) => {

@@ -69,7 +69,14 @@ mod tests {
         assert!(matches!(run("--volume a --socket b"), Ok(Parsed::Run(a)) if a.hang_limit == HANG_LIMIT_DEFAULT));
         let limited = run("--volume a --socket b --hang-limit 1500");
         assert!(matches!(limited, Ok(Parsed::Run(a)) if a.hang_limit == Duration::from_millis(1500)));
-        for bad in ["--volume a --socket b --hang-limit 3", "--volume a --socket b --hang-limit x", "", "--volume a", "--volume", "--volume a --socket b c"] {
+        for bad in [
+            "--volume a --socket b --hang-limit 3",
+            "--volume a --socket b --hang-limit x",
+            "",
+            "--volume a",
+            "--volume",
+            "--volume a --socket b c",
+        ] {
             assert!(run(bad).is_err(), "{bad}");
         }
     }

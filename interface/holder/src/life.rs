@@ -121,7 +121,7 @@ impl Watchdog {
 fn movement(segment: &Segment, slot: Slot) -> u64 {
     let tickets = area(segment, slot).map_or(&[][..], |area| &area.tickets);
     let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
-    tickets.iter().fold(0, |sum, ticket| {
-        mix(mix(sum, ticket.requests.load(Relaxed)), u64::from(ticket.state.load(Acquire)))
-    })
+    tickets
+        .iter()
+        .fold(0, |sum, ticket| mix(mix(sum, ticket.requests.load(Relaxed)), u64::from(ticket.state.load(Acquire))))
 }

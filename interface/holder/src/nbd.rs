@@ -284,7 +284,8 @@ impl NbdFront {
 }
 
 fn spare() -> Option<OwnedFd> {
-    rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()
+    rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .ok()
 }
 
 /// NBD connections for which a core of this many descriptors has room.

@@ -58,7 +58,11 @@ fn space(state: &Path) -> Finding {
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     if free < SPACE_MIN {
         let found = format!("{} bytes are free in {}", free, state.display());
-        return Finding::warn("state directory", found, "free some space: attach, detach, upgrade and standby cores need it");
+        return Finding::warn(
+            "state directory",
+            found,
+            "free some space: attach, detach, upgrade and standby cores need it",
+        );
     }
     Finding::ok("state directory", format!("{} MiB are free", free >> 20))
 }
