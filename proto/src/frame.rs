@@ -27,6 +27,14 @@ const fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_false(b: &bool) -> bool {
+    !*b
+}
+
+/// What an interface answers that was started anew and has not been given the descriptors back yet.
+pub const RESTORING: &str = "the interface is being restored";
+
 /// The envelope of every frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame<B> {
@@ -336,6 +344,9 @@ pub struct InterfaceStatus {
     /// The write buffer, where the volume has one.
     #[serde(default)]
     pub buffer: Option<BufferStatus>,
+    /// The last deaths of cores, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deaths: Vec<CoreDeath>,
 }
 
 /// How a place at which NBD clients are awaited stands. The counts are since the attach.
@@ -397,6 +408,29 @@ pub struct CoreStatus {
     pub requests: u64,
     /// Requests it ended with EIO.
     pub io_errors: u64,
+    /// Workers and senders of it whose write to a storage node has not ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub writing: u32,
+}
+
+/// The end of a core that nobody had asked to leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreDeath {
+    /// Its process id.
+    pub pid: u32,
+    /// The generation in force until then.
+    pub generation: Generation,
+    /// It had the gate.
+    pub served: bool,
+    /// Why the interface killed it, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed: Option<String>,
+    /// Process id of the core that got the gate after it; none when nobody did at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<u32>,
+    /// µs from the notice of the death to the gate's opening for the successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered_us: Option<u64>,
 }
 
 /// Times of a suspension, in µs after the gate was closed. None: not (yet) reached.
@@ -519,6 +553,9 @@ pub struct NodeStatus {
     pub state: String,
     /// The last error, in words.
     pub error: Option<String>,
+    /// Whether a write to the node has ended well since this core was started.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub written: bool,
 }
 
 #[cfg(test)]

@@ -50,3 +50,8 @@ pub const PAUSE_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
 pub const FLUSH_LIMIT_DEFAULT: Duration = Duration::from_secs(30);
 /// A peer on a socket answers within this time or is given up.
 pub const PEER_DEADLINE: Duration = Duration::from_secs(5);
+/// Default of the control module's `--hang-limit`: a core that serves, does nothing and does not answer for this long while requests wait
+/// is killed, and another takes over. Ten times what a core needs on a machine that is overloaded.
+pub const HANG_LIMIT_DEFAULT: Duration = Duration::from_secs(10);
+/// Shortest hang limit: below it a machine that is merely busy would cost cores their lives.
+pub const HANG_LIMIT_MIN: Duration = Duration::from_secs(1);

@@ -19,10 +19,61 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Bytes of memory this process may lock; `None`: any number.
+/// Bytes of memory this process may lock; `None`: any number. In a container root may lack the capability.
 pub fn lockable_bytes() -> Option<u64> {
-    if rustix::process::geteuid().is_root() { None } else { getrlimit(Resource::Memlock).current }
+    if has_capability(CAP_IPC_LOCK) { None } else { getrlimit(Resource::Memlock).current }
 }
+
+/// Descriptors this process may have; `None`: any number.
+pub fn descriptors() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Bytes a file of this process may have; `None`: any number. A write beyond kills the process.
+pub fn file_bytes() -> Option<u64> {
+    getrlimit(Resource::Fsize).current
+}
+
+/// Numbers of capabilities(7).
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Whether this process has a capability, by the effective set in /proc/self/status.
+fn has_capability(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 << number != 0)
+}
+
+/// Raises the limits that a volume may need and that are lower than that: as far as they go for everybody, and beyond that where this
+/// process may. Processes that are started later inherit them.
+pub fn raise_limits() {
+    let may = has_capability(CAP_SYS_RESOURCE);
+    for (resource, wanted) in [
+        (Resource::Memlock, None),
+        (Resource::Fsize, None),
+        // More would cost programs that go through all of them, and the kernel has a ceiling (fs.nr_open).
+        (Resource::Nofile, Some(DESCRIPTORS_WANTED)),
+    ] {
+        let now = getrlimit(resource);
+        let least = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let is_less = |a: Option<u64>, b: Option<u64>| a.is_some_and(|a| b.is_none_or(|b| a < b));
+        if !is_less(now.current, wanted) {
+            continue;
+        }
+        let raised =
+            Rlimit { current: wanted, maximum: if is_less(now.maximum, wanted) { wanted } else { now.maximum } };
+        if !may || setrlimit(resource, raised).is_err() {
+            let _ = setrlimit(resource, Rlimit { current: least(now.maximum, wanted), maximum: now.maximum });
+        }
+    }
+}
+
+/// An interface or a core with every NBD connection and storage node has less than a quarter of them.
+const DESCRIPTORS_WANTED: u64 = 4096;
 
 /// Whether every thread of the process has gone: only then can none of its system calls still be under way.
 pub fn is_gone(pidfd: BorrowedFd<'_>) -> bool {
@@ -83,6 +134,7 @@ pub fn prefault_program() {
 /// nothing changes. And no core dump is written: it would hold users' data, and the process would count as alive
 /// until it is complete.
 pub fn serve_io() {
+    raise_limits();
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
     let _ = setrlimit(Resource::Core, limit);
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
@@ -100,6 +152,14 @@ mod tests {
         let computed = voluntary_switches() - before;
         std::thread::sleep(std::time::Duration::from_millis(1));
         assert!(computed == 0 && sum > 0 && voluntary_switches() > before);
+    }
+
+    #[test]
+    fn limits_are_raised_and_never_lowered() {
+        let all = || [lockable_bytes(), descriptors(), file_bytes()].map(|limit| limit.unwrap_or(u64::MAX));
+        let before = all();
+        raise_limits();
+        assert!(all().iter().zip(before).all(|(now, before)| *now >= before), "{before:?} {:?}", all());
     }
 
     #[test]

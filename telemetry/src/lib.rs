@@ -1,7 +1,10 @@
 //! Log set-up, and the names of the events that other programs may search a log for.
 //!
-//! A name, once published, keeps its meaning; its line is written as `event="name"` beside a sentence for people.
+//! A name, once published, keeps its meaning; its line is written as `event="name"` beside a sentence for people. Lines without one are
+//! limited to one a second from each place ([`flood`]).
 #![forbid(unsafe_code)]
+
+mod flood;
 
 use std::io::IsTerminal;
 
@@ -18,7 +21,7 @@ pub fn init() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
+        .event_format(flood::Flood::new(tracing_subscriber::fmt::format().with_target(false)))
         .try_init();
 }
 
@@ -34,12 +37,26 @@ pub mod event {
     pub const VOLUME_DETACHED: &str = "volume_detached";
     /// An interface was started.
     pub const INTERFACE_STARTED: &str = "interface_started";
-    /// An interface ended.
+    /// An interface ended that nobody had told to.
     pub const INTERFACE_ENDED: &str = "interface_ended";
+    /// An interface that was started in the place of a dead one has taken up its duties.
+    pub const INTERFACE_RESTORED: &str = "interface_restored";
+    /// What the control module keeps of a volume's processes could not be kept.
+    pub const SUPERVISION_FAILED: &str = "supervision_failed";
     /// A core was started.
     pub const CORE_STARTED: &str = "core_started";
-    /// A core ended.
+    /// A core that had the gate ended, and nobody had told it to.
+    pub const CORE_CRASHED: &str = "core_crashed";
+    /// A core that did not have the gate ended, and nobody had told it to.
     pub const CORE_ENDED: &str = "core_ended";
+    /// Something is wrong with a volume, as `everdisk health` says.
+    pub const PROBLEM_BEGAN: &str = "problem_began";
+    /// It is not any more.
+    pub const PROBLEM_ENDED: &str = "problem_ended";
+    /// An operator's act was done or refused.
+    pub const OPERATOR: &str = "operator";
+    /// A core that did not answer was killed.
+    pub const CORE_KILLED: &str = "core_killed";
     /// A core that is neither serving nor the standby was asked to leave.
     pub const CORE_DISMISSED: &str = "core_dismissed";
     /// A step of an upgrade began.

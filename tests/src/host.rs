@@ -45,6 +45,7 @@ pub struct Host {
     is_faulty: bool,
     /// Until everything is cleaned.
     _watchdog: Watchdog,
+    daemon_options: Vec<String>,
     _directory: tempfile::TempDir,
 }
 
@@ -91,6 +92,7 @@ impl Host {
             daemon: None,
             programs: None,
             is_faulty: false,
+            daemon_options: Vec::new(),
             _directory: directory,
         }
     }
@@ -126,6 +128,23 @@ impl Host {
         let mut command = Command::new(first);
         command.args(rest).arg(program);
         command
+    }
+
+    /// Options with which the control module is started from now on.
+    pub fn set_daemon_options(&mut self, options: &[&str]) {
+        self.daemon_options = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
+    /// What an interface of a volume logged.
+    pub fn interface_log(&self, name: &str) -> String {
+        fs::read_to_string(self.volume_run(name).join("interface.log")).unwrap_or_default()
+    }
+
+    /// Lines of the control module's log that say all of these words.
+    pub fn logged(&self, words: &[&str]) -> Vec<String> {
+        let log = self.daemon_log();
+        let found = log.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        found.map(str::to_owned).collect()
     }
 
     /// Has everything from now on run behind this prefix.
@@ -172,6 +191,7 @@ impl Host {
     pub fn daemon_command(&self) -> Command {
         let mut command = self.command(self.program("everdiskd"));
         self.directories(&mut command);
+        command.args(&self.daemon_options);
         command
     }
 

@@ -47,6 +47,15 @@ impl Status {
     pub fn interface(&self) -> Option<u32> {
         pid(&self.0["interface"])
     }
+    /// `ok`, `degraded`, `failed`.
+    pub fn health(&self) -> &str {
+        self.0["health"].as_str().expect("health")
+    }
+    /// Whether a problem says all of these words.
+    pub fn has_problem(&self, words: &[&str]) -> bool {
+        let problems = self.0["problems"].as_array().expect("problems");
+        problems.iter().filter_map(Value::as_str).any(|problem| words.iter().all(|word| problem.contains(word)))
+    }
     /// Hand-overs so far.
     pub fn generation(&self) -> u64 {
         self.0["generation"].as_u64().expect("generation")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use everdisk_proto::limits::LEASE_DEFAULT;
+use everdisk_proto::limits::{HANG_LIMIT_MIN, LEASE_DEFAULT};
 
 /// The text is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -77,6 +77,18 @@ pub fn check_pause_budget(budget: Duration) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("a pause budget of {budget:?} is not possible: give more than 0 and at most {LEASE_DEFAULT:?}"))
+}
+
+/// Reads a hang limit.
+///
+/// # Errors
+/// In words: it is no duration, or a shorter one than [`HANG_LIMIT_MIN`].
+pub fn hang_limit(text: &str) -> Result<Duration, String> {
+    let limit = duration(text).map_err(|e| e.to_string())?;
+    if limit < HANG_LIMIT_MIN {
+        return Err(format!("a hang limit of {limit:?} is not possible: give at least {HANG_LIMIT_MIN:?}"));
+    }
+    Ok(limit)
 }
 
 /// Writes a size for people: the largest unit that loses nothing.

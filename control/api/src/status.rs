@@ -42,6 +42,30 @@ impl State {
     }
 }
 
+/// How well a volume is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Nothing is wrong.
+    #[default]
+    Ok,
+    /// I/O goes on, and something is wrong.
+    Degraded,
+    /// I/O does not go on.
+    Failed,
+}
+
+impl Health {
+    /// As in the JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -49,6 +73,12 @@ pub struct VolumeStatus {
     pub name: String,
     /// Its state.
     pub state: State,
+    /// How well it is.
+    #[serde(default)]
+    pub health: Health,
+    /// What is wrong, one sentence each.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// Bytes.
     pub size: u64,
     /// When a write is acknowledged: in `write-back` once it is buffered, in `synchronous` once the storage nodes have it.

@@ -58,7 +58,12 @@ impl Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the control module in the foreground
-    Daemon,
+    Daemon {
+        /// A core that serves, does nothing and does not answer for this long while requests wait is killed, and the standby takes
+        /// over; at least 1s. Volumes that are attached already keep theirs
+        #[arg(long, value_name = "TIME", value_parser = quantity::hang_limit, default_value = "10s")]
+        hang_limit: Duration,
+    },
     /// Make, show, grow and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -74,6 +79,12 @@ pub(crate) enum Command {
     },
     /// Show how a volume, or every volume, stands
     Status {
+        /// The volume; every volume when it is left out
+        name: Option<VolumeName>,
+    },
+    /// Say what is wrong with a volume, or with any: exit status 0 when nothing is, 1 when I/O goes on all the same, 2 when it does
+    /// not, or when the control module does not answer
+    Health {
         /// The volume; every volume when it is left out
         name: Option<VolumeName>,
     },
@@ -254,6 +265,8 @@ mod tests {
         let Command::Upgrade(upgrade) = parse("everdisk upgrade v --core /c") else { panic!("not an upgrade") };
         assert_eq!((upgrade.flush_limit, upgrade.handover.as_str()), (limits::FLUSH_LIMIT_DEFAULT, "flush"));
         assert_eq!(upgrade.pause_budget, limits::PAUSE_BUDGET_DEFAULT);
+        let Command::Daemon { hang_limit } = parse("everdisk daemon") else { panic!("not a daemon") };
+        assert_eq!(hang_limit, limits::HANG_LIMIT_DEFAULT);
     }
 
     fn addresses(line: &str) -> Result<Vec<String>, clap::Error> {
@@ -283,6 +296,9 @@ mod tests {
         let parse = |line: &str| Arguments::try_read(line.split(' '));
         for good in [
             "everdisk daemon",
+            "everdisk daemon --hang-limit 5s",
+            "everdisk health",
+            "everdisk health v --json",
             "everdisk --run-dir /r --state-dir /s --json status",
             "everdisk status v --json",
             "everdisk volume create v --size 10G --node dir:/a --node dir:/b --stripe 4M --buffer 0 --replicas 1",
@@ -326,6 +342,7 @@ mod tests {
             "everdisk upgrade v --core /c --pause-budget 0",
             "everdisk upgrade v --core /c --pause-budget 6s",
             "everdisk suspend v --lease 5",
+            "everdisk daemon --hang-limit 900ms",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

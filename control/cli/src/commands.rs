@@ -16,7 +16,7 @@ use everdisk_api::{
     directories::{Directories, NoDirectory},
     frontends::{FileOptions, NbdOptions, exposure},
     request::Request,
-    status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
+    status::{Health, State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 use everdisk_proto::{ids::VolumeName, version::PRODUCT};
 use serde::de::DeserializeOwned;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     arguments::{Arguments, Attach, Command, Create, Upgrade, VolumeCommand},
-    doctor,
+    doctor, health,
     output::{self, complain},
     show,
 };
@@ -52,6 +52,9 @@ pub(crate) enum Failure {
         /// Its word.
         source: io::Error,
     },
+    /// Something is wrong with a volume, and it was said.
+    #[error("a volume is {}", .0.name())]
+    Unwell(Health),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -69,12 +72,13 @@ struct Session {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let root = rustix::process::geteuid().is_root();
     if matches!(arguments.command, Command::Doctor) {
-        return doctor::doctor(arguments.json, root);
+        let directories = Directories::resolve(arguments.run_dir, arguments.state_dir, root);
+        return doctor::doctor(arguments.json, root, directories.map_err(|e| e.to_string()));
     }
     let directories = Directories::resolve(arguments.run_dir, arguments.state_dir, root)?;
     let session = Session { socket: directories.control_socket(), json: arguments.json };
     match arguments.command {
-        Command::Daemon => Err(daemon(&directories)),
+        Command::Daemon { hang_limit } => Err(daemon(&directories, hang_limit)),
         Command::Doctor => Ok(()),
         Command::Version => session.version(),
         Command::Volume(command) => session.volume(command),
@@ -83,6 +87,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             session.status_after(&Request::Detach { name: name.clone(), force }, &format!("{name} is detached"))
         }
         Command::Status { name } => session.status(name),
+        Command::Health { name } => health::health(&session.socket, session.json, name),
         Command::Flush { name } => {
             let value = session.ask(&Request::Flush { name: name.clone() })?;
             session.say(&value, &format!("{name} is flushed"));
@@ -101,11 +106,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Becomes `everdiskd`; returns only when that is not possible.
-fn daemon(directories: &Directories) -> Failure {
+fn daemon(directories: &Directories, hang_limit: Duration) -> Failure {
     let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join("everdiskd")));
     let program = beside.unwrap_or_else(|| PathBuf::from("everdiskd"));
     let mut command = process::Command::new(&program);
     command.arg("--run-dir").arg(&directories.run).arg("--state-dir").arg(&directories.state);
+    command.arg("--hang-limit").arg(format!("{}ms", ms(hang_limit)));
     Failure::Io { doing: format!("start {}", program.display()), source: command.exec() }
 }
 

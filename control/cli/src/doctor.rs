@@ -6,11 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use everdisk_api::directories::Directories;
 use everdisk_proto::limits::{CHANNELS_MAX, LEASE_MAX, REQUEST_BYTES_MAX};
+use everdisk_sys::process;
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
 use crate::{commands::Failure, output};
+
+mod running;
 
 /// First kernel with FUSE_NOTIFY_RESEND.
 const KERNEL_MIN: (u32, u32) = (6, 9);
@@ -37,7 +41,7 @@ struct Finding {
     check: &'static str,
     verdict: Verdict,
     found: String,
-    fix: Option<&'static str>,
+    fix: Option<String>,
 }
 
 impl Finding {
@@ -46,11 +50,11 @@ impl Finding {
     }
 
     fn warn(check: &'static str, found: impl Into<String>, fix: &'static str) -> Self {
-        Self { check, verdict: Verdict::Warn, found: found.into(), fix: Some(fix) }
+        Self { check, verdict: Verdict::Warn, found: found.into(), fix: Some(fix.to_owned()) }
     }
 
     fn fail(check: &'static str, found: impl Into<String>, fix: &'static str) -> Self {
-        Self { check, verdict: Verdict::Fail, found: found.into(), fix: Some(fix) }
+        Self { check, verdict: Verdict::Fail, found: found.into(), fix: Some(fix.to_owned()) }
     }
 }
 
@@ -58,11 +62,14 @@ impl Finding {
 ///
 /// # Errors
 /// Something that Everdisk cannot do without is missing.
-pub(crate) fn doctor(json: bool, root: bool) -> Result<(), Failure> {
+pub(crate) fn doctor(json: bool, root: bool, directories: Result<Directories, String>) -> Result<(), Failure> {
     let mut findings = vec![kernel(&release()), device(), programs(), request_timeout(), hung_task(), losetup()];
+    findings.extend([descriptors(), file_size()]);
     if !root {
-        findings.extend([fusermount(), locked_memory(), allow_other()]);
+        findings.extend([fusermount(), allow_other()]);
     }
+    findings.push(locked_memory());
+    findings.extend(running::findings(directories));
     let failed = findings.iter().filter(|f| f.verdict == Verdict::Fail).count();
     if json {
         let checks: Vec<_> = findings
@@ -72,13 +79,15 @@ pub(crate) fn doctor(json: bool, root: bool) -> Result<(), Failure> {
         output::json(&json!({ "ok": failed == 0, "checks": checks }));
     } else {
         for finding in &findings {
-            let fix = finding.fix.map_or(String::new(), |fix| format!(": {fix}"));
+            let fix = finding.fix.as_ref().map_or(String::new(), |fix| format!(": {fix}"));
             output::line(&format!("{:<5}{:<18}{}{fix}", finding.verdict.name(), finding.check, finding.found));
         }
     }
     match failed {
         0 => Ok(()),
-        n => Err(Failure::Other(format!("{n} of {} checks failed; volumes cannot be attached here", findings.len()))),
+        n => {
+            Err(Failure::Other(format!("{n} of {} checks failed: see the lines that begin with fail", findings.len())))
+        }
     }
 }
 
@@ -185,13 +194,39 @@ fn fusermount() -> Finding {
 /// rest there is one of each for every channel.
 fn locked_memory() -> Finding {
     let needed = (2 * CHANNELS_MAX * REQUEST_BYTES_MAX) as u64;
-    match getrlimit(Resource::Memlock).current {
+    match process::lockable_bytes() {
         Some(limit) if limit < needed => Finding::warn(
             "locked memory",
             format!("{limit} bytes may be locked, {needed} are needed at rest"),
-            "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=)",
+            "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) where everdiskd is started",
         ),
         _ => Finding::ok("locked memory", "enough may be locked"),
+    }
+}
+
+/// What the busiest process needs: every NBD connection, storage node and listener.
+const DESCRIPTORS: u64 = 512;
+
+fn descriptors() -> Finding {
+    let most = getrlimit(Resource::Nofile).maximum;
+    match most {
+        Some(limit) if limit < DESCRIPTORS => Finding::warn(
+            "descriptors",
+            format!("a process may have {limit}, {DESCRIPTORS} are needed for every NBD connection and storage node"),
+            "raise RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE=) where everdiskd is started",
+        ),
+        _ => Finding::ok("descriptors", "a process may have enough"),
+    }
+}
+
+fn file_size() -> Finding {
+    match getrlimit(Resource::Fsize).maximum {
+        Some(limit) => Finding::warn(
+            "file size",
+            format!("a file may have {limit} bytes; a longer volume cannot be attached"),
+            "raise RLIMIT_FSIZE (ulimit -Hf, LimitFSIZE=) where everdiskd is started",
+        ),
+        None => Finding::ok("file size", "not limited"),
     }
 }
 

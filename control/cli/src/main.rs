@@ -1,21 +1,29 @@
 //! `everdisk`: the operator's command. Results go to stdout, everything else to stderr; exit status 0 is done, 1 is
-//! failed with a message that says what, why and what to do, 2 is wrong usage.
+//! failed with a message that says what, why and what to do, 2 is wrong usage. (`health` has a meaning of its own for each.)
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod commands;
 mod doctor;
+mod health;
 mod output;
 mod show;
 
 use std::process::ExitCode;
 
-use crate::{arguments::Arguments, commands::run};
+use everdisk_api::status::Health;
+
+use crate::{
+    arguments::Arguments,
+    commands::{Failure, run},
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::read();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Unwell(Health::Failed)) => ExitCode::from(2),
+        Err(Failure::Unwell(_)) => ExitCode::FAILURE,
         Err(failure) => {
             output::complain(&format!("everdisk: {failure}"));
             ExitCode::FAILURE

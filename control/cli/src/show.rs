@@ -59,20 +59,28 @@ pub(crate) fn description(volume: &VolumeDescription) {
 
 /// `status` of every volume.
 pub(crate) fn statuses(volumes: &[VolumeStatus]) {
-    let mut rows = vec![row(&["NAME", "STATE", "SIZE", "CORE", "STANDBY", "IN FLIGHT", "FRONT END"])];
+    let mut rows =
+        vec![row(&["NAME", "STATE", "HEALTH", "SIZE", "CORE", "STANDBY", "IN FLIGHT", "WAITING", "FRONT END"])];
     rows.extend(volumes.iter().map(|v| {
         let version = |p: Option<&Program>| p.map_or_else(|| "-".to_owned(), |p| p.version.clone());
         row(&[
             &v.name,
             v.state.name(),
+            v.health.name(),
             &show_size(v.size),
             &version(v.core.as_ref()),
             &version(v.standby.as_ref()),
             &v.in_flight.to_string(),
+            &waiting(v),
             &places(v),
         ])
     }));
     table(&rows);
+}
+
+/// Requests that nobody has answered, executing ones among them, where that is known.
+fn waiting(v: &VolumeStatus) -> String {
+    v.waiting.map_or_else(|| "-".to_owned(), |waiting| waiting.to_string())
 }
 
 fn buffered(v: &VolumeStatus) -> String {
@@ -87,6 +95,7 @@ pub(crate) fn status(v: &VolumeStatus) {
     let mut rows = vec![
         row(&["name", &v.name]),
         row(&["state", v.state.name()]),
+        row(&["health", v.health.name()]),
         row(&["size", &show_size(v.size)]),
         row(&["mode", &v.mode]),
         row(&["buffered", &buffered(v)]),
@@ -95,8 +104,10 @@ pub(crate) fn status(v: &VolumeStatus) {
         row(&["standby", &program(v.standby.as_ref())]),
         row(&["interface", &program(v.interface.as_ref())]),
         row(&["in flight", &v.in_flight.to_string()]),
+        row(&["waiting", &waiting(v)]),
         row(&["crashes survived", &v.crashes_survived.to_string()]),
     ];
+    rows.extend(v.problems.iter().map(|problem| row(&["problem", problem])));
     if let Some(lease) = v.lease_ms {
         rows.push(row(&["lease ends in", &format!("{lease} ms")]));
     }

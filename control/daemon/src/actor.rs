@@ -223,7 +223,7 @@ impl Act for Actor<'_> {
     }
 
     fn begins(&mut self, step: Step) {
-        info!(event = event::UPGRADE_STEP, volume = %self.volume.name, upgrade = self.upgrade, %step);
+        info!(event = event::UPGRADE_STEP, volume = %self.volume.name, upgrade = self.upgrade, %step, "a step begins");
         self.progress.step(step.name());
     }
 

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     error::{Doing, Error, Result},
-    places,
+    limits, places,
     process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
@@ -43,6 +43,7 @@ pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOption
         }
         clear_away(volume)?;
     }
+    limits::check(&volume.spec(), file.is_some())?;
     let places = places::look_at(file, nbd, &volume.spec())?;
     let build = first_build(volume, progress)?;
     let attachment = Attachment {
@@ -64,7 +65,7 @@ pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOption
         }
         return Err(e);
     }
-    info!(event = event::VOLUME_ATTACHED, volume = %volume.name, at = volume.attached()?.places());
+    info!(event = event::VOLUME_ATTACHED, volume = %volume.name, at = volume.attached()?.places(), "a core serves");
     for exposed in nbd.iter().filter_map(|wish| exposure(&wish.address)) {
         warn!(volume = %volume.name, "{exposed}");
     }
@@ -83,7 +84,10 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     if let Some(file) = &file {
         make_file(volume, file)?;
     }
-    volume.interface().attach(file.clone(), nbd, core.id.pid)?;
+    volume.interface().attach(file.clone(), nbd, core.id.pid).map_err(|e| match core.id.alive() {
+        true => e,
+        false => Error::Failed(format!("{e}; the core ended: {}", core.last_words())),
+    })?;
     // The kernel learns the file's size when it is first asked for it. Before, a mapping is empty and writes go one by
     // one. It refuses us where the file is another user's; then it is that user's first question that does it.
     if let Some(file) = file {

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     durable,
     error::{Doing, Error, Result},
+    health,
     paths::VolumePaths,
     programs::{Programs, run_well},
     progress::Progress,
@@ -147,6 +148,7 @@ impl Catalogue {
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
+        health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         lock(&self.volumes).insert(name, Arc::clone(&volume));
         Ok(volume)

@@ -31,7 +31,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             let shape = Shape { size, stripe, buffer };
             shown(&status::describe(&*catalogue.create(name, shape, nodes, progress)?))
         }
-        Request::VolumeList => shown(&catalogue.all().iter().map(|volume| status::line(volume)).collect::<Vec<_>>()),
+        Request::VolumeList => shown(&status::lines(&catalogue.all())),
         Request::VolumeShow { name } => shown(&status::describe(&*catalogue.get(&name)?)),
         Request::VolumeResize { name, size } => shown(&status::describe(&*catalogue.resize(&name, size, progress)?)),
         Request::VolumeDelete { name } => {
@@ -49,9 +49,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
             shown(&status::status(&volume))
         }
         Request::Status { name: Some(name) } => shown(&status::status(&*catalogue.get(&name)?)),
-        Request::Status { name: None } => {
-            shown(&catalogue.all().iter().map(|volume| status::status(volume)).collect::<Vec<_>>())
-        }
+        Request::Status { name: None } => shown(&status::statuses(&catalogue.all())),
         Request::Flush { name } => {
             let volume = catalogue.get(&name)?;
             let _operation = volume.begin("flush")?;

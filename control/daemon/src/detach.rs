@@ -102,7 +102,7 @@ fn empty<'a>(volume: &'a Volume, limit: Patience, progress: &Progress) -> Result
 
 fn give_up(volume: &Volume) -> Result<()> {
     clear_away(volume)?;
-    info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true);
+    info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true, "the volume is not served any more");
     Ok(())
 }
 
@@ -174,7 +174,7 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
     }
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
     clear_away(volume)?;
-    info!(event = event::VOLUME_DETACHED, volume = %volume.name);
+    info!(event = event::VOLUME_DETACHED, volume = %volume.name, "the volume is not served any more");
     flushed.map_err(|why| {
         Error::Failed(format!(
             "volume {} is detached, and yet what was written last may not be durable: {why}; it may be lost if the \

@@ -105,6 +105,7 @@ pub(crate) fn core(pid: u32, slot: usize) -> CoreStatus {
         armed: true,
         requests: 0,
         io_errors: 0,
+        writing: 0,
     }
 }
 
@@ -137,6 +138,7 @@ impl Interface {
             crashes_survived: 0,
             last_suspension: Suspension::default(),
             buffer: None,
+            deaths: Vec::new(),
         };
         let script = Script {
             status,

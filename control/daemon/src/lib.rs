@@ -9,12 +9,14 @@
 //!                      ─► upgrade ─► actor    the acts of the pure machine in everdisk-upgrade
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
+//!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
 //!  peers · places · start · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod actor;
 pub mod attach;
+pub mod audit;
 pub mod catalogue;
 pub mod child;
 pub mod commands;
@@ -22,6 +24,9 @@ pub mod detach;
 pub mod durable;
 pub mod error;
 pub mod flush;
+pub mod health;
+pub mod limits;
+pub mod look;
 pub mod origin;
 pub mod paths;
 pub mod peers;
@@ -47,6 +52,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use everdisk_api::directories::Directories;
@@ -68,7 +74,8 @@ use crate::{
 ///
 /// # Errors
 /// It cannot start: a directory cannot be made, a socket's path is too long, or another one runs.
-pub fn run(directories: Directories) -> Result<()> {
+pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
+    everdisk_sys::process::raise_limits();
     for path in [&directories.run, &directories.state] {
         durable::make_dir(path).doing(|| format!("make {}", path.display()))?;
         refuse_shared(path)?;
@@ -80,7 +87,8 @@ pub fn run(directories: Directories) -> Result<()> {
     // The lock is released when this process ends, however it does.
     let _lock = only_one(&directories.run.join("everdiskd.lock"))?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
-    let programs = Programs::find().doing(|| "find the programs".to_owned())?;
+    let mut programs = Programs::find().doing(|| "find the programs".to_owned())?;
+    programs.hang_limit = hang_limit;
     let catalogue = Arc::new(Catalogue::load(directories, programs)?);
     take_over::take_over(&catalogue)?;
     let listener = server::listen(&socket).doing(|| format!("listen at {}", socket.display()))?;
@@ -93,7 +101,7 @@ pub fn run(directories: Directories) -> Result<()> {
         }
     });
     waiting.doing(|| "start a thread".to_owned())?;
-    info!(event = event::DAEMON_READY, version = PRODUCT, socket = %socket.display(), volumes = catalogue.all().len());
+    info!(event = event::DAEMON_READY, version = PRODUCT, socket = %socket.display(), volumes = catalogue.all().len(), "ready");
     server::serve(&listener, &catalogue);
     Ok(())
 }

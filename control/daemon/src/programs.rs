@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use everdisk_proto::version::{ABI, CoreIdentity};
+use everdisk_proto::{
+    limits::HANG_LIMIT_DEFAULT,
+    version::{ABI, CoreIdentity},
+};
 use everdisk_sys::{link::wait_readable, process::pidfd};
 use std::os::fd::AsFd;
 
@@ -37,6 +40,8 @@ const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Programs {
     directory: PathBuf,
+    /// What an interface is started with: a core that serves may be silent for this long while requests wait.
+    pub hang_limit: Duration,
 }
 
 /// What a program that has ended left.
@@ -55,16 +60,17 @@ impl Programs {
     /// The operating system's.
     pub fn find() -> io::Result<Self> {
         if let Some(directory) = env::var_os(LIBEXEC_VARIABLE).filter(|v| !v.is_empty()) {
-            return Ok(Self { directory: directory.into() });
+            return Ok(Self { directory: directory.into(), hang_limit: HANG_LIMIT_DEFAULT });
         }
         let own = env::current_exe()?;
-        Ok(Self { directory: own.parent().unwrap_or(Path::new("/")).to_owned() })
+        let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { directory, hang_limit: HANG_LIMIT_DEFAULT })
     }
 
     /// Those in `directory`.
     #[cfg(test)]
     pub(crate) fn in_directory(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), hang_limit: HANG_LIMIT_DEFAULT }
     }
 
     /// `everdisk-interface`.

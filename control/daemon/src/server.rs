@@ -25,7 +25,12 @@ use everdisk_api::{
 use everdisk_sys::packet;
 use tracing::warn;
 
-use crate::{catalogue::Catalogue, commands::carry_out, progress::Progress};
+use crate::{
+    audit::{Audit, Who},
+    catalogue::Catalogue,
+    commands::carry_out,
+    progress::Progress,
+};
 
 /// A client has this long to send its line.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -98,15 +103,18 @@ fn answer(stream: UnixStream, full: bool, catalogue: &Catalogue) {
     let request = if full {
         Err(Refusal::new(Kind::Busy, format!("{CLIENTS_MAX} clients are being served already: try again")))
     } else {
-        admit(&stream).and_then(|()| read_request(reader))
+        admit(&stream).and_then(|who| Ok((who, read_request(reader)?)))
     };
-    let request = match request {
-        Ok(request) => request,
+    let (who, request) = match request {
+        Ok(asked) => asked,
         Err(refusal) => return refuse(stream, refusal),
     };
     let progress = Progress::new(stream);
     let heart = progress.heartbeat();
-    let end = match carry_out(catalogue, request, &progress) {
+    let audit = Audit::begin(&request, who);
+    let ended = carry_out(catalogue, request, &progress);
+    audit.end(&ended);
+    let end = match ended {
         Ok(value) => Line::Ok(value),
         Err(e) => Line::Error(e.into()),
     };
@@ -122,10 +130,10 @@ fn refuse(mut stream: UnixStream, refusal: Refusal) {
 }
 
 /// Only the user who runs the control module, and root, are served.
-fn admit(stream: &UnixStream) -> Result<(), Refusal> {
+fn admit(stream: &UnixStream) -> Result<Who, Refusal> {
     let own = rustix::process::geteuid().as_raw();
     match packet::peer(stream.as_fd()) {
-        Ok(peer) if peer.uid == own || peer.uid == 0 => Ok(()),
+        Ok(peer) if peer.uid == own || peer.uid == 0 => Ok(Who { uid: peer.uid, pid: peer.pid }),
         Ok(peer) => Err(Refusal::new(
             Kind::BadRequest,
             format!("user {} may not command this everdiskd, which runs as user {own}", peer.uid),

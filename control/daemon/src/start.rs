@@ -52,6 +52,7 @@ pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
     let program = volume.programs.interface();
     let mut command = Command::new(&program);
     command.arg("--volume").arg(volume.paths.spec()).arg("--socket").arg(volume.paths.interface_socket());
+    command.arg("--hang-limit").arg(volume.programs.hang_limit.as_millis().to_string());
     if restore {
         command.arg("--restore");
     }
@@ -63,7 +64,8 @@ pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
         child.id.end(Duration::ZERO);
         return Err(e);
     }
-    info!(event = event::INTERFACE_STARTED, volume = %volume.name, pid = child.id.pid, restore);
+    volume.keep_child(&child);
+    info!(event = event::INTERFACE_STARTED, volume = %volume.name, pid = child.id.pid, restore, "an interface was started");
     Ok(child)
 }
 
@@ -113,7 +115,8 @@ pub fn core(volume: &Arc<Volume>, build: &CoreBuild) -> Result<Child> {
         return Err(e);
     }
     volume.keep_child(&child);
-    info!(event = event::CORE_STARTED, volume = %volume.name, pid = child.id.pid, version = %build.identity.version);
+    let (pid, version) = (child.id.pid, &build.identity.version);
+    info!(event = event::CORE_STARTED, volume = %volume.name, pid, %version, "a core was started");
     Ok(child)
 }
 
@@ -158,7 +161,7 @@ pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool 
         warn!(volume = %volume.name, pid, "the core does not go although it was killed");
         return false;
     }
-    info!(event = event::CORE_DISMISSED, volume = %volume.name, pid);
+    info!(event = event::CORE_DISMISSED, volume = %volume.name, pid, "a core that is not needed any more has left");
     let _ = fs::remove_file(volume.paths.core_socket(pid));
     let _ = volume.update_attachment(|attachment| attachment.cores.retain(|core| core != known));
     true

@@ -1,29 +1,39 @@
 //! How a volume stands, asked of its processes each time.
 
+use std::{sync::Arc, thread};
+
 use everdisk_api::status::{Frontend, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
 use everdisk_proto::{
-    frame::{GateState, InterfaceStatus},
+    frame::{GateState, InterfaceStatus, NodeStatus},
     volume::VolumeSpec,
 };
 
 use crate::{
+    health,
+    look::{Look, look},
     record::{Attachment, Phase},
-    volume::{Running, Volume},
+    volume::{KnownNode, Running, Volume, lock},
 };
 
-/// Everything about a volume. Never waits for an operation.
+/// So many threads ask at once.
+const ASKERS_MAX: usize = 32;
+
+/// Everything about a volume. Never waits for an operation, and for no process longer than a second.
 pub fn status(volume: &Volume) -> VolumeStatus {
     // First of all: what an operation that has ended left behind is in everything that is asked afterwards.
     let running = volume.running();
     let attachment = volume.attachment();
-    let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
+    let look = attachment.as_ref().map(|attachment| look(volume, attachment));
+    let seen = look.as_ref().and_then(Look::status);
     let spec = volume.spec();
-    let (state, reason) = judge(volume, running, attachment.as_ref(), seen.as_ref());
-    let nodes =
-        seen.as_ref().and_then(|seen| seen.serving).and_then(|pid| volume.with_core(pid, |core| core.nodes().ok()));
+    let (state, reason) = judge(volume, running, attachment.as_ref(), seen);
+    let nodes = look.as_ref().map_or_else(|| unknown(&spec), |look| nodes(volume, look));
+    let problems = health::problems(volume, attachment.as_ref(), look.as_ref(), &nodes);
     let mut status = VolumeStatus {
         name: volume.name.to_string(),
         state,
+        health: health::worst(&problems),
+        problems: problems.into_iter().map(|problem| problem.text).collect(),
         size: spec.size,
         mode: mode(spec.buffer == 0),
         generation: 0,
@@ -36,7 +46,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         damaged_ranges: 0,
         in_flight: 0,
         waiting: None,
-        nodes: nodes.map_or_else(|| unknown(&spec), |nodes| nodes.into_iter().map(Node::from).collect()),
+        nodes,
         last_upgrade: volume.record().last_upgrade,
         crashes_survived: 0,
         lease_ms: None,
@@ -45,12 +55,62 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         reason: reason.or_else(|| volume.warning()),
     };
     if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
-        status.frontends = frontends(&attachment, seen.as_ref());
+        status.frontends = frontends(&attachment, seen);
     }
     if let Some(seen) = seen {
-        enter(&mut status, seen);
+        enter(&mut status, seen.clone());
     }
     status
+}
+
+/// As [`status`], of several volumes side by side: one that does not answer holds up no other.
+pub fn statuses(volumes: &[Arc<Volume>]) -> Vec<VolumeStatus> {
+    side_by_side(volumes, |volume| status(volume))
+}
+
+/// As [`line`], of several volumes side by side.
+pub fn lines(volumes: &[Arc<Volume>]) -> Vec<VolumeLine> {
+    side_by_side(volumes, |volume| line(volume))
+}
+
+fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + Sync) -> Vec<T> {
+    let of_some = |volumes: &[Arc<Volume>]| volumes.iter().map(|volume| ask(volume)).collect::<Vec<T>>();
+    thread::scope(|scope| {
+        let parts: Vec<_> = volumes
+            .chunks(volumes.len().div_ceil(ASKERS_MAX).max(1))
+            .map(|part| scope.spawn(|| of_some(part)))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().expect("asking a volume does not panic")).collect()
+    })
+}
+
+/// The storage nodes as the core that serves sees them. One that was in trouble when another core served remains so until this one has
+/// written to it: what it has not tried it does not know.
+pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
+    let seen = look.status().and_then(|status| status.serving).and_then(|pid| Some((pid, look.nodes(pid)?)));
+    let mut known = lock(&volume.nodes);
+    let Some((core, seen)) = seen else {
+        let node = |node: Node| match known.get(&node.uuid) {
+            Some(known) => Node { state: known.state.clone(), error: known.error.clone(), ..node },
+            None => node,
+        };
+        return unknown(&volume.spec()).into_iter().map(node).collect();
+    };
+    let node = |node: &NodeStatus| {
+        let mut shown = Node::from(node.clone());
+        if node.state != "in-step" {
+            let found = KnownNode { core, state: node.state.clone(), error: node.error.clone() };
+            known.insert(node.uuid, found);
+        } else if known.get(&node.uuid).is_some_and(|known| known.core == core || node.written) {
+            known.remove(&node.uuid);
+        } else if let Some(before) = known.get(&node.uuid) {
+            let error = before.error.as_deref().unwrap_or("an operation on it did not end");
+            shown.state.clone_from(&before.state);
+            shown.error = Some(format!("{error} (found by the core before, process {})", before.core));
+        }
+        shown
+    };
+    seen.iter().map(node).collect()
 }
 
 /// Where applications reach the volume: as recorded, and of NBD as it is while the interface says so.

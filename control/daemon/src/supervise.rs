@@ -4,9 +4,11 @@
 //!  should be            is                                   then
 //!  an interface         gone, a core lives                   start one that takes the fds back (--restore)
 //!                       gone, no core lives                  say so: the volume has failed
+//!                       being restored, no core lives        end it: nobody is left who could give it anything
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
 //!                       not armed for too long               end it, if another one serves
+//!                       silent for the hang limit            end it
 //!  writes buffered      they go through, no operation runs   have them buffered again
 //! ```
 //!
@@ -23,15 +25,15 @@ use std::{
 };
 
 use everdisk_proto::{
-    frame::{GateState, InterfaceStatus},
+    frame::{CoreDeath, GateState, InterfaceStatus, RESTORING},
     limits::CORES_MAX,
 };
 use everdisk_telemetry::event;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     child::Child,
-    error::Result,
+    error::{Error, Result},
     process::ProcessId,
     record::{Attachment, KnownCore, Phase},
     start::{self, ARMED_WITHIN, Unserved},
@@ -47,6 +49,8 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// An interface that dies earlier than this has died early.
 const EARLY: Duration = Duration::from_secs(1);
+/// The interface notices the death of a core within this time.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 /// A core that dies earlier than this after it had armed has died early; one that had not armed always.
 const EARLY_AFTER_ARMED: Duration = Duration::from_millis(200);
 
@@ -108,14 +112,29 @@ impl Started {
     }
 }
 
+/// A core that is dead, and of whose end nothing was said yet.
+#[derive(Debug)]
+struct Dead {
+    core: KnownCore,
+    child: Option<Child>,
+    since: Instant,
+}
+
 struct Supervisor<'a> {
     volume: &'a Arc<Volume>,
     interface: Option<Started>,
     interface_pause: BackOff,
+    /// The dead interface of which was said that it is, and since when none has taken its place.
+    headless: Option<(Option<ProcessId>, Instant)>,
     standby: Option<Started>,
     standby_pause: BackOff,
     /// Cores that run and are not armed, and since when.
     waiting: HashMap<u32, Instant>,
+    dead: Vec<Dead>,
+    /// Cores started by the attachment that was seen last: a smaller number is another attachment.
+    started: u64,
+    /// The failure that was logged last: the same one is not logged again.
+    told: Option<String>,
 }
 
 impl<'a> Supervisor<'a> {
@@ -124,42 +143,86 @@ impl<'a> Supervisor<'a> {
             volume,
             interface: None,
             interface_pause: BackOff::default(),
+            headless: None,
             standby: None,
             standby_pause: BackOff::default(),
             waiting: HashMap::new(),
+            dead: Vec::new(),
+            started: 0,
+            told: None,
         }
     }
 
     /// Looks once. False when there is nothing to look at.
     fn pass(&mut self) -> bool {
         let _hands = lock(&self.volume.hands);
-        let Some(attachment) = self.volume.attachment() else { return false };
+        let attachment = self.volume.attachment();
+        if attachment.as_ref().is_none_or(|attachment| attachment.started < self.started) {
+            // What was known of the processes of another attachment says nothing of this one's.
+            *self = Self::new(self.volume);
+            self.volume.set_standby_trouble(None);
+            lock(&self.volume.nodes).clear();
+        }
+        let Some(attachment) = attachment else { return false };
+        self.started = attachment.started;
         // An attach under way and a detach have the hands; what they left half-done the start of the module clears.
         if attachment.phase != Phase::Attached {
             return true;
         }
         if !attachment.interface_alive() {
-            if let Err(e) = self.restore(&attachment) {
-                warn!(volume = %self.volume.name, "cannot start an interface: {e}");
-            }
+            let restored = self.restore(&attachment);
+            self.complain("cannot start an interface", restored);
             return true;
         }
-        if let Ok(status) = self.volume.interface().status() {
-            self.interface_pause.succeeded();
-            if let Err(e) = self.keep_standby(attachment, &status) {
-                warn!(volume = %self.volume.name, "cannot keep a standby: {e}");
+        match self.volume.interface().status() {
+            Ok(status) => {
+                self.interface_pause.succeeded();
+                if let Some((_, since)) = self.headless.take() {
+                    let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since));
+                    info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");
+                }
+                let kept = self.keep_standby(attachment, &status);
+                self.volume.set_standby_trouble(match &kept {
+                    Err(e) => Some(e.to_string()),
+                    Ok(()) => self.standby_trouble(&status),
+                });
+                self.complain("cannot keep a standby", kept);
+                self.buffer_again(&status);
             }
-            self.buffer_again(&status);
+            Err(Error::Failed(why)) if why == RESTORING && attachment.live_cores().next().is_none() => {
+                if let Some(interface) = attachment.interface {
+                    interface.end(Duration::ZERO);
+                }
+                self.volume.set_trouble(Some(all_gone(self.volume, &attachment)));
+            }
+            Err(_) => {}
         }
         true
+    }
+
+    /// Logs a failure once, however often it is met.
+    fn complain(&mut self, what: &str, done: Result<()>) {
+        let failure = done.err().map(|e| format!("{what}: {e}"));
+        if failure != self.told
+            && let Some(failure) = &failure
+        {
+            warn!(event = event::SUPERVISION_FAILED, volume = %self.volume.name, "{failure}");
+        }
+        self.told = failure;
     }
 
     /// The interface is gone.
     fn restore(&mut self, attachment: &Attachment) -> Result<()> {
         let now = Instant::now();
-        if let Some(dead) = self.interface.take() {
-            warn!(event = event::INTERFACE_ENDED, volume = %self.volume.name, pid = dead.child.id.pid);
-            if dead.at.elapsed() < EARLY {
+        let dead = attachment.interface;
+        if self.headless.is_none_or(|(told, _)| told != dead) {
+            let (volume, pid) = (&self.volume.name, dead.map_or(0, |dead| dead.pid));
+            let how = how_it_ended(dead.and_then(|dead| self.volume.child(dead)).as_ref());
+            warn!(event = event::INTERFACE_ENDED, %volume, pid, how, "the interface has died: I/O goes on as long as a core lives");
+            let since = self.headless.map_or(now, |(_, since)| since);
+            self.headless = Some((dead, since));
+            let early = self.interface.take().is_some_and(|dead| dead.at.elapsed() < EARLY);
+            if early {
                 self.interface_pause.failed(now);
             }
         }
@@ -179,9 +242,18 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
+    /// Why there is no standby, when there is none.
+    fn standby_trouble(&self, status: &InterfaceStatus) -> Option<String> {
+        let is_armed = status.cores.iter().any(|core| core.armed && Some(core.pid) != status.serving);
+        let before = || self.volume.standby_trouble().filter(|_| self.standby_pause.failures > 0);
+        let starting = |standby: &Started| format!("process {} is being started", standby.child.id.pid);
+        (!is_armed).then(|| before().or_else(|| self.standby.as_ref().map(starting))).flatten()
+    }
+
     fn keep_standby(&mut self, attachment: Attachment, status: &InterfaceStatus) -> Result<()> {
         let attachment = self.forget_the_dead(attachment)?;
         let live: Vec<&KnownCore> = attachment.live_cores().collect();
+        self.mourn(status);
         self.look_at_standby(status);
         self.tell_trouble(status);
         if let Some(running) = self.volume.running() {
@@ -198,6 +270,13 @@ impl<'a> Supervisor<'a> {
         // The youngest first: of two good ones the older leaves.
         for core in live.iter().rev().filter(|core| status.serving != Some(core.process.pid)) {
             let pid = core.process.pid;
+            if armed(pid) && self.is_silent(pid) {
+                let limit_s = self.volume.programs.hang_limit.as_secs();
+                let volume = &self.volume.name;
+                warn!(event = event::CORE_KILLED, %volume, pid, limit_s, "a standby that does not answer is killed, and another one started");
+                core.process.end(Duration::ZERO);
+                continue;
+            }
             let overdue = !armed(pid) && now - *self.waiting.entry(pid).or_insert(now) > ARMED_WITHIN;
             if status.serving.is_none() {
                 // Whoever is alive may hold what the next one needs, so all stay. Those that have hung for long are
@@ -240,9 +319,20 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn forget_the_dead(&self, mut attachment: Attachment) -> Result<Attachment> {
+    /// Whether a core has said nothing for the hang limit.
+    fn is_silent(&self, pid: u32) -> bool {
+        lock(&self.volume.silent).get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
+    }
+
+    fn forget_the_dead(&mut self, mut attachment: Attachment) -> Result<Attachment> {
         let (living, dead): (Vec<_>, Vec<_>) = attachment.cores.into_iter().partition(|core| core.process.alive());
         attachment.cores = living;
+        for core in &dead {
+            if self.dead.iter().all(|known| known.core != *core) {
+                let child = self.volume.child(core.process);
+                self.dead.push(Dead { core: core.clone(), child, since: Instant::now() });
+            }
+        }
         if !dead.is_empty() {
             let living = attachment.cores.clone();
             self.volume.update_attachment(|recorded| recorded.cores = living)?;
@@ -253,6 +343,40 @@ impl<'a> Supervisor<'a> {
             }
         }
         Ok(attachment)
+    }
+
+    /// One line for each core that has died: what it did, how it ended, and what became of its work. The interface may notice a
+    /// moment later than this process.
+    fn mourn(&mut self, status: &InterfaceStatus) {
+        let volume = &self.volume.name;
+        self.dead.retain(|Dead { core, child, since }| {
+            let pid = core.process.pid;
+            let death = status.deaths.iter().find(|death| death.pid == pid);
+            let is_known = death.is_some_and(|death| !death.served || death.successor.is_some());
+            if !is_known && since.elapsed() < NOTICED_WITHIN {
+                return true;
+            }
+            let (how, child) = (how_it_ended(child.as_ref()), child.as_ref());
+            let killed = death.and_then(|death| death.killed.as_deref()).unwrap_or("by nobody of everdisk");
+            match death.filter(|death| death.served) {
+                Some(CoreDeath { generation, successor: Some(successor), recovered_us, .. }) => warn!(
+                    event = event::CORE_CRASHED, %volume, pid, how, killed, %generation, successor, recovered_us,
+                    "the core that served has died, and another one has taken over"
+                ),
+                Some(CoreDeath { generation, .. }) => error!(
+                    event = event::CORE_CRASHED, %volume, pid, how, killed, %generation,
+                    "the core that served has died, and none was ready to take over: requests wait for the next one"
+                ),
+                None if child.and_then(Child::ended).is_some_and(|status| status.success()) => {
+                    info!(event = event::CORE_ENDED, %volume, pid, "a core that did not serve has left");
+                }
+                None => warn!(
+                    event = event::CORE_ENDED, %volume, pid, how, killed,
+                    "a core that did not serve has died, and another one is started"
+                ),
+            }
+            false
+        });
     }
 
     /// Whether the last standby that was started has armed, or has died, and when.
@@ -267,11 +391,10 @@ impl<'a> Supervisor<'a> {
         }
         let early = standby.armed_at.is_none_or(|at| at.elapsed() < EARLY_AFTER_ARMED);
         if early {
-            let words = standby.child.last_words();
-            warn!(event = event::CORE_ENDED, volume = %self.volume.name, pid, "a core ended early: {words}");
+            let why = format!("the last one (process {pid}) ended at once: {}", standby.child.last_words());
+            self.volume.set_standby_trouble(Some(why));
             self.standby_pause.failed(Instant::now());
         } else {
-            info!(event = event::CORE_ENDED, volume = %self.volume.name, pid);
             self.standby_pause.succeeded();
         }
         self.standby = None;
@@ -283,6 +406,19 @@ impl<'a> Supervisor<'a> {
             None => "no core serves; they keep ending, see the core logs in the run directory".to_owned(),
         });
         self.volume.set_trouble(trouble);
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How a process ended, as far as that is known.
+fn how_it_ended(child: Option<&Child>) -> String {
+    match child.and_then(Child::ended_by_now) {
+        Some(status) if status.success() || status.code().is_none() => status.to_string(),
+        Some(status) => format!("{status}: {}", child.map(Child::last_words).unwrap_or_default()),
+        None => "it was started by an earlier control module".to_owned(),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     catalogue::Catalogue,
     detach,
     error::{Doing, Result},
+    health,
     process::of_volume,
     record::{Attachment, KnownCore, Phase},
     supervise::supervise,
@@ -28,6 +29,7 @@ pub fn take_over(catalogue: &Catalogue) -> Result<()> {
             warn!(volume = %volume.name, "{e}");
         }
         upgrade::take_up(&volume);
+        health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
     }
     Ok(())
@@ -72,7 +74,7 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
     if attachment.phase == Phase::Attached {
         adopt(volume)?;
         let cores = volume.attached()?.live_cores().count();
-        info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores);
+        info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores, "a volume that runs is taken over");
         return Ok(());
     }
     if attachment.phase == Phase::Detaching {

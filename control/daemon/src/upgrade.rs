@@ -106,13 +106,7 @@ fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progres
 }
 
 fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
-    info!(
-        event = event::UPGRADE_ENDED,
-        volume = %volume.name,
-        upgrade = report.upgrade,
-        outcome = ?report.outcome,
-        reason = report.reason.as_deref().unwrap_or_default()
-    );
+    tell(volume, report);
     volume.update(|record| {
         if report.outcome.is_none() {
             // The journal has no end either: it is taken up again.
@@ -122,6 +116,36 @@ fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
         record.last_upgrade = Some(report.clone());
         record.unfinished = None;
     })
+}
+
+/// The line at the end of an upgrade.
+fn tell(volume: &Volume, report: &LastUpgrade) {
+    let (name, upgrade, from) = (&volume.name, report.upgrade, &report.from);
+    let to = report.to.as_deref().unwrap_or("-");
+    let reason = report.reason.as_deref().unwrap_or("no reason is known");
+    let suspended_us = report.suspended_us;
+    match report.outcome {
+        Some(Outcome::Committed) if report.reason.is_none() => info!(
+            event = event::UPGRADE_ENDED, volume = %name, upgrade, outcome = "committed", from, to, suspended_us,
+            "the new core serves"
+        ),
+        Some(Outcome::Committed) => warn!(
+            event = event::UPGRADE_ENDED, volume = %name, upgrade, outcome = "committed", from, to, reason,
+            "the new core serves, and yet not everything went as it should"
+        ),
+        Some(Outcome::RolledBack) => warn!(
+            event = event::UPGRADE_ENDED, volume = %name, upgrade, outcome = "rolled-back", from, to, reason,
+            "the old core serves again"
+        ),
+        Some(Outcome::Aborted) => warn!(
+            event = event::UPGRADE_ENDED, volume = %name, upgrade, outcome = "aborted", from, to, reason,
+            "the old core has served all the time"
+        ),
+        None => warn!(
+            event = event::UPGRADE_ENDED, volume = %name, upgrade, outcome = "unfinished", from, to, reason,
+            "the upgrade has no end yet and is taken up when the control module is started"
+        ),
+    }
 }
 
 fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {

@@ -1,6 +1,7 @@
 //! One volume as the control module has it: its description, its record, and who may act on it now.
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -11,6 +12,7 @@ use std::{
 
 use everdisk_api::directories::Directories;
 use everdisk_proto::{ids::VolumeName, journal::CoreBuild, volume::VolumeSpec};
+use uuid::Uuid;
 
 use crate::{
     child::Child,
@@ -48,10 +50,32 @@ pub struct Volume {
     trouble: Mutex<Option<String>>,
     /// What the operator must know although the volume may serve.
     warning: Mutex<Option<String>>,
-    /// The cores that were started by this process: how they end is known.
+    /// Why there is no standby, as the supervisor sees it.
+    standby_trouble: Mutex<Option<String>>,
+    /// Why the record could not be written the last time.
+    record_trouble: Mutex<Option<String>>,
+    /// Cores that do not answer, and since when.
+    pub silent: Mutex<HashMap<u32, Instant>>,
+    /// Storage nodes that are not in step, as a core found them that serves no longer, perhaps.
+    pub nodes: Mutex<HashMap<Uuid, KnownNode>>,
+    /// The processes that were started by this one: how they end is known.
     children: Mutex<Vec<Child>>,
     /// The volume was deleted: its supervisor ends.
     pub deleted: AtomicBool,
+}
+
+/// Processes that are kept, as long as so many have not ended.
+const CHILDREN_KEPT: usize = 32;
+
+/// What a core has found out about a storage node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownNode {
+    /// Process id of the core.
+    pub core: u32,
+    /// `failed` or `stalled`.
+    pub state: String,
+    /// The error.
+    pub error: Option<String>,
 }
 
 /// An operation that has the volume.
@@ -101,6 +125,10 @@ impl Volume {
             rollback_wanted: AtomicBool::new(false),
             trouble: Mutex::new(None),
             warning: Mutex::new(None),
+            standby_trouble: Mutex::new(None),
+            record_trouble: Mutex::new(None),
+            silent: Mutex::default(),
+            nodes: Mutex::default(),
             children: Mutex::new(Vec::new()),
             deleted: AtomicBool::new(false),
         })
@@ -136,10 +164,27 @@ impl Volume {
         let mut changed = record.clone();
         let result = change(&mut changed);
         if changed != *record {
-            changed.save(&self.paths.record())?;
+            self.note_record(changed.save(&self.paths.record()))?;
             *record = changed;
         }
         Ok(result)
+    }
+
+    fn note_record(&self, saved: Result<()>) -> Result<()> {
+        *lock(&self.record_trouble) = saved.as_ref().err().map(ToString::to_string);
+        saved
+    }
+
+    /// Why the record could not be written the last time.
+    pub fn record_trouble(&self) -> Option<String> {
+        lock(&self.record_trouble).clone()
+    }
+
+    /// Looks whether it can be written again.
+    pub fn retry_record(&self) {
+        if self.record_trouble().is_some() {
+            let _ = self.rewrite_record();
+        }
     }
 
     /// Writes the record once more as it is: what a failed [`Volume::update`] left in its place is not known.
@@ -147,7 +192,8 @@ impl Volume {
     /// # Errors
     /// It cannot be written.
     pub fn rewrite_record(&self) -> Result<()> {
-        lock(&self.record).save(&self.paths.record())
+        let record = lock(&self.record);
+        self.note_record(record.save(&self.paths.record()))
     }
 
     /// As [`Volume::update`], for the attachment.
@@ -255,6 +301,16 @@ impl Volume {
         *lock(&self.trouble) = trouble;
     }
 
+    /// Why there is no standby.
+    pub fn standby_trouble(&self) -> Option<String> {
+        lock(&self.standby_trouble).clone()
+    }
+
+    /// Says why, or that there is one.
+    pub fn set_standby_trouble(&self, trouble: Option<String>) {
+        *lock(&self.standby_trouble) = trouble;
+    }
+
     /// What the operator must know although the volume may serve.
     pub fn warning(&self) -> Option<String> {
         lock(&self.warning).clone()
@@ -265,14 +321,18 @@ impl Volume {
         *lock(&self.warning) = warning;
     }
 
-    /// Keeps a core that was started, and forgets those that had ended by then.
+    /// Keeps a process that was started. How it ended is asked a moment after its end: of those that have ended the last few are kept.
     pub fn keep_child(&self, child: &Child) {
         let mut children = lock(&self.children);
-        children.retain(|kept| kept.ended().is_none());
+        while children.len() >= CHILDREN_KEPT
+            && let Some(oldest) = children.iter().position(|kept| kept.ended().is_some())
+        {
+            children.remove(oldest);
+        }
         children.push(child.clone());
     }
 
-    /// A core that was started by this process.
+    /// A process that was started by this one.
     pub fn child(&self, process: ProcessId) -> Option<Child> {
         lock(&self.children).iter().find(|child| child.id == process).cloned()
     }

@@ -10,7 +10,12 @@ use std::{
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
 use everdisk_store::{FileRange, Sought, Store, StoreError};
 
-use crate::{IoError, health::Health, layout::Layout, pace::Pace};
+use crate::{
+    IoError,
+    health::{Health, Kind},
+    layout::Layout,
+    pace::Pace,
+};
 
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
 const BLOCK_BYTES: usize = 4096;
@@ -48,11 +53,21 @@ struct Node {
 }
 
 impl Node {
+    /// An operation that changes nothing.
     #[inline]
     fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
+        self.run_kind(Kind::Read, operation)
+    }
+
+    #[inline]
+    fn run_kind<T>(
+        &self,
+        kind: Kind,
+        operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>,
+    ) -> Result<T, IoError> {
         self.health.begin();
         let outcome = operation(&*self.store);
-        self.health.end(&outcome);
+        self.health.end(kind, &outcome);
         Ok(outcome?)
     }
 
@@ -76,7 +91,7 @@ impl Node {
         copied: usize,
         operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>,
     ) -> Result<(), IoError> {
-        self.changes.time(copied, || self.run(operation))
+        self.changes.time(copied, || self.run_kind(Kind::Write, operation))
     }
 }
 
@@ -150,7 +165,7 @@ impl Engine {
     /// # Errors
     /// [`NotFlushed`].
     pub fn flush(&self) -> Result<(), NotFlushed> {
-        let flush = |node: &Node| node.flushes.time(0, || node.run(|store| store.flush()));
+        let flush = |node: &Node| node.flushes.time(0, || node.run_kind(Kind::Flush, |store| store.flush()));
         let outcomes: Vec<Result<(), IoError>> = if self.nodes.len() == 1 || self.is_quick_to_flush() {
             self.nodes.iter().map(flush).collect()
         } else {
@@ -306,7 +321,8 @@ impl Engine {
         self.nodes.iter().any(|node| node.flushes.is_slow())
     }
 
-    /// Looks whether the nodes end what they have begun. To be called several times a second.
+    /// Looks whether the nodes end what they have begun. To be called several times a second, from a thread that does no I/O on a
+    /// node: one that hangs must not keep it from being seen.
     pub fn watch(&self) {
         let now = Instant::now();
         self.nodes.iter().for_each(|node| node.health.watch(now));
@@ -327,7 +343,13 @@ impl Engine {
                 (Some(_), false) => "failed",
                 (None, false) => "in-step",
             };
-            NodeStatus { url: node.store.url().to_string(), uuid: node.store.uuid(), state: state.to_owned(), error }
+            NodeStatus {
+                url: node.store.url().to_string(),
+                uuid: node.store.uuid(),
+                state: state.to_owned(),
+                error,
+                written: node.health.has_written(),
+            }
         };
         self.nodes.iter().map(status).collect()
     }

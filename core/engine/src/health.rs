@@ -1,5 +1,7 @@
-//! What is known of a storage node's health: whether the last operation on it failed, and the error in words; and whether one
+//! What is known of a storage node's health: whether the last operation of a kind failed, and the error in words; and whether one
 //! does not end. Costs two uncontended atomic additions per operation while all is well.
+//!
+//! Reads, writes and flushes are told apart: a full node still reads well, and that does not make it a good one.
 
 use std::{
     sync::{
@@ -14,11 +16,32 @@ use everdisk_store::StoreError;
 /// An operation that has not ended after this time has stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
-/// The outcome of the last operation on a node, and of those under way.
+/// What an operation does to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Changes nothing.
+    Read,
+    /// Writes, discards or allocates.
+    Write,
+    /// Makes durable what was written.
+    Flush,
+}
+
+/// The outcome of the last operation of a kind.
 #[derive(Debug, Default)]
-pub(crate) struct Health {
+struct Last {
     failed: AtomicBool,
     error: Mutex<Option<String>>,
+}
+
+/// The outcome of the last operations on a node, and of those under way.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    reads: Last,
+    writes: Last,
+    flushes: Last,
+    /// A write has ended well.
+    written: AtomicBool,
     begun: AtomicU64,
     ended: AtomicU64,
     stalled: AtomicBool,
@@ -41,15 +64,26 @@ impl Health {
 
     /// It has ended. Wrong arguments do not count: they say nothing about the node.
     #[inline]
-    pub(crate) fn end<T>(&self, outcome: &Result<T, StoreError>) {
+    pub(crate) fn end<T>(&self, kind: Kind, outcome: &Result<T, StoreError>) {
         self.ended.fetch_add(1, Ordering::Relaxed);
         if self.stalled.load(Ordering::Relaxed) {
             self.stalled.store(false, Ordering::Relaxed);
         }
+        let last = match kind {
+            Kind::Read => &self.reads,
+            Kind::Write => &self.writes,
+            Kind::Flush => &self.flushes,
+        };
         match outcome {
-            Ok(_) if !self.failed.load(Ordering::Relaxed) => {}
-            Ok(_) => self.set(None),
-            Err(e) if e.is_fault() => self.set(Some(e.to_string())),
+            Ok(_) => {
+                if kind == Kind::Write && !self.written.load(Ordering::Relaxed) {
+                    self.written.store(true, Ordering::Relaxed);
+                }
+                if last.failed.load(Ordering::Relaxed) {
+                    last.set(None);
+                }
+            }
+            Err(e) if e.is_fault() => last.set(Some(e.to_string())),
             Err(_) => {}
         }
     }
@@ -72,6 +106,29 @@ impl Health {
         }
     }
 
+    /// Whether an operation does not end.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last operation of each kind succeeded and those under way end.
+    pub(crate) fn is_good(&self) -> bool {
+        let failed = |last: &Last| last.failed.load(Ordering::Relaxed);
+        !self.is_stalled() && ![&self.reads, &self.writes, &self.flushes].into_iter().any(failed)
+    }
+
+    /// The error in words while the last operation of a kind failed.
+    pub(crate) fn error(&self) -> Option<String> {
+        [&self.writes, &self.flushes, &self.reads].into_iter().find_map(Last::error)
+    }
+
+    /// Whether a write has ended well since the core was started: until then it does not know what its predecessor knew.
+    pub(crate) fn has_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+impl Last {
     #[cold]
     fn set(&self, error: Option<String>) {
         let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,18 +136,7 @@ impl Health {
         *slot = error;
     }
 
-    /// Whether an operation does not end.
-    pub(crate) fn is_stalled(&self) -> bool {
-        self.stalled.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last operation succeeded and those under way end.
-    pub(crate) fn is_good(&self) -> bool {
-        !self.is_stalled() && !self.failed.load(Ordering::Relaxed)
-    }
-
-    /// The error in words while the last operation failed.
-    pub(crate) fn error(&self) -> Option<String> {
+    fn error(&self) -> Option<String> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -109,14 +155,39 @@ mod tests {
         assert!(health.is_good());
         health.watch(later(1100));
         assert!(health.is_stalled() && !health.is_good());
-        health.end::<()>(&Ok(()));
+        health.end::<()>(Kind::Write, &Ok(()));
         assert!(health.is_good());
         // Busy is not stalled.
         for ms in 0..50 {
             health.begin();
             health.watch(later(2000 + ms * 100));
-            health.end::<()>(&Ok(()));
+            health.end::<()>(Kind::Write, &Ok(()));
         }
         assert!(health.is_good());
+    }
+
+    /// A full node reads well: it has failed until a change of it ends well.
+    #[test]
+    fn a_read_does_not_make_a_node_good_that_takes_no_writes() {
+        let health = Health::default();
+        let full = || {
+            Err(StoreError::Io {
+                node: "dir:/a".parse().unwrap(),
+                action: "write",
+                source: std::io::Error::from_raw_os_error(28),
+            })
+        };
+        let run = |kind, outcome: Result<(), StoreError>| {
+            health.begin();
+            health.end(kind, &outcome);
+        };
+        run(Kind::Write, full());
+        run(Kind::Read, Ok(()));
+        assert!(!health.is_good() && !health.has_written() && health.error().is_some());
+        run(Kind::Write, Ok(()));
+        assert!(health.is_good() && health.has_written() && health.error().is_none());
+        run(Kind::Flush, full());
+        run(Kind::Write, Ok(()));
+        assert!(!health.is_good(), "nor does a write where a flush failed");
     }
 }

@@ -183,7 +183,7 @@ fn flush_tries_every_node_and_reports_the_failure() {
 }
 
 #[test]
-fn a_node_is_failed_until_an_operation_on_it_succeeds() {
+fn a_node_is_failed_until_an_operation_of_the_same_kind_succeeds() {
     let (engine, scripts) = scripted(1 << 20, 2);
     let states = || engine.nodes().into_iter().map(|n| (n.state, n.error)).collect::<Vec<_>>();
     let in_step = || ("in-step".to_owned(), None);
@@ -199,6 +199,9 @@ fn a_node_is_failed_until_an_operation_on_it_succeeds() {
     assert_eq!(engine.read(u64::MAX, &mut [0]).unwrap_err().errno(), EINVAL);
     assert_eq!(states(), failed, "a refused request says nothing about a node");
     engine.read(STRIPE, &mut [0]).unwrap();
+    engine.flush().unwrap();
+    assert_eq!(states(), failed, "a node that can be read, and flushed, does not take writes for that");
+    engine.write(STRIPE, &[1]).unwrap();
     assert_eq!(states(), [in_step(), in_step()]);
 
     scripts[1].errno.store(EOPNOTSUPP, Ordering::Relaxed);

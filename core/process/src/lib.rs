@@ -13,6 +13,7 @@ mod control;
 mod disk;
 mod gate;
 mod membership;
+mod nodes;
 mod workers;
 
 use std::{
@@ -97,6 +98,7 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
     let engine = Arc::new(Engine::open_with(&spec, wrap)?);
     // Before there is a second thread: each thread has its own. What is opened from here on is the control module's.
     privileges::keep_only(privileges::SERVING)?;
+    nodes::watch(&engine)?;
     let joined = Arc::new(OnceLock::new());
     let control = control::listen(control_dir, Arc::clone(&engine), Arc::clone(&joined))?;
     let result = membership::serve(&spec, identity, &engine, interface, &joined);

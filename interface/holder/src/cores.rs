@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering::{Acquire, Relaxed, Release},
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{
@@ -21,6 +22,9 @@ use everdisk_sys::{
 /// A connection to a peer.
 pub(crate) type PeerLink = Link<FromInterface, ToInterface>;
 
+/// A core that has closed its connection is dead, or has connected again, within this time.
+const UNLINKED_LIMIT: Duration = Duration::from_secs(2);
+
 /// One core.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -29,9 +33,40 @@ pub(crate) struct Core {
     pub(crate) identity: CoreIdentity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
+    /// It closed its connection, and it is not known why yet: since when.
+    pub(crate) unlinked: Option<Instant>,
+    /// It was asked to leave.
+    pub(crate) leaves: bool,
+    /// Why this interface killed it.
+    pub(crate) killed: Option<String>,
 }
 
 impl Core {
+    /// A core that has joined.
+    pub(crate) const fn new(pid: u32, handle: OwnedFd, identity: CoreIdentity, link: Option<PeerLink>) -> Self {
+        Self { pid, handle, identity, link, unlinked: None, leaves: false, killed: None }
+    }
+
+    /// Its connection has ended. Its process may live on and serve; only its death, told by its handle, is a death.
+    pub(crate) fn unlink(&mut self, error: &LinkError) {
+        self.link = None;
+        if matches!(error, LinkError::Closed) {
+            self.unlinked = Some(Instant::now());
+        } else {
+            tracing::warn!(pid = self.pid, %error, "the connection to a core was given up: what it sent cannot be used");
+        }
+    }
+
+    /// A core that dies or leaves closes its connection first: only one that lives on after that is worth a line.
+    pub(crate) fn look_at_link(&mut self) {
+        if self.unlinked.is_some_and(|since| since.elapsed() >= UNLINKED_LIMIT) {
+            self.unlinked = None;
+            if self.link.is_none() && !self.leaves && !self.is_gone() {
+                tracing::warn!(pid = self.pid, "a core has closed its connection and lives on");
+            }
+        }
+    }
+
     /// Whether every thread of it has gone.
     pub(crate) fn is_gone(&self) -> bool {
         process::is_gone(self.handle.as_fd())
@@ -39,9 +74,10 @@ impl Core {
 
     /// Sends to the core, if it is connected. A core that does not read its socket loses the connection.
     pub(crate) fn tell(&mut self, what: FromInterface, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        self.leaves |= what == FromInterface::Quit;
         let Some(link) = &self.link else { return Err(LinkError::Closed) };
         link.send(0, what, fds).inspect_err(|error| {
-            tracing::warn!(pid = self.pid, %error, "the core does not listen");
+            tracing::warn!(pid = self.pid, %error, "a core does not read what it is told: the connection is closed");
             self.link = None;
         })
     }
@@ -151,7 +187,15 @@ pub(crate) fn status(segment: &Segment, slot: Slot, core: &Core, armed: bool) ->
         armed,
         requests: tickets.iter().map(|t| t.requests.load(Relaxed)).sum(),
         io_errors: tickets.iter().map(|t| u64::from(t.io_errors.load(Relaxed))).sum(),
+        writing: writing(segment, slot),
     }
+}
+
+/// Workers and senders of a core whose write to a storage node has not ended.
+fn writing(segment: &Segment, slot: Slot) -> u32 {
+    let Some(area) = area(segment, slot) else { return 0 };
+    let states = area.tickets.iter().map(|ticket| &ticket.state).chain([&area.sender]);
+    u32::try_from(states.filter(|state| state.load(Acquire) == ticket_state::WRITING).count()).unwrap_or(u32::MAX)
 }
 
 /// Requests that are being executed.

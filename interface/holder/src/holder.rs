@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         atomic::{
             AtomicU64,
@@ -20,7 +20,7 @@ use everdisk_gate::{
 };
 use everdisk_proto::{
     buffer::{self, word},
-    frame::{Answer, FromInterface, LentConnection, ToInterface},
+    frame::{Answer, CoreDeath, FromInterface, LentConnection, ToInterface},
     ids::Slot,
     segment::MAGIC,
     version::{ABI, BUFFER, CoreIdentity},
@@ -41,13 +41,14 @@ use crate::{
     cores::{self, Core, Cores, PeerLink},
     front::FileFront,
     fronts::Fronts,
+    life::Watchdog,
     nbd::NbdFront,
     restore,
     suspension::{self, Given, not_drained},
 };
 
 /// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
-const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
 /// The loop looks around this often even if nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that has connected says who it is within this time.
@@ -103,6 +104,12 @@ pub(crate) struct Holder {
     pub(crate) peers: Vec<Peer>,
     pub(crate) unmounting: Option<Unmounting>,
     pub(crate) done: bool,
+    /// Where this interface is asked; the cores' sockets lie beside it.
+    pub(crate) socket: PathBuf,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) deaths: Vec<CoreDeath>,
+    /// The core that served has died, and nobody has the gate since then.
+    pub(crate) orphaned: Option<Instant>,
     retried: Instant,
     listener: OwnedFd,
 }
@@ -115,11 +122,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
-        restore::restore(listener, &spec)?
+        restore::restore(listener, &spec, arguments)?
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec);
-        Holder::new(listener, segment, Custody::new())
+        Holder::new(listener, segment, Custody::new(), arguments)
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -176,7 +183,7 @@ fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
 }
 
 impl Holder {
-    pub(crate) fn new(listener: OwnedFd, segment: SharedSegment, custody: Custody) -> Self {
+    pub(crate) fn new(listener: OwnedFd, segment: SharedSegment, custody: Custody, arguments: &Arguments) -> Self {
         Self {
             segment,
             custody,
@@ -185,6 +192,10 @@ impl Holder {
             peers: Vec::new(),
             unmounting: None,
             done: false,
+            socket: arguments.socket.clone(),
+            watchdog: Watchdog::new(arguments.hang_limit),
+            deaths: Vec::new(),
+            orphaned: None,
             retried: Instant::now(),
             listener,
         }
@@ -197,14 +208,16 @@ impl Holder {
             self.bury(slot);
         }
         let act = self.custody.tick(monotonic_ns());
-        self.perform(act, TAKEOVER_LIMIT);
+        self.perform(act, TAKEOVER_LIMIT, None);
         if self.custody.state() == State::Recovering && self.retried.elapsed() >= TICK {
             self.retried = Instant::now();
             let act = self.custody.retry();
-            self.perform(act, TAKEOVER_LIMIT);
+            self.perform(act, TAKEOVER_LIMIT, None);
         }
+        self.watch_over();
         self.hear_cores();
         self.hear_peers();
+        self.cores.all_mut().for_each(Core::look_at_link);
         self.accept();
         self.fronts.take_clients(&mut self.cores);
         self.look_after_front();
@@ -218,6 +231,7 @@ impl Holder {
             fds.extend(core.link.as_ref().map(AsFd::as_fd));
         }
         fds.extend(self.peers.iter().map(|peer| peer.link.as_fd()));
+        fds.extend(self.watchdog.answer());
         let (listening, clients) = self.fronts.nbd.as_ref().map(NbdFront::watched).unwrap_or_default();
         fds.extend(listening);
         let mut polls: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -227,8 +241,8 @@ impl Holder {
         if let State::Suspended { until_ns, .. } = self.custody.state() {
             limit = limit.min(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
         }
-        if let Some(patience) = self.fronts.nbd.as_ref().and_then(NbdFront::patience) {
-            limit = limit.min(patience);
+        for patience in [self.fronts.nbd.as_ref().and_then(NbdFront::patience), self.watchdog.patience()] {
+            limit = limit.min(patience.unwrap_or(limit));
         }
         let timeout = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
         match rustix::event::poll(&mut polls, Some(&timeout)) {
@@ -237,32 +251,25 @@ impl Holder {
         }
     }
 
-    /// A core is dead. If it had the gate, another gets it (D3): the same steps as a planned hand-over after its
-    /// suspension.
-    fn bury(&mut self, slot: Slot) {
-        let Some(core) = self.cores.remove(slot) else { return };
-        let act = {
-            if self.custody.serving() == Some(slot) {
-                let gate = &self.segment.gate;
-                gate.closed_ns.store(monotonic_ns(), Relaxed);
-                gate.drained_ns.store(monotonic_ns(), Relaxed);
-                ticket::set(&gate.word, self.custody.closed());
-            }
-            cores::strike(&self.segment, slot);
-            self.custody.died(slot)
-        };
-        self.segment.gate.crashes.store(self.custody.crashes(), Relaxed);
-        self.perform(act, TAKEOVER_LIMIT);
-        tracing::info!(pid = core.pid, version = %core.identity.version, "a core has ended");
-    }
-
     /// Does what custody has decided, and what follows from how that went. `limit` is for the probe of the core that
-    /// is given the gate first; when another gets it after that, nobody else could serve meanwhile. Returns why a core
-    /// did not take the gate, if one did not.
-    pub(crate) fn perform(&mut self, act: Act, limit: Duration) -> Option<String> {
+    /// is given the gate first; when another gets it after that, nobody else could serve meanwhile. `alive`: a core that was
+    /// drained just now; every other one has to answer before it is given the gate without a probe. Returns why a core did not take
+    /// the gate, if one did not.
+    pub(crate) fn perform(&mut self, act: Act, limit: Duration, alive: Option<Slot>) -> Option<String> {
         let mut failure = None;
+        let mut late = Vec::new();
         let (mut act, mut limit) = (act, limit);
         loop {
+            if let Act::Grant(word) = act
+                && alive != Some(word.slot)
+                && !self.answers(word.slot)
+            {
+                let why = "it did not answer when it was to be given the gate";
+                failure.get_or_insert_with(|| format!("process {} {why}", self.pid_of(word.slot)));
+                self.put_down(word.slot, why.to_owned());
+                act = self.custody.probed(word.slot, false);
+                continue;
+            }
             let (segment, cores, fronts) = (&self.segment, &self.cores, &self.fronts);
             let (word, given) = match act {
                 Act::Nothing => break,
@@ -291,12 +298,14 @@ impl Holder {
             let (slot, generation) = (word.slot, word.generation);
             act = match given {
                 Given::Opened => {
-                    tracing::info!(%slot, %generation, "a core has the gate");
+                    tracing::info!(event = "gate_given", pid = self.pid_of(slot), %generation, "a core has the gate");
+                    self.note_successor(slot);
                     self.custody.probed(slot, true)
                 }
                 Given::Failed(why) => {
-                    tracing::error!(%slot, %generation, why, "a core did not take the gate");
+                    tracing::error!(pid = self.pid_of(slot), %generation, why, "a core did not take the gate");
                     failure.get_or_insert_with(|| why.to_owned());
+                    late.push(slot);
                     if matches!(act, Act::Grant(_)) {
                         // The last resort has failed: acknowledged data waits for a core that can take it over.
                         self.custody.postponed();
@@ -306,8 +315,9 @@ impl Holder {
                     }
                 }
                 Given::NotDrained(why) => {
-                    tracing::error!(%slot, %generation, ?why, "the gate stays closed: a core still executes requests");
-                    failure.get_or_insert_with(|| not_drained(why));
+                    let why = not_drained(why);
+                    tracing::error!(pid = self.pid_of(slot), %generation, why, "the gate stays closed");
+                    failure.get_or_insert(why);
                     self.custody.postponed();
                     Act::Nothing
                 }
@@ -316,7 +326,18 @@ impl Holder {
         if self.custody.state() == State::Recovering {
             ticket::set(&self.segment.gate.word, self.custody.closed());
         }
+        // Now that the gate is where it can be: one that has not taken it, and does not answer either, is not to be tried again.
+        for slot in late {
+            if self.custody.serving() != Some(slot) && self.cores.get(slot).is_some() && !self.answers(slot) {
+                self.put_down(slot, "it did not take the gate and does not answer".to_owned());
+            }
+        }
         failure
+    }
+
+    /// Process id of the core in a slot, for the log.
+    fn pid_of(&self, slot: Slot) -> u32 {
+        self.cores.get(slot).map_or(0, |core| core.pid)
     }
 
     fn accept(&mut self) {
@@ -347,13 +368,11 @@ impl Holder {
                         self.take_back(lent, fds);
                     }
                     Ok((frame, _)) => {
-                        tracing::warn!(%slot, body = ?frame.body, "a core said what it may not say now");
+                        tracing::warn!(pid = self.pid_of(slot), body = ?frame.body, "a core said what it may not say now");
                     }
                     Err(error) => {
-                        // Its process may live on and serve; only its death, told by its handle, is a death.
-                        tracing::warn!(%slot, %error, "lost the connection to a core");
                         if let Some(core) = self.cores.get_mut(slot) {
-                            core.link = None;
+                            core.unlink(&error);
                         }
                     }
                 }
@@ -408,7 +427,7 @@ impl Holder {
             let _ = self.fronts.lend(core);
         } else if fronts == self.fronts.kinds() {
             let act = self.custody.armed(slot);
-            self.perform(act, TAKEOVER_LIMIT);
+            self.perform(act, TAKEOVER_LIMIT, None);
         }
     }
 
@@ -419,7 +438,7 @@ impl Holder {
                 core.link = Some(peer.link);
                 core.identity = identity;
             } else if let Ok(handle) = pidfd(peer.pid) {
-                self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link: Some(peer.link) });
+                self.cores.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link)));
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
@@ -443,7 +462,7 @@ impl Holder {
         let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
         let Ok(handle) = pidfd(peer.pid) else { return };
         cores::enrol(&self.segment, slot, peer.pid);
-        let mut core = Core { pid: peer.pid, handle, identity, link: Some(peer.link) };
+        let mut core = Core::new(peer.pid, handle, identity, Some(peer.link));
         let lend = |core: &mut Core| -> Result<(), LinkError> {
             let fronts = self.fronts.frames();
             core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;

@@ -7,9 +7,11 @@
 
 mod args;
 mod cores;
+mod deaths;
 mod front;
 mod fronts;
 mod holder;
+mod life;
 mod nbd;
 mod requests;
 mod restore;

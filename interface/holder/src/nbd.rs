@@ -21,7 +21,7 @@ use everdisk_proto::{
     limits::{CONNECTIONS_MAX, LISTENERS_MAX},
     nbd::NbdAddress,
 };
-use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, packet};
+use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, packet, process};
 use rustix::{
     io::Errno as Os,
     net::{Shutdown, SocketFlags, sockopt},
@@ -35,6 +35,11 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration:
 const ACCEPTED_AT_ONCE: usize = 16;
 /// After an accept that failed for want of something; the clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Descriptors that this process and a core need beside those of NBD connections: the segment, channels, listeners, storage nodes, and
+/// everybody who asks something.
+const DESCRIPTORS: u64 = 192;
+/// Descriptors of an NBD connection in a core: the socket, its memory, and what wakes its workers. An interface has fewer.
+const DESCRIPTORS_EACH: u64 = 4;
 /// A connection whose client has gone is looked at this often until a core has dealt with what it left.
 const LINGER_LOOK: Duration = Duration::from_millis(20);
 
@@ -88,6 +93,8 @@ pub(crate) struct NbdFront {
     connections: Vec<Held>,
     /// No client is taken before: there was no descriptor or memory for the last one.
     paused_until: Option<Instant>,
+    /// Given up for a moment to turn a client away when there is no other descriptor.
+    spare: Option<OwnedFd>,
 }
 
 impl NbdFront {
@@ -96,7 +103,7 @@ impl NbdFront {
         if places.len() > LISTENERS_MAX {
             return Err(format!("{} places for NBD clients; at most {LISTENERS_MAX} are possible", places.len()));
         }
-        let mut front = Self { listeners: Vec::new(), connections: Vec::new(), paused_until: None };
+        let mut front = Self { listeners: Vec::new(), connections: Vec::new(), paused_until: None, spare: spare() };
         for place in places {
             match listen(place) {
                 Ok((listen, socket)) => {
@@ -115,7 +122,7 @@ impl NbdFront {
     pub(crate) fn adopt(places: Vec<NbdListen>, sockets: Vec<OwnedFd>) -> Self {
         let pairs = places.into_iter().zip(sockets);
         let listeners = pairs.map(|(listen, socket)| Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
-        Self { listeners: listeners.collect(), connections: Vec::new(), paused_until: None }
+        Self { listeners: listeners.collect(), connections: Vec::new(), paused_until: None, spare: spare() }
     }
 
     /// Takes up a connection that a core gave back, unless it is known; whether it was not.
@@ -198,6 +205,7 @@ impl NbdFront {
             return first;
         }
         self.paused_until = None;
+        let room = connections_room(process::descriptors());
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             for _ in 0..ACCEPTED_AT_ONCE {
                 if self.connections.len() >= CONNECTIONS_MAX {
@@ -209,11 +217,27 @@ impl NbdFront {
                     Err(Os::AGAIN) => break,
                     Err(Os::INTR | Os::CONNABORTED) => continue,
                     Err(error) => {
-                        tracing::error!(%error, "no NBD client can be taken for the moment");
+                        // One that waits for long would not know why; and it is the one that the listener tells of.
+                        let turned_away = matches!(error, Os::MFILE | Os::NFILE)
+                            && self.spare.take().is_some()
+                            && rustix::net::accept_with(&listener.socket, flags).is_ok();
+                        self.spare = spare();
+                        tracing::error!(
+                            %error,
+                            turned_away,
+                            "no NBD client can be taken for the moment: raise the limit that the error names"
+                        );
                         self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
                         return first;
                     }
                 };
+                if self.connections.len() >= room {
+                    tracing::error!(
+                        connected = self.connections.len(),
+                        "an NBD client is turned away: RLIMIT_NOFILE has no room for another one (LimitNOFILE=, ulimit -n)"
+                    );
+                    continue;
+                }
                 listener.accepted += 1;
                 tune(socket.as_fd(), &listener.listen.address);
                 match ConnectionMemory::create() {
@@ -257,6 +281,17 @@ impl NbdFront {
             }
         }
     }
+}
+
+fn spare() -> Option<OwnedFd> {
+    rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .ok()
+}
+
+/// NBD connections for which a core of this many descriptors has room.
+fn connections_room(descriptors: Option<u64>) -> usize {
+    let room = descriptors.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS) / DESCRIPTORS_EACH);
+    usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 fn listen(place: &NbdListen) -> io::Result<(NbdListen, OwnedFd)> {
@@ -322,4 +357,15 @@ fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut poll = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
     rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usual_limit_has_room_for_every_connection_and_a_small_one_for_few() {
+        assert!(connections_room(None) >= CONNECTIONS_MAX && connections_room(Some(1024)) >= CONNECTIONS_MAX);
+        assert_eq!((connections_room(Some(200)), connections_room(Some(64))), (2, 0));
+    }
 }

@@ -92,12 +92,13 @@ impl Holder {
             crashes_survived: self.custody.crashes(),
             last_suspension: suspension::times(&self.segment),
             buffer: suspension::buffer_status(&self.segment, self.custody.serving_mode() == Mode::Synchronous),
+            deaths: self.deaths.clone(),
         }
     }
 
     fn set_synchronous(&mut self, on: bool) -> Result<(), String> {
         let act = self.custody.set_synchronous(on).map_err(refused)?;
-        self.perform(act, ATTACH_LIMIT).map_or(Ok(()), Err)
+        self.perform(act, ATTACH_LIMIT, None).map_or(Ok(()), Err)
     }
 
     fn attach(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen], core: u32) -> Result<(), String> {
@@ -119,15 +120,17 @@ impl Holder {
             self.custody.joined(other);
         }
         let failure = match self.custody.attach(slot) {
-            Ok(act) => self.perform(act, ATTACH_LIMIT),
+            Ok(act) => self.perform(act, ATTACH_LIMIT, None),
             Err(refusal) => Some(refused(refusal)),
         };
-        if self.custody.serving() == Some(slot) {
+        // A core that was given the gate although its probe failed serves those who are attached already; here nobody is yet.
+        if failure.is_none() && self.custody.serving() == Some(slot) {
             return Ok(());
         }
         self.close_fronts(file);
         self.custody.detached();
-        Err(failure.unwrap_or_else(|| "the core did not take the gate".to_owned()))
+        let why = failure.unwrap_or_else(|| "it did not take the gate".to_owned());
+        Err(format!("the core (process {core}) does not serve: {why}"))
     }
 
     fn open_fronts(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen]) -> Result<(), String> {
@@ -167,7 +170,7 @@ impl Holder {
             Ok(()) => {
                 let left = budget.saturating_sub(Duration::from_nanos(monotonic_ns() - start));
                 let act = self.custody.hand_over(slot);
-                if let Some(reason) = self.perform(act, left) {
+                if let Some(reason) = self.perform(act, left, Some(closed.slot)) {
                     failure = Some(HandoverFailure { switched: true, reason });
                 } else if self.segment.gate.held.load(Relaxed) > 0 {
                     suspension::await_first_request(&self.segment, FIRST_REQUEST_LIMIT);
@@ -205,7 +208,7 @@ impl Holder {
 
     fn resume(&mut self) -> Result<(), String> {
         let act = self.custody.resume().map_err(refused)?;
-        self.perform(act, ATTACH_LIMIT).map_or(Ok(()), Err)
+        self.perform(act, ATTACH_LIMIT, None).map_or(Ok(()), Err)
     }
 
     fn dismiss(&mut self, pid: u32) -> Result<(), String> {

@@ -11,7 +11,7 @@ use everdisk_gate::{
     ticket,
 };
 use everdisk_proto::{
-    frame::{Answer, FromInterface, ToInterface},
+    frame::{Answer, CoreDeath, FromInterface, RESTORING, ToInterface},
     gate_word::{GateWord, Mode},
     ids::{Generation, Slot},
     limits::PEER_DEADLINE,
@@ -26,6 +26,7 @@ use everdisk_sys::{
 };
 
 use crate::{
+    args::Arguments,
     cores::{self, Core, PeerLink},
     front::FileFront,
     fronts::Fronts,
@@ -50,7 +51,7 @@ pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
 }
 
 /// Waits for a core that returns the descriptors and takes up its duties.
-pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fatal> {
+pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Arguments) -> Result<Holder, Fatal> {
     let deadline = Instant::now() + RESTORE_LIMIT;
     let mut peers: Vec<Peer> = Vec::new();
     let mut returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)> = Vec::new();
@@ -69,8 +70,7 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fa
                         }
                     }
                     ToInterface::Request(_) => {
-                        let answer =
-                            Answer::Failed { reason: "the interface is being restored".to_owned(), busy: false };
+                        let answer = Answer::Failed { reason: RESTORING.to_owned(), busy: false };
                         let _ = peer.link.send(frame.id, FromInterface::Answer(answer), &[]);
                         peers.push(peer);
                     }
@@ -82,7 +82,7 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec) -> Result<Holder, Fa
         for index in 0..returning.len() {
             let Some((peer, _, _)) = returning.get(index) else { break };
             if let Some(returned) = receive(&peer.link, spec) {
-                return take_up(listener, returned, peers, returning);
+                return take_up(listener, returned, peers, returning, arguments);
             }
         }
     }
@@ -134,12 +134,18 @@ fn take_up(
     returned: Returned,
     peers: Vec<Peer>,
     returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)>,
+    arguments: &Arguments,
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, segment, custody);
+    let mut holder = Holder::new(listener, segment, custody, arguments);
     holder.fronts = returned.fronts;
     holder.peers = peers;
+    let had_gate = match holder.custody.state() {
+        State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
+        _ => None,
+    };
+    let mut dead = None;
     // Cores that live and have not come back yet keep their slots; the dead lose theirs.
     for slot in Slot::all() {
         let pid = cores::area(&holder.segment, slot).map_or(0, |area| area.pid.load(Acquire));
@@ -151,12 +157,15 @@ fn take_up(
         let identity = came.cloned().unwrap_or_else(everdisk_proto::version::CoreIdentity::current);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
-                holder.cores.seat(slot, Core { pid, handle, identity, link: None });
+                holder.cores.seat(slot, Core::new(pid, handle, identity, None));
                 if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
             }
-            None => cores::strike(&holder.segment, slot),
+            None => {
+                dead = dead.or(Some(pid).filter(|_| had_gate == Some(slot)));
+                cores::strike(&holder.segment, slot);
+            }
         }
     }
     for (peer, _, slot) in returning {
@@ -164,13 +173,21 @@ fn take_up(
             core.link = Some(peer.link);
         }
     }
-    let had_gate = match holder.custody.state() {
-        State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
-        _ => None,
-    };
     if let Some(slot) = had_gate.filter(|slot| holder.cores.get(*slot).is_none()) {
+        let (noticed, generation) = (Instant::now(), holder.custody.generation());
         let act = holder.custody.died(slot);
-        holder.perform(act, PROBE_LIMIT);
+        // For the next interface as well.
+        holder.segment.gate.crashes.store(holder.custody.crashes(), Relaxed);
+        holder.perform(act, PROBE_LIMIT, None);
+        let successor = holder.custody.serving().and_then(|slot| holder.cores.get(slot)).map(|core| core.pid);
+        holder.note_death(CoreDeath {
+            pid: dead.unwrap_or(0),
+            generation,
+            served: true,
+            killed: None,
+            successor,
+            recovered_us: successor.and_then(|_| u64::try_from(noticed.elapsed().as_micros()).ok()),
+        });
     }
     Ok(holder)
 }

@@ -211,6 +211,7 @@ fn node(state: &str, error: Option<&str>) -> NodeStatus {
         uuid: uuid::Uuid::nil(),
         state: state.to_owned(),
         error: error.map(str::to_owned),
+        written: false,
     }
 }
 

@@ -20,6 +20,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         armed,
         requests: 0,
         io_errors: 0,
+        writing: 0,
     };
     InterfaceStatus {
         version: "1".to_owned(),
@@ -36,6 +37,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         crashes_survived: 2,
         last_suspension: Suspension::default(),
         buffer: None,
+        deaths: Vec::new(),
     }
 }
 

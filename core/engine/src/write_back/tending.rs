@@ -62,7 +62,6 @@ impl WriteBack {
         let mut tried = Instant::now();
         let mut next = LOOK;
         while self.sender_sleep(next) {
-            self.engine.watch();
             let buffer = &self.buffer;
             if !self.serves() {
                 sending = Sending::Rests;

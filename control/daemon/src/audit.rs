@@ -1,0 +1,88 @@
+//! One line in the log for each act of an operator, done or refused: who asked for what, and how it ended.
+
+use everdisk_api::request::Request;
+use everdisk_telemetry::event;
+use serde_json::Value;
+use tracing::{info, warn};
+
+use crate::error::Error;
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// User id.
+    pub uid: u32,
+    /// Process id; 0 where it is not known.
+    pub pid: u32,
+}
+
+/// The act in a word, what it is done to, and whether its success has a line of its own already. None: nothing is changed.
+fn act(request: &Request) -> Option<(&'static str, String, bool)> {
+    let (act, name, told) = match request {
+        Request::Version
+        | Request::VolumeList
+        | Request::VolumeShow { .. }
+        | Request::Status { .. }
+        | Request::Upgrade { plan: true, .. } => return None,
+        Request::VolumeCreate { name, .. } => ("create", name, false),
+        Request::VolumeResize { name, .. } => ("resize", name, false),
+        Request::VolumeDelete { name } => ("delete", name, false),
+        Request::Attach { name, .. } => ("attach", name, true),
+        Request::Detach { name, force: false } => ("detach", name, true),
+        Request::Detach { name, force: true } => ("forced detach", name, false),
+        Request::Flush { name } => ("flush", name, false),
+        Request::Suspend { name, .. } => ("suspend", name, false),
+        Request::Resume { name } => ("resume", name, false),
+        Request::Upgrade { name, .. } => ("upgrade", name, true),
+        Request::Rollback { name } => ("rollback", name, true),
+    };
+    Some((act, name.to_string(), told))
+}
+
+/// An act before it is carried out.
+pub struct Audit {
+    act: Option<(&'static str, String, bool)>,
+    who: Who,
+}
+
+impl Audit {
+    /// What `who` asks for.
+    pub fn begin(request: &Request, who: Who) -> Self {
+        Self { act: act(request), who }
+    }
+
+    /// Logs how it ended.
+    pub fn end(&self, ended: &Result<Value, Error>) {
+        let Some((act, volume, is_told)) = &self.act else { return };
+        let Who { uid, pid } = self.who;
+        match ended {
+            Ok(_) if *act == "forced detach" => warn!(
+                event = event::OPERATOR,
+                act,
+                volume,
+                uid,
+                pid,
+                "the volume was detached by force: what was buffered and not flushed is given up"
+            ),
+            Ok(_) if *is_told => {}
+            Ok(_) => info!(event = event::OPERATOR, act, volume, uid, pid, "done"),
+            // It ended in a line of its own, with the same reason.
+            Err(Error::Upgrade { .. }) => {}
+            Err(error) => warn!(event = event::OPERATOR, act, volume, uid, pid, "not done: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_nothing_is_no_act() {
+        let name: everdisk_proto::ids::VolumeName = "v".parse().unwrap();
+        assert_eq!(act(&Request::Status { name: None }), None);
+        assert_eq!(act(&Request::VolumeShow { name: name.clone() }), None);
+        assert_eq!(act(&Request::VolumeDelete { name: name.clone() }), Some(("delete", "v".to_owned(), false)));
+        assert_eq!(act(&Request::Detach { name, force: true }), Some(("forced detach", "v".to_owned(), false)));
+    }
+}

@@ -1,0 +1,68 @@
+//! Looks after the storage nodes from a thread that does no I/O on them: a node that hangs, and a thread that hangs with it, are
+//! seen from here, and so is the end of it.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Weak},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everdisk_engine::Engine;
+use uuid::Uuid;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What was last logged of a node that is not in step.
+struct Trouble {
+    state: String,
+    since: Instant,
+}
+
+/// Starts the thread; it ends with the engine.
+pub(crate) fn watch(engine: &Arc<Engine>) -> io::Result<()> {
+    let engine = Arc::downgrade(engine);
+    thread::Builder::new().name("nodes".to_owned()).spawn(move || look_after(&engine)).map(drop)
+}
+
+fn look_after(engine: &Weak<Engine>) {
+    let mut troubles = HashMap::new();
+    loop {
+        thread::sleep(LOOK);
+        let Some(engine) = engine.upgrade() else { return };
+        engine.watch();
+        if !engine.is_good() || !troubles.is_empty() {
+            tell(&engine, &mut troubles);
+        }
+    }
+}
+
+/// One line when a node's trouble begins or becomes another, and one when it is over.
+fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
+    for node in engine.nodes() {
+        let before = troubles.get(&node.uuid).map(|trouble| trouble.state.as_str());
+        match (before, node.state.as_str()) {
+            (None, "in-step") => {}
+            (Some(_), "in-step") => {
+                if let Some(trouble) = troubles.remove(&node.uuid) {
+                    let lasted_ms = u64::try_from(trouble.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(
+                        event = "node_recovered",
+                        node = node.url,
+                        lasted_ms,
+                        "the storage node works again"
+                    );
+                }
+            }
+            (before, state) if before != Some(state) => {
+                let error = node.error.as_deref().unwrap_or("an operation on it does not end");
+                tracing::warn!(event = "node_trouble", node = node.url, state, error, "a storage node is in trouble");
+                let since = troubles.get(&node.uuid).map_or_else(Instant::now, |trouble| trouble.since);
+                troubles.insert(node.uuid, Trouble { state: state.to_owned(), since });
+            }
+            _ => {}
+        }
+    }
+}
