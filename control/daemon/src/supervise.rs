@@ -146,6 +146,7 @@ impl<'a> Supervisor<'a> {
         }
         if let Ok(status) = self.volume.interface().status() {
             self.interface_pause.succeeded();
+            self.volume.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
             if let Err(e) = self.keep_standby(attachment, &status) {
                 warn!(volume = %self.volume.name, "cannot keep a standby: {e}");
             }

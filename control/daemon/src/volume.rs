@@ -6,7 +6,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use everdisk_api::directories::Directories;
@@ -48,6 +48,8 @@ pub struct Volume {
     trouble: Mutex<Option<String>>,
     /// What the operator must know although the volume may serve.
     warning: Mutex<Option<String>>,
+    /// Since when there has always been something in the write buffer, as far as it was seen.
+    unflushed_since: Mutex<Option<SystemTime>>,
     /// The cores that were started by this process: how they end is known.
     children: Mutex<Vec<Child>>,
     /// The volume was deleted: its supervisor ends.
@@ -68,6 +70,21 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads a volume's description.
+///
+/// # Errors
+/// It is missing or damaged.
+pub fn read_spec(paths: &VolumePaths, name: &VolumeName) -> Result<VolumeSpec> {
+    let file = paths.spec();
+    let damaged = |why: String| Error::Failed(format!("{} is damaged: {why}", file.display()));
+    let text = durable::read(&file)
+        .doing(|| format!("read {}", file.display()))?
+        .ok_or_else(|| Error::NotFound(name.to_string()))?;
+    let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    spec.validate().map_err(|e| damaged(e.to_string()))?;
+    if spec.name == *name { Ok(spec) } else { Err(damaged(format!("it is that of volume {}", spec.name))) }
+}
+
 impl Volume {
     /// Reads a volume's files.
     ///
@@ -75,16 +92,7 @@ impl Volume {
     /// They are missing or damaged.
     pub fn load(directories: &Directories, name: VolumeName, programs: Programs) -> Result<Self> {
         let paths = VolumePaths::new(directories, &name);
-        let file = paths.spec();
-        let damaged = |why: String| Error::Failed(format!("{} is damaged: {why}", file.display()));
-        let text = durable::read(&file)
-            .doing(|| format!("read {}", file.display()))?
-            .ok_or_else(|| Error::NotFound(name.to_string()))?;
-        let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        spec.validate().map_err(|e| damaged(e.to_string()))?;
-        if spec.name != name {
-            return Err(damaged(format!("it is that of volume {}", spec.name)));
-        }
+        let spec = read_spec(&paths, &name)?;
         let record = Record::load(&paths.record())?;
         Ok(Self {
             name,
@@ -101,6 +109,7 @@ impl Volume {
             rollback_wanted: AtomicBool::new(false),
             trouble: Mutex::new(None),
             warning: Mutex::new(None),
+            unflushed_since: Mutex::new(None),
             children: Mutex::new(Vec::new()),
             deleted: AtomicBool::new(false),
         })
@@ -263,6 +272,17 @@ impl Volume {
     /// Says it, or that there is nothing.
     pub fn set_warning(&self, warning: Option<String>) {
         *lock(&self.warning) = warning;
+    }
+
+    /// Since when there has always been something in the write buffer: what was written before is on the storage nodes.
+    pub fn unflushed_since(&self) -> Option<SystemTime> {
+        *lock(&self.unflushed_since)
+    }
+
+    /// There are so many bytes in the write buffer now.
+    pub fn saw_buffered(&self, bytes: u64) {
+        let mut since = lock(&self.unflushed_since);
+        *since = (bytes > 0).then(|| since.unwrap_or_else(SystemTime::now));
     }
 
     /// Keeps a core that was started, and forgets those that had ended by then.
