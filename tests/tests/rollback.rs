@@ -10,27 +10,38 @@ use everdisk_tests::{
     wait::SOON,
 };
 
-/// Rollback after the commit, there and back, under load.
+/// Rollback after the commit, under load: to the build before the last committed upgrade and no further, again and again.
 #[test]
 fn a_rollback_after_the_commit_brings_the_old_version_back() {
     let host = Host::new();
     let volume = host.volume("v", "64M");
     volume.ask("rollback", &[]).refused(1, &["never upgraded"]);
     let load = Load::start(&volume, 3);
-    volume.upgrade(&core_next());
-    for (from, to) in [(VERSION_NEXT, VERSION), (VERSION, VERSION_NEXT), (VERSION_NEXT, VERSION)] {
+    for _ in 0..2 {
+        let upgraded = volume.upgrade(&core_next());
+        assert_eq!(upgraded.0["rollback"].as_bool(), Some(false), "{upgraded:?}");
         load.goes_on(100);
+        // What is mistyped or refused changes nothing: not what was last, and not what a rollback goes back to.
+        volume.try_upgrade("/no/such/core".as_ref(), &[]).refused(1, &["/no/such/core"]);
+        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is no everdisk-core"]);
+        let last = volume.status().0["last_upgrade"]["upgrade"].clone();
+        assert_eq!(last, upgraded.0["upgrade"]);
         let report = Report(host.json(&["rollback", "v"]));
-        assert_eq!(report.outcome(), "committed", "{report:?}");
-        assert_eq!((report.0["from"].as_str(), report.0["to"].as_str()), (Some(from), Some(to)));
+        assert_eq!((report.outcome(), report.0["rollback"].as_bool()), ("committed", Some(true)), "{report:?}");
+        assert_eq!((report.0["from"].as_str(), report.0["to"].as_str()), (Some(VERSION_NEXT), Some(VERSION)));
         let status = volume.settled();
-        assert_eq!((status.version(), status.standby_version()), (to, to), "{status:?}");
+        assert_eq!((status.version(), status.standby_version()), (VERSION, VERSION), "{status:?}");
+        assert_eq!(status.0["last_upgrade"]["rollback"].as_bool(), Some(true), "{status:?}");
+        volume.ask("rollback", &[]).refused(1, &["rolled back", "already", "upgrade v --core FILE"]);
+        assert_eq!(volume.status().version(), VERSION);
     }
     load.goes_on(100);
     load.stop();
     let shown = host.json(&["volume", "show", "v"]);
     assert_eq!(shown["core_version"].as_str(), Some(VERSION), "{shown}");
-    assert_eq!(shown["previous_core_version"].as_str(), Some(VERSION_NEXT), "{shown}");
+    assert_eq!(shown["previous_core_version"].as_str(), None, "{shown}");
+    let words = host.everdisk(&["status", "v"]).ok();
+    assert!(words.contains("(a rollback"), "{words}");
     volume.detach();
 }
 

@@ -96,7 +96,13 @@ impl Catalogue {
                 }
             }
         }
-        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged: Mutex::new(damaged), drafts: Mutex::default() })
+        Ok(Self {
+            directories,
+            programs,
+            volumes: Mutex::new(volumes),
+            damaged: Mutex::new(damaged),
+            drafts: Mutex::default(),
+        })
     }
 
     /// All volumes, by name.
@@ -160,7 +166,9 @@ impl Catalogue {
         if paths.state.exists() {
             return Err(Error::State(match lock(&self.damaged).get(&name) {
                 Some(why) => format!("there is a volume {name} already, which cannot be used: {why}"),
-                None => format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name"),
+                None => {
+                    format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name")
+                }
             }));
         }
         let mut draft = Draft::new(self, name.clone())?;
@@ -248,7 +256,7 @@ impl Catalogue {
         }
         for (process, _) in running {
             if !process.end(Duration::ZERO) {
-                return Err(Error::Failed(crate::detach::does_not_end(&read_spec(&paths, name)?, &[process])));
+                return Err(Error::Failed(crate::give_up::does_not_end(&read_spec(&paths, name)?, &[process])));
             }
         }
         let aside = paths.record().with_extension("json.damaged");
@@ -306,9 +314,13 @@ fn way_out(name: &VolumeName, paths: &VolumePaths, error: &Error) -> Damaged {
         other => other.to_string(),
     };
     let way = if read_spec(paths, name).is_ok() {
-        format!("`everdisk detach {name} --force` ends what may run of the volume, puts this file aside and makes the volume usable again")
+        format!(
+            "`everdisk detach {name} --force` ends what may run of the volume, puts this file aside and makes the volume usable again"
+        )
     } else {
-        format!("`everdisk volume forget {name}` puts the files of the volume aside and leaves its storage nodes as they are")
+        format!(
+            "`everdisk volume forget {name}` puts the files of the volume aside and leaves its storage nodes as they are"
+        )
     };
     format!("{why}. Restore it from a backup and start everdiskd again; or {way}")
 }

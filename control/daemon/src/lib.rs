@@ -22,6 +22,7 @@ pub mod detach;
 pub mod durable;
 pub mod error;
 pub mod flush;
+pub mod give_up;
 pub mod nodes;
 pub mod paths;
 pub mod peers;

@@ -63,9 +63,7 @@ fn told(stdout: &str) -> Vec<Told> {
         Some(match kind {
             "made" => Told::Made(place),
             "gone" => Told::Gone(place),
-            "short" => {
-                Told::Short { place, free: words.next()?.parse().ok()?, needed: words.next()?.parse().ok()? }
-            }
+            "short" => Told::Short { place, free: words.next()?.parse().ok()?, needed: words.next()?.parse().ok()? },
             _ => return None,
         })
     };
@@ -241,7 +239,9 @@ pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<S
         Told::Gone(place) if !begun => url(&spec, *place),
         _ => None,
     });
-    let left = gone.map(|url| format!("{url} had nothing of the volume: if its disk is not mounted, the volume's data on it stay there"));
+    let left = gone.map(|url| {
+        format!("{url} had nothing of the volume: if its disk is not mounted, the volume's data on it stay there")
+    });
     Ok(left.collect())
 }
 

@@ -129,6 +129,11 @@ impl Attachment {
         self.interface.is_some_and(ProcessId::alive)
     }
 
+    /// Every process that was started and was not seen gone.
+    pub fn processes(&self) -> Vec<ProcessId> {
+        self.interface.into_iter().chain(self.cores.iter().map(|core| core.process)).collect()
+    }
+
     /// The cores that run.
     pub fn live_cores(&self) -> impl Iterator<Item = &KnownCore> {
         self.cores.iter().filter(|core| core.process.alive())

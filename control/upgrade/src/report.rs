@@ -18,6 +18,9 @@ pub struct Report {
     pub from: String,
     /// Version of the new core, once it is known.
     pub to: Option<String>,
+    /// It went back to the build before the last committed upgrade.
+    #[serde(default)]
+    pub rollback: bool,
     /// The hand-over policy that was carried out, or would have been next.
     #[serde(default)]
     pub handover: Handover,
@@ -93,6 +96,7 @@ impl Report {
             outcome: None,
             from,
             to: None,
+            rollback: false,
             handover: Handover::Flush,
             handover_asked: Handover::Flush,
             buffered_bytes: 0,
@@ -113,6 +117,12 @@ impl Report {
             failed_step: None,
             reason: None,
         }
+    }
+
+    /// Whether it was refused before anything was begun: the program could not be had, or is none that fits.
+    pub fn was_refused(&self) -> bool {
+        let began = self.steps.iter().any(|step| !matches!(step.step, Step::Stage | Step::Verify));
+        self.outcome == Some(Outcome::Aborted) && !began
     }
 
     /// Enters what the interface reports of the hand-over. The switch is a store to one word; its time is counted

@@ -86,10 +86,13 @@ impl FileFront {
         Self { path, channels, connection, waiting: connection.and_then(WaitingCounter::open) }
     }
 
-    /// Where it is mounted now.
-    pub(crate) fn mounted_at(&self) -> PathBuf {
-        let found = self.connection.and_then(|connection| fuse::find_path(connection).ok().flatten());
-        found.unwrap_or_else(|| self.path.clone())
+    /// Where it is mounted now; none when it was unmounted here, though it may still be in use elsewhere.
+    pub(crate) fn mounted_at(&self) -> Option<PathBuf> {
+        let found = match self.connection {
+            Some(connection) => fuse::find_path(connection),
+            None => fuse::find_mount(&self.path).map(|mount| mount.map(|_| self.path.clone())),
+        };
+        found.unwrap_or_else(|_| Some(self.path.clone()))
     }
 
     /// How it is described to the cores it is lent to.

@@ -4,12 +4,9 @@ use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{
-        atomic::{
-            AtomicU64,
-            Ordering::{Relaxed, Release},
-        },
-        mpsc,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, Release},
     },
     time::{Duration, Instant},
 };
@@ -44,6 +41,7 @@ use crate::{
     nbd::NbdFront,
     restore,
     suspension::{self, Given, not_drained},
+    unmounting::Unmounting,
 };
 
 /// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
@@ -85,13 +83,6 @@ pub(crate) struct Peer {
     pub(crate) pid: u32,
     pub(crate) since: Instant,
     pub(crate) is_control: bool,
-}
-
-/// An unmount under way, and who waits for it.
-pub(crate) struct Unmounting {
-    pub(crate) result: mpsc::Receiver<io::Result<()>>,
-    pub(crate) peer: u64,
-    pub(crate) id: u64,
 }
 
 /// The interface of one volume.
@@ -460,14 +451,11 @@ impl Holder {
 
     /// The front end may have ended: by our own unmount, or by somebody else's.
     fn look_after_front(&mut self) {
-        if let Some(unmounting) = &self.unmounting {
-            let Ok(result) = unmounting.result.try_recv() else { return };
+        if let Some(unmounting) = &mut self.unmounting {
+            let dead = self.fronts.file.as_ref().is_none_or(FileFront::is_dead);
+            let Some(answer) = unmounting.answer(dead) else { return };
             let (number, id) = (unmounting.peer, unmounting.id);
             self.unmounting = None;
-            let answer = match result {
-                Ok(()) => Answer::Done,
-                Err(e) => Answer::Failed { reason: e.to_string(), busy: e.kind() == io::ErrorKind::ResourceBusy },
-            };
             let ended = answer == Answer::Done;
             if ended {
                 self.end();
