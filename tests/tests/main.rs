@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash_consistency;
+mod detach;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
@@ -20,7 +21,9 @@ mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
 mod qemu;
+mod records;
 mod refusals;
+mod resize;
 mod rollback;
 mod slow_stores;
 mod soak;

@@ -1,12 +1,15 @@
 //! Going back to the core before.
 
+use std::fs;
+
 use everdisk_tests::{
-    host::Host,
+    guards::Mount,
+    host::{Host, Identity},
     load::Load,
     processes,
-    programs::{VERSION, VERSION_NEXT, core_next},
+    programs::{VERSION, VERSION_NEXT, core_next, need_root},
     status::Report,
-    volume::report,
+    volume::{Volume, report},
     wait::SOON,
 };
 
@@ -94,4 +97,45 @@ fn a_plan_changes_nothing() {
     assert_eq!(after.generation(), before.generation());
     assert_eq!(after.last_outcome(), None);
     volume.detach();
+}
+
+/// `--plan` finds what the upgrade would fail at.
+#[test]
+fn a_plan_finds_a_node_that_has_gone_or_is_read_only_and_a_state_directory_that_is_full() {
+    need_root();
+    let mut host = Host::idle(Identity::default());
+    let state = host.root().join("state");
+    // Room for the first program and the one to come, and no more.
+    let program = fs::metadata(core_next()).unwrap().len();
+    let size = format!("size={}", 3 * program);
+    let tmpfs = Mount::new(&["-t", "tmpfs", "-o", &size, "none"], &state);
+    host.start_daemon();
+    let volume = host.volume("v", "16M");
+    let plan = |words: &[&str]| volume.try_upgrade(&core_next(), &["--plan"]).refused(1, words);
+    let whole = |volume: &Volume<'_>| volume.try_upgrade(&core_next(), &["--plan"]).ok();
+    whole(&volume);
+    let node = volume.node(1);
+    let text = node.to_str().unwrap();
+    let aside = host.root().join("aside");
+    fs::rename(&node, &aside).unwrap();
+    plan(&[text, "no such directory"]);
+    fs::rename(&aside, &node).unwrap();
+    {
+        let _bind = Mount::new(&["--bind", text], &node);
+        everdisk_tests::run::sh("mount", &["-o", "remount,bind,ro", text]);
+        plan(&[text, "Read-only"]);
+    }
+    let filler = state.join("filler");
+    fs::write(&filler, vec![1; usize::try_from(program * 3 / 2).unwrap()]).unwrap();
+    plan(&["has no room", "No space left"]);
+    fs::remove_file(&filler).unwrap();
+    everdisk_tests::run::sh("mount", &["-o", "remount,ro", state.to_str().unwrap()]);
+    plan(&["cannot be written", "Read-only"]);
+    everdisk_tests::run::sh("mount", &["-o", "remount,rw", state.to_str().unwrap()]);
+    whole(&volume);
+    volume.upgrade(&core_next());
+    volume.detach();
+    host.stop_daemon();
+    drop(tmpfs);
+    host.start_daemon();
 }

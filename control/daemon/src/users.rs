@@ -224,6 +224,21 @@ mod tests {
         assert!(words.ends_with("process 5 (dd) has it open, and 3 more"), "{words}");
     }
 
+    /// A program that runs is mapped, and its file is not open.
+    #[test]
+    fn a_mapped_file_is_found() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let program = dir.path().join("sleep");
+        fs::copy(fs::canonicalize("/bin/sleep").unwrap(), &program).unwrap();
+        let (_, minor) = device_of(&program.display().to_string()).unwrap();
+        let mut child = crate::programs::spawn(std::process::Command::new(&program).arg("60")).unwrap();
+        let (mapped, open) = (has_mapped(child.id(), minor), has_open(child.id(), minor, &BTreeMap::new()));
+        let other = has_mapped(child.id(), minor + 1);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((mapped, open, other), (true, false, false));
+    }
+
     /// An open file of this process is found by its mount, and by its device where the mount is not known.
     #[test]
     fn an_open_file_is_found_by_mount_and_by_device() {

@@ -455,6 +455,9 @@ impl Holder {
             let dead = self.fronts.file.as_ref().is_none_or(FileFront::is_dead);
             let Some(answer) = unmounting.answer(dead) else { return };
             let (number, id) = (unmounting.peer, unmounting.id);
+            if unmounting.is_done() && answer != Answer::Done {
+                self.fronts.file.iter_mut().for_each(FileFront::serve_elsewhere);
+            }
             self.unmounting = None;
             let ended = answer == Answer::Done;
             if ended {
@@ -463,7 +466,7 @@ impl Holder {
             for peer in self.peers.iter().filter(|peer| peer.number == number) {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
-        } else if self.fronts.file.as_ref().is_some_and(FileFront::is_dead) {
+        } else if self.fronts.file.as_ref().is_some_and(FileFront::is_lost) {
             tracing::warn!("the file was unmounted by somebody else");
             self.fronts.file = None;
             if self.fronts.nbd.is_none() {

@@ -37,6 +37,11 @@ impl Unmounting {
         Self { result, unmounted: None, force, peer, id }
     }
 
+    /// Whether the file is not mounted here any more.
+    pub(crate) const fn is_done(&self) -> bool {
+        self.unmounted.is_some()
+    }
+
     /// How it ended, once that is known. While the connection is not `dead`, somebody uses the file who would be cut off.
     pub(crate) fn answer(&mut self, dead: bool) -> Option<Answer> {
         if self.unmounted.is_none() {
