@@ -107,7 +107,7 @@ fn a_plan_finds_a_node_that_has_gone_or_is_read_only_and_a_state_directory_that_
     let state = host.root().join("state");
     // Room for the first program and the one to come, and no more.
     let program = fs::metadata(core_next()).unwrap().len();
-    let size = format!("size={}", 3 * program);
+    let size = format!("size={},mode=0700", 3 * program);
     let tmpfs = Mount::new(&["-t", "tmpfs", "-o", &size, "none"], &state);
     host.start_daemon();
     let volume = host.volume("v", "16M");

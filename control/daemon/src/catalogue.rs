@@ -300,8 +300,6 @@ impl Catalogue {
             let _ = fs::remove_dir_all(&paths.run);
             damaged.remove(name);
         }
-        // Copies of core programs.
-        let _ = fs::remove_dir_all(grave.join("cores"));
         warn!(event = event::VOLUME_FORGOTTEN, volume = %name, "the volume is forgotten; its files lie in {}", grave.display());
         Ok(grave)
     }

@@ -116,6 +116,7 @@ fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), N
         if users.found.is_empty() && users.copies > 0 {
             return volume.interface().detach(true, Some(path));
         }
+        *lock(&volume.served_elsewhere) = Some(before.connection);
     }
     closed
 }
@@ -145,8 +146,9 @@ fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> 
 /// Who uses the file, as far as it can be found out.
 fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
     let Some(file) = &attachment.file else { return Users::default() };
-    let Ok(Some(mounted)) = fuse::find_mount(&file.path) else { return Users::default() };
-    users::of_mount(mounted.connection, &file.path).unwrap_or_else(|e| {
+    let mounted = fuse::find_mount(&file.path).ok().flatten().map(|mounted| mounted.connection);
+    let Some(connection) = mounted.or_else(|| *lock(&volume.served_elsewhere)) else { return Users::default() };
+    users::of_mount(connection, &file.path).unwrap_or_else(|e| {
         // The kernel is asked after the unmount, so that nobody is cut off all the same.
         warn!(volume = %volume.name, "{e}");
         Users::default()
@@ -171,6 +173,7 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
     // The supervisor starts nothing for it any more, even if a process does not end.
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let given_up = stake.lost(volume);
+    *lock(&volume.served_elsewhere) = None;
     clear_away(volume).inspect_err(|e| volume.set_trouble(Some(e.to_string())))?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true);
     Ok(given_up)
@@ -250,6 +253,7 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
         volume.set_trouble(Some(told.clone()));
         return Err(Error::Failed(told));
     }
+    *lock(&volume.served_elsewhere) = None;
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
     clear_away(volume)?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name);

@@ -48,6 +48,8 @@ pub struct Volume {
     trouble: Mutex<Option<String>>,
     /// What the operator must know although the volume may serve.
     warning: Mutex<Option<String>>,
+    /// The number of the FUSE connection of a file that a detach has unmounted and found in use elsewhere.
+    pub served_elsewhere: Mutex<Option<u32>>,
     /// Since when there has always been something in the write buffer, as far as it was seen.
     unflushed_since: Mutex<Option<SystemTime>>,
     /// The cores that were started by this process: how they end is known.
@@ -109,6 +111,7 @@ impl Volume {
             rollback_wanted: AtomicBool::new(false),
             trouble: Mutex::new(None),
             warning: Mutex::new(None),
+            served_elsewhere: Mutex::new(None),
             unflushed_since: Mutex::new(None),
             children: Mutex::new(Vec::new()),
             deleted: AtomicBool::new(false),
