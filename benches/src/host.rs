@@ -365,7 +365,7 @@ impl Host {
         // Nothing ends as long as it hangs.
         self.heal();
         if std::mem::take(&mut self.attached) {
-            match self.everdisk(&["detach", VOLUME, "--force"]) {
+            match self.everdisk(&["detach", VOLUME, "--force", "--yes"]) {
                 Ok(said) if said.done => {}
                 Ok(said) => trouble.push(format!("detach: {}", said.complaint)),
                 Err(e) => trouble.push(format!("detach: {e}")),

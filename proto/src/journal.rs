@@ -35,6 +35,9 @@ pub enum Event {
         from_pid: u32,
         /// How long the predecessor stays parked after the switch.
         soak_ms: u64,
+        /// It goes back to the build before the last committed upgrade.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rollback: bool,
     },
     /// The new core's program lies staged and was checked.
     Staged {

@@ -188,7 +188,8 @@ fn escape(path: &Path) -> String {
     text
 }
 
-fn unescape(target: &str) -> PathBuf {
+/// The path that mountinfo writes with escapes.
+pub fn unescape(target: &str) -> PathBuf {
     // The backslash last: what it yields is no escape.
     ESCAPES.iter().fold(target.to_owned(), |text, (plain, escaped)| text.replace(escaped, &plain.to_string())).into()
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod connection;
 pub mod fuse;
 pub mod link;
+pub mod loop_device;
 pub mod memory;
 pub mod packet;
 pub mod privileges;

@@ -31,6 +31,18 @@ pub mod event {
     pub const DAEMON_READY: &str = "daemon_ready";
     /// A volume was found running at the start of the control module.
     pub const VOLUME_TAKEN_OVER: &str = "volume_taken_over";
+    /// A volume was made.
+    pub const VOLUME_CREATED: &str = "volume_created";
+    /// A volume was deleted.
+    pub const VOLUME_DELETED: &str = "volume_deleted";
+    /// The control module knows a volume no longer; its storage nodes are as they were.
+    pub const VOLUME_FORGOTTEN: &str = "volume_forgotten";
+    /// The files of a volume in the state directory cannot be read.
+    pub const VOLUME_DAMAGED: &str = "volume_damaged";
+    /// A volume was made larger.
+    pub const VOLUME_RESIZED: &str = "volume_resized";
+    /// Acknowledged data was given up because the operator said so.
+    pub const DATA_GIVEN_UP: &str = "data_given_up";
     /// A volume was attached.
     pub const VOLUME_ATTACHED: &str = "volume_attached";
     /// A volume was detached.

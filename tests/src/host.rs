@@ -270,6 +270,7 @@ impl Host {
             let url = format!("dir:{}", self.node(&format!("{name}-{index}")).display());
             arguments.extend(["--node".to_owned(), url]);
         }
+        arguments.push("--create-dir".to_owned());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(options.iter().copied()).collect();
         self.everdisk(&arguments).ok();
         Volume::new(self, name)
@@ -335,7 +336,7 @@ impl Host {
         let mut left = Vec::new();
         for line in names(&list) {
             if line.1 != "detached"
-                && let Err(e) = ask(&["detach", &line.0, "--force"])
+                && let Err(e) = ask(&["detach", &line.0, "--force", "--yes"])
             {
                 left.push(e);
             }

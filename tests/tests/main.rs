@@ -7,6 +7,7 @@
 
 mod crash_consistency;
 mod failed_flush;
+mod detach;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
@@ -27,7 +28,9 @@ mod nbd_upgrades;
 mod privileges;
 mod power_loss;
 mod qemu;
+mod records;
 mod refusals;
+mod resize;
 mod rollback;
 mod slow_stores;
 mod soak;

@@ -1,36 +1,50 @@
 //! Going back to the core before.
 
+use std::fs;
+
 use everdisk_tests::{
-    host::Host,
+    guards::Mount,
+    host::{Host, Identity},
     load::Load,
     processes,
-    programs::{VERSION, VERSION_NEXT, core_next},
+    programs::{VERSION, VERSION_NEXT, core_next, need_root},
     status::Report,
-    volume::report,
+    volume::{Volume, report},
     wait::SOON,
 };
 
-/// Rollback after the commit, there and back, under load.
+/// Rollback after the commit, under load: to the build before the last committed upgrade and no further, again and again.
 #[test]
 fn a_rollback_after_the_commit_brings_the_old_version_back() {
     let host = Host::new();
     let volume = host.volume("v", "64M");
     volume.ask("rollback", &[]).refused(1, &["never upgraded"]);
     let load = Load::start(&volume, 3);
-    volume.upgrade(&core_next());
-    for (from, to) in [(VERSION_NEXT, VERSION), (VERSION, VERSION_NEXT), (VERSION_NEXT, VERSION)] {
+    for _ in 0..2 {
+        let upgraded = volume.upgrade(&core_next());
+        assert_eq!(upgraded.0["rollback"].as_bool(), Some(false), "{upgraded:?}");
         load.goes_on(100);
+        // What is mistyped or refused changes nothing: not what was last, and not what a rollback goes back to.
+        volume.try_upgrade("/no/such/core".as_ref(), &[]).refused(1, &["/no/such/core"]);
+        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is no everdisk-core"]);
+        let last = volume.status().0["last_upgrade"]["upgrade"].clone();
+        assert_eq!(last, upgraded.0["upgrade"]);
         let report = Report(host.json(&["rollback", "v"]));
-        assert_eq!(report.outcome(), "committed", "{report:?}");
-        assert_eq!((report.0["from"].as_str(), report.0["to"].as_str()), (Some(from), Some(to)));
+        assert_eq!((report.outcome(), report.0["rollback"].as_bool()), ("committed", Some(true)), "{report:?}");
+        assert_eq!((report.0["from"].as_str(), report.0["to"].as_str()), (Some(VERSION_NEXT), Some(VERSION)));
         let status = volume.settled();
-        assert_eq!((status.version(), status.standby_version()), (to, to), "{status:?}");
+        assert_eq!((status.version(), status.standby_version()), (VERSION, VERSION), "{status:?}");
+        assert_eq!(status.0["last_upgrade"]["rollback"].as_bool(), Some(true), "{status:?}");
+        volume.ask("rollback", &[]).refused(1, &["rolled back", "already", "upgrade v --core FILE"]);
+        assert_eq!(volume.status().version(), VERSION);
     }
     load.goes_on(100);
     load.stop();
     let shown = host.json(&["volume", "show", "v"]);
     assert_eq!(shown["core_version"].as_str(), Some(VERSION), "{shown}");
-    assert_eq!(shown["previous_core_version"].as_str(), Some(VERSION_NEXT), "{shown}");
+    assert_eq!(shown["previous_core_version"].as_str(), None, "{shown}");
+    let words = host.everdisk(&["status", "v"]).ok();
+    assert!(words.contains("(a rollback"), "{words}");
     volume.detach();
 }
 
@@ -83,4 +97,45 @@ fn a_plan_changes_nothing() {
     assert_eq!(after.generation(), before.generation());
     assert_eq!(after.last_outcome(), None);
     volume.detach();
+}
+
+/// `--plan` finds what the upgrade would fail at.
+#[test]
+fn a_plan_finds_a_node_that_has_gone_or_is_read_only_and_a_state_directory_that_is_full() {
+    need_root();
+    let mut host = Host::idle(Identity::default());
+    let state = host.root().join("state");
+    // Room for the first program and the one to come, and no more.
+    let program = fs::metadata(core_next()).unwrap().len();
+    let size = format!("size={},mode=0700", 3 * program);
+    let tmpfs = Mount::new(&["-t", "tmpfs", "-o", &size, "none"], &state);
+    host.start_daemon();
+    let volume = host.volume("v", "16M");
+    let plan = |words: &[&str]| volume.try_upgrade(&core_next(), &["--plan"]).refused(1, words);
+    let whole = |volume: &Volume<'_>| volume.try_upgrade(&core_next(), &["--plan"]).ok();
+    whole(&volume);
+    let node = volume.node(1);
+    let text = node.to_str().unwrap();
+    let aside = host.root().join("aside");
+    fs::rename(&node, &aside).unwrap();
+    plan(&[text, "no such directory"]);
+    fs::rename(&aside, &node).unwrap();
+    {
+        let _bind = Mount::new(&["--bind", text], &node);
+        everdisk_tests::run::sh("mount", &["-o", "remount,bind,ro", text]);
+        plan(&[text, "Read-only"]);
+    }
+    let filler = state.join("filler");
+    fs::write(&filler, vec![1; usize::try_from(program * 3 / 2).unwrap()]).unwrap();
+    plan(&["has no room", "No space left"]);
+    fs::remove_file(&filler).unwrap();
+    everdisk_tests::run::sh("mount", &["-o", "remount,ro", state.to_str().unwrap()]);
+    plan(&["cannot be written", "Read-only"]);
+    everdisk_tests::run::sh("mount", &["-o", "remount,rw", state.to_str().unwrap()]);
+    whole(&volume);
+    volume.upgrade(&core_next());
+    volume.detach();
+    host.stop_daemon();
+    drop(tmpfs);
+    host.start_daemon();
 }

@@ -133,7 +133,7 @@ fn d5_a_full_storage_node_is_told_to_fsync_and_the_buffered_data_is_kept() {
     fs::create_dir(&small).unwrap();
     let tmpfs = Mount::new(&["-t", "tmpfs", "-o", "size=8M", "none"], &small);
     let url = format!("dir:{}", small.join("node").display());
-    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "16M", "--node", &url]).ok();
+    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "16M", "--node", &url, "--create-dir"]).ok();
     let volume = Volume::new(&host, "v");
     volume.attach(&[]);
     let file = volume.open();
@@ -172,7 +172,7 @@ fn a_full_storage_node_gives_enospc_and_the_volume_lives_on() {
     fs::create_dir(&small).unwrap();
     let tmpfs = Mount::new(&["-t", "tmpfs", "-o", "size=8M", "none"], &small);
     let url = format!("dir:{}", small.join("node").display());
-    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "0", "--node", &url]).ok();
+    host.everdisk(&["volume", "create", "v", "--size", "64M", "--buffer", "0", "--node", &url, "--create-dir"]).ok();
     let volume = Volume::new(&host, "v");
     volume.attach(&[]);
     let file = volume.open();
@@ -215,7 +215,7 @@ fn a_used_directory_is_not_formatted() {
     let host = Host::new();
     let create = |name: &str, nodes: &[&Path]| {
         let mut arguments = vec!["volume".to_owned(), "create".to_owned(), name.to_owned()];
-        arguments.extend(["--size".to_owned(), "16M".to_owned()]);
+        arguments.extend(["--size".to_owned(), "16M".to_owned(), "--create-dir".to_owned()]);
         for node in nodes {
             arguments.extend(["--node".to_owned(), format!("dir:{}", node.display())]);
         }
@@ -231,8 +231,13 @@ fn a_used_directory_is_not_formatted() {
     host.everdisk(&["status", "v"]).refused(1, &["there is no volume v"]);
     fs::remove_dir_all(&b).unwrap();
     create("v", &[&a, &b]).ok();
-    create("w", &[&b]).refused(1, &[b.to_str().unwrap()]);
+    let taken = create("w", &[&b]).refused(1, &[b.to_str().unwrap(), "storage node of volume v ("]);
+    assert!(!taken.stderr.to_lowercase().contains("delete"), "{}", taken.stderr);
+    let taken = create("v", &[&host.node("c")]).refused(1, &["a volume v already"]);
+    assert!(!taken.stderr.to_lowercase().contains("delete"), "{}", taken.stderr);
     create("w", &[&host.node("c"), &host.node("c")]).refused(1, &["twice"]);
+    create("w", &[&host.node("c"), &host.node("c/../c")]).refused(1, &["same directory"]);
+    assert!(!host.node("c").exists(), "a failed creation leaves a directory behind");
     host.everdisk(&["volume", "delete", "v", "--yes"]).ok();
     assert!(!a.exists() && !b.exists(), "delete removes what create made");
 }

@@ -109,7 +109,7 @@ fn an_unprivileged_user_does_everything_through_fusermount3() {
         assert_eq!(volume.processes(), []);
         volume.attach(&[]);
         by_user(&host, &same);
-        volume.ask("detach", &["--force"]).ok();
+        volume.ask("detach", &["--force", "--yes"]).ok();
         host.everdisk(&["volume", "delete", "v", "--yes"]).ok();
         let _ = Volume::new(&host, "v");
     }

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// In the detail of a [`Refusal`]: the same request with `yes` would be carried out.
+pub const NEEDS_YES: &str = "needs_yes";
+
 /// One line of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,6 +44,11 @@ impl Refusal {
     /// A refusal without detail.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), detail: None }
+    }
+
+    /// Whether the operator only has to agree.
+    pub fn needs_yes(&self) -> bool {
+        self.detail.as_ref().and_then(|detail| detail.get(NEEDS_YES)).is_some_and(|needed| *needed == Value::Bool(true))
     }
 }
 

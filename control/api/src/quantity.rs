@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use everdisk_proto::limits::{HANG_LIMIT_MIN, LEASE_DEFAULT};
+use everdisk_proto::limits::{
+    BLOCK, BUFFER_MAX, BUFFER_MIN, HANG_LIMIT_MIN, LEASE_DEFAULT, LEASE_MAX, STRIPE_MAX, STRIPE_MIN, VOLUME_SIZE_MAX,
+};
 
 /// The text is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,6 +59,59 @@ pub fn duration(text: &str) -> Result<Duration, BadDuration> {
     };
     let total = number.checked_mul(ms).filter(|ms| *ms <= 366 * 24 * 3_600_000).ok_or_else(bad)?;
     Ok(Duration::from_millis(total))
+}
+
+/// Reads a size within bounds that is a multiple of `unit`.
+fn bounded(text: &str, what: &str, bounds: std::ops::RangeInclusive<u64>, unit: u64) -> Result<u64, String> {
+    let bytes = size(text).map_err(|e| e.to_string())?;
+    if bounds.contains(&bytes) && bytes.is_multiple_of(unit) {
+        return Ok(bytes);
+    }
+    let (least, most) = (show_size(*bounds.start()), show_size(*bounds.end()));
+    Err(format!("{what} is a multiple of {} from {least} to {most}", show_size(unit)))
+}
+
+/// Reads the size of a volume.
+///
+/// # Errors
+/// In words: it is no size, or none that a volume can have.
+pub fn volume_size(text: &str) -> Result<u64, String> {
+    bounded(text, "a volume's size", BLOCK..=VOLUME_SIZE_MAX, BLOCK)
+}
+
+/// Reads a stripe unit.
+///
+/// # Errors
+/// In words: it is no size, or none that a stripe unit can have.
+pub fn stripe(text: &str) -> Result<u64, String> {
+    let bytes = bounded(text, "a stripe unit", STRIPE_MIN..=STRIPE_MAX, STRIPE_MIN)?;
+    if bytes.is_power_of_two() { Ok(bytes) } else { Err("a stripe unit is a power of two, such as 4M".to_owned()) }
+}
+
+/// Reads the size of a write buffer; 0 is none.
+///
+/// # Errors
+/// In words: it is no size, or none that a write buffer can have.
+pub fn buffer(text: &str) -> Result<u64, String> {
+    if size(text) == Ok(0) {
+        return Ok(0);
+    }
+    bounded(text, "a write buffer has 0 bytes, or its size", BUFFER_MIN..=BUFFER_MAX, BLOCK)
+}
+
+/// Reads the lease of a suspension.
+///
+/// # Errors
+/// In words: it is no duration, or none that a suspension can have.
+pub fn lease(text: &str) -> Result<Duration, String> {
+    let lease = duration(text).map_err(|e| e.to_string())?;
+    if !lease.is_zero() && lease <= LEASE_MAX {
+        return Ok(lease);
+    }
+    Err(format!(
+        "a lease is longer than 0 and at most {} s: the kernel warns about tasks that hang for longer",
+        LEASE_MAX.as_secs()
+    ))
 }
 
 /// Reads a pause budget.
@@ -127,6 +182,27 @@ mod tests {
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         for bad in ["", "5", "s", "-1s", "1d", "99999999999h", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_volume_cannot_have_is_refused() {
+        assert_eq!(
+            (volume_size("1G"), stripe("64K"), buffer("0"), buffer("2M")),
+            (Ok(1 << 30), Ok(1 << 16), Ok(0), Ok(2 << 20))
+        );
+        assert_eq!(lease("100s"), Ok(LEASE_MAX));
+        for bad in ["0", "10", "4095", "9000P", "-1", "1.5G"] {
+            assert!(volume_size(bad).is_err(), "{bad}");
+        }
+        for bad in ["1K", "100000", "2G", "96K", "0"] {
+            assert!(stripe(bad).is_err(), "{bad}");
+        }
+        for bad in ["4K", "1M", "2G", "2097153"] {
+            assert!(buffer(bad).unwrap_err().contains("from 2M to 1G"), "{bad}");
+        }
+        for bad in ["0s", "101s", "2h", "5"] {
+            assert!(lease(bad).is_err(), "{bad}");
         }
     }
 

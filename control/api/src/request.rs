@@ -29,6 +29,9 @@ pub enum Request {
         buffer: u64,
         /// Its storage nodes in the order of the layout.
         nodes: Vec<NodeUrl>,
+        /// Make their directories too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        create_dir: bool,
     },
     /// All volumes in short.
     VolumeList,
@@ -46,6 +49,14 @@ pub enum Request {
     },
     /// Delete a detached volume and its data.
     VolumeDelete {
+        /// Its name.
+        name: VolumeName,
+        /// Although storage nodes are not there.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+    },
+    /// Put the files of a detached or damaged volume aside, and leave its storage nodes as they are.
+    VolumeForget {
         /// Its name.
         name: VolumeName,
     },
@@ -66,6 +77,9 @@ pub enum Request {
         name: VolumeName,
         /// Although a front end is in use, or the data could not be flushed.
         force: bool,
+        /// By force: although data is given up, or whoever uses a front end is cut off.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        yes: bool,
     },
     /// How a volume, or every volume, stands.
     Status {
@@ -121,7 +135,7 @@ mod tests {
     fn requests_are_tagged_objects_and_strangers_are_refused() {
         let text = r#"{"op":"detach","name":"v","force":true}"#;
         let request: Request = serde_json::from_str(text).unwrap();
-        assert_eq!(request, Request::Detach { name: "v".parse().unwrap(), force: true });
+        assert_eq!(request, Request::Detach { name: "v".parse().unwrap(), force: true, yes: false });
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         let text = r#"{"op":"upgrade","name":"v","core":"/c","handover":"carry","flush_limit_ms":30000,"pause_budget_ms":100,"soak_ms":0,"plan":false}"#;
         let request: Request = serde_json::from_str(text).unwrap();

@@ -210,6 +210,9 @@ pub struct VolumeLine {
     pub state: State,
     /// Number of storage nodes.
     pub nodes: usize,
+    /// Why it cannot be used, where its files are damaged; then nothing else is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `volume show`.

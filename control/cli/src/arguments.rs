@@ -3,7 +3,7 @@
 use std::{env, ffi::OsString, path, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use everdisk_api::{frontends::check_set, quantity};
+use everdisk_api::{Handover, frontends::check_set, quantity};
 use everdisk_proto::{
     ids::VolumeName,
     nbd::{BadNbdAddress, NbdAddress},
@@ -69,13 +69,17 @@ pub(crate) enum Command {
     Volume(VolumeCommand),
     /// Serve a volume as a file, to NBD clients, or both
     Attach(Attach),
-    /// Flush a volume and close its front ends; refuses while its file is open or NBD clients are connected
+    /// Flush a volume and close its front ends; refuses while its file is in use anywhere on this machine (open, mapped, mounted elsewhere,
+    /// under a loop device) or NBD clients are connected
     Detach {
         /// The volume
         name: VolumeName,
-        /// Although a front end is in use, the data cannot be flushed, or the volume is dead
+        /// Give up what cannot be flushed, and cut off whoever uses the volume: says first what that is, and asks
         #[arg(long)]
         force: bool,
+        /// With --force: do not ask
+        #[arg(long, requires = "force")]
+        yes: bool,
     },
     /// Show how a volume, or every volume, stands
     Status {
@@ -98,7 +102,7 @@ pub(crate) enum Command {
         /// The volume
         name: VolumeName,
         /// I/O goes on by itself after this time, at most 100s
-        #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "30s")]
+        #[arg(long, value_name = "TIME", value_parser = quantity::lease, default_value = "30s")]
         lease: Duration,
     },
     /// Let I/O go on
@@ -108,7 +112,7 @@ pub(crate) enum Command {
     },
     /// Replace the core of a volume while it is in use
     Upgrade(Upgrade),
-    /// Go back to the core before: stops an upgrade that soaks, else upgrades to the previous program
+    /// Go back to the build before the last committed upgrade, once; stops an upgrade that soaks
     Rollback {
         /// The volume
         name: VolumeName,
@@ -135,11 +139,22 @@ pub(crate) enum VolumeCommand {
         /// The volume
         name: VolumeName,
         /// The new size, such as 20G
-        #[arg(value_parser = quantity::size)]
+        #[arg(value_parser = quantity::volume_size)]
         size: u64,
     },
     /// Delete a detached volume and its data
     Delete {
+        /// The volume
+        name: VolumeName,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Although storage nodes are not there: what lies on them stays
+        #[arg(long)]
+        force: bool,
+    },
+    /// Forget a detached or damaged volume: its files in the state directory are put aside, its storage nodes stay as they are
+    Forget {
         /// The volume
         name: VolumeName,
         /// Do not ask
@@ -153,19 +168,22 @@ pub(crate) struct Create {
     /// Its name
     pub(crate) name: VolumeName,
     /// Its size, such as 10G (powers of 1024)
-    #[arg(long, value_parser = quantity::size)]
+    #[arg(long, value_parser = quantity::volume_size)]
     pub(crate) size: u64,
     /// A storage node, such as dir:/srv/a; repeat it to stripe over several
     #[arg(long = "node", value_name = "URL", required = true)]
     pub(crate) nodes: Vec<NodeUrl>,
+    /// Make the directories of the storage nodes too; `volume delete` removes those again
+    #[arg(long)]
+    pub(crate) create_dir: bool,
     /// Stripe unit
-    #[arg(long, value_parser = quantity::size, default_value = "4M")]
+    #[arg(long, value_parser = quantity::stripe, default_value = "4M")]
     pub(crate) stripe: u64,
     /// Copies of the data; only 1 in this version
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = one_copy)]
     pub(crate) replicas: u32,
     /// Write buffer, from 2M to 1G; 0: every write goes through to the storage nodes before it is acknowledged
-    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64M")]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::buffer, default_value = "64M")]
     pub(crate) buffer: u64,
 }
 
@@ -204,12 +222,12 @@ pub(crate) struct Upgrade {
     #[arg(long, value_name = "FILE", required_unless_present = "package", conflicts_with = "package")]
     pub(crate) core: Option<PathBuf>,
     /// An upgrade package; not in this version
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = no_package)]
     pub(crate) package: Option<PathBuf>,
     /// What becomes of buffered data: flush sends it to the storage nodes first, carry hands it over as it is; overlap is
     /// not in this version
-    #[arg(long, default_value = "flush", value_parser = ["flush", "carry", "overlap"])]
-    pub(crate) handover: String,
+    #[arg(long, default_value = "flush", value_parser = handover)]
+    pub(crate) handover: Handover,
     /// By flush: when the storage nodes take longer, what is left is carried over, or the upgrade is aborted
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "30s")]
     pub(crate) flush_limit: Duration,
@@ -231,6 +249,27 @@ fn nbd_address(text: &str) -> Result<NbdAddress, String> {
     let path = path::absolute(relative).map_err(|e| format!("cannot find {relative}: {e}"))?;
     let path = path.to_str().ok_or_else(|| format!("the path of {relative} is no UTF-8 text"))?;
     format!("unix:{path}").parse().map_err(|e: BadNbdAddress| e.to_string())
+}
+
+fn one_copy(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(1) => Ok(1),
+        Ok(_) => Err("copies of the data are not in this version; leave it out".to_owned()),
+        Err(e) => Err(format!("{e}")),
+    }
+}
+
+fn no_package(_: &str) -> Result<PathBuf, String> {
+    Err("packages are not in this version; use --core FILE".to_owned())
+}
+
+fn handover(text: &str) -> Result<Handover, String> {
+    match text {
+        "flush" => Ok(Handover::Flush),
+        "carry" => Ok(Handover::Carry),
+        "overlap" => Err("overlap is not in this version; use flush or carry".to_owned()),
+        _ => Err("use flush or carry".to_owned()),
+    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {
@@ -263,7 +302,7 @@ mod tests {
         };
         assert_eq!((create.buffer, create.stripe), (limits::BUFFER_DEFAULT, limits::STRIPE_DEFAULT));
         let Command::Upgrade(upgrade) = parse("everdisk upgrade v --core /c") else { panic!("not an upgrade") };
-        assert_eq!((upgrade.flush_limit, upgrade.handover.as_str()), (limits::FLUSH_LIMIT_DEFAULT, "flush"));
+        assert_eq!((upgrade.flush_limit, upgrade.handover), (limits::FLUSH_LIMIT_DEFAULT, Handover::Flush));
         assert_eq!(upgrade.pause_budget, limits::PAUSE_BUDGET_DEFAULT);
         let Command::Daemon { hang_limit } = parse("everdisk daemon") else { panic!("not a daemon") };
         assert_eq!(hang_limit, limits::HANG_LIMIT_DEFAULT);
@@ -305,6 +344,10 @@ mod tests {
             "everdisk volume create v --size 10G --node dir:/a --buffer 64M",
             "everdisk volume resize v 20G",
             "everdisk volume delete v --yes",
+            "everdisk volume delete v --force --yes",
+            "everdisk volume forget v",
+            "everdisk volume create v --size 1G --node dir:/a --create-dir",
+            "everdisk detach v --force --yes",
             "everdisk attach v --file /srv/v --allow-other --mode 0640 --owner 10:20",
             "everdisk attach v --nbd unix:/run/v.sock --mode 0660",
             "everdisk attach v --file f --nbd unix:v.sock --nbd tcp:localhost:10809 --nbd tcp:[::1]:0",
@@ -343,6 +386,17 @@ mod tests {
             "everdisk upgrade v --core /c --pause-budget 6s",
             "everdisk suspend v --lease 5",
             "everdisk daemon --hang-limit 900ms",
+            "everdisk suspend v --lease 200s",
+            "everdisk suspend v --lease 0s",
+            "everdisk detach v --yes",
+            "everdisk upgrade v --core /c --handover overlap",
+            "everdisk upgrade v --package /p",
+            "everdisk volume create v --size 0 --node dir:/a",
+            "everdisk volume create v --size 10 --node dir:/a",
+            "everdisk volume create v --size 1G --node dir:/a --replicas 2",
+            "everdisk volume create v --size 1G --node dir:/a --stripe 1",
+            "everdisk volume create v --size 1G --node dir:/a --buffer 4K",
+            "everdisk volume resize v 10",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use everdisk_api::{
-    Handover, LastUpgrade,
+    LastUpgrade,
     answer::Progress,
     client::{ClientError, ask},
     directories::{Directories, NoDirectory},
@@ -41,9 +41,6 @@ pub(crate) enum Failure {
     /// No default directories.
     #[error(transparent)]
     Directories(#[from] NoDirectory),
-    /// Something the contract names and this version lacks.
-    #[error("{0} is not in this version; {1}")]
-    NotInThisVersion(&'static str, &'static str),
     /// The operating system.
     #[error("cannot {doing}: {source}")]
     Io {
@@ -83,9 +80,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Version => session.version(),
         Command::Volume(command) => session.volume(command),
         Command::Attach(attach) => session.attach(attach),
-        Command::Detach { name, force } => {
-            session.status_after(&Request::Detach { name: name.clone(), force }, &format!("{name} is detached"))
-        }
+        Command::Detach { name, force, yes } => session.detach(&name, force, yes),
         Command::Status { name } => session.status(name),
         Command::Health { name } => health::health(&session.socket, session.json, name),
         Command::Flush { name } => {
@@ -151,6 +146,9 @@ impl Session {
 
     fn status_after(&self, request: &Request, words: &str) -> Result<(), Failure> {
         let value = self.ask(request)?;
+        for warning in value.get("warnings").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            complain(&format!("everdisk: warning: {warning}"));
+        }
         self.say(&value, words);
         Ok(())
     }
@@ -191,22 +189,47 @@ impl Session {
             VolumeCommand::Resize { name, size } => {
                 self.status_after(&Request::VolumeResize { name: name.clone(), size }, &format!("{name} is resized"))
             }
-            VolumeCommand::Delete { name, yes } => {
+            VolumeCommand::Delete { name, yes, force } => {
                 if !yes {
-                    confirm(&name)?;
+                    confirm(&name, &format!("deleting {name} destroys its data"))?;
                 }
-                self.status_after(&Request::VolumeDelete { name: name.clone() }, &format!("{name} is deleted"))
+                self.status_after(&Request::VolumeDelete { name: name.clone(), force }, &format!("{name} is deleted"))
+            }
+            VolumeCommand::Forget { name, yes } => {
+                if !yes {
+                    confirm(&name, &format!("once {name} is forgotten, nothing here knows where its data lie"))?;
+                }
+                let value = self.ask(&Request::VolumeForget { name: name.clone() })?;
+                let files = value.get("files").and_then(Value::as_str).unwrap_or_default();
+                self.say(&value, &format!("{name} is forgotten; its files lie in {files}"));
+                Ok(())
             }
         }
     }
 
+    /// By force: where something is given up, the control module says what, and is asked again once the operator has agreed.
+    fn detach(&self, name: &VolumeName, force: bool, yes: bool) -> Result<(), Failure> {
+        let request = |yes| Request::Detach { name: name.clone(), force, yes };
+        let value = match self.ask(&request(yes)) {
+            Err(Failure::Client(ClientError::Refused(refusal))) if refusal.needs_yes() && io::stdin().is_terminal() => {
+                confirm(name, refusal.message.strip_suffix(": say --yes to do it").unwrap_or(&refusal.message))?;
+                self.ask(&request(true))?
+            }
+            other => other?,
+        };
+        let words = match value.get("given_up_bytes").map(Value::as_u64) {
+            Some(Some(0)) => format!("{name} is detached"),
+            Some(Some(bytes)) => format!("{name} is detached; {bytes} bytes that were acknowledged are given up"),
+            _ => format!("{name} is detached; what was acknowledged and on no storage node is given up"),
+        };
+        self.say(&value, &words);
+        Ok(())
+    }
+
     fn create(&self, create: Create) -> Result<(), Failure> {
-        if create.replicas != 1 {
-            return Err(Failure::NotInThisVersion("--replicas other than 1", "leave it out"));
-        }
-        let Create { name, size, stripe, buffer, nodes, .. } = create;
+        let Create { name, size, stripe, buffer, nodes, create_dir, .. } = create;
         let words = format!("{name} is made");
-        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, nodes }, &words)
+        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, nodes, create_dir }, &words)
     }
 
     fn attach(&self, attach: Attach) -> Result<(), Failure> {
@@ -240,19 +263,15 @@ impl Session {
 
     fn upgrade(&self, upgrade: &Upgrade) -> Result<(), Failure> {
         let Some(core) = &upgrade.core else {
-            return Err(Failure::NotInThisVersion("--package", "use --core FILE"));
-        };
-        let handover = match upgrade.handover.as_str() {
-            "flush" => Handover::Flush,
-            "carry" => Handover::Carry,
-            _ => return Err(Failure::NotInThisVersion("--handover overlap", "use --handover flush or carry")),
+            // The command line has seen to it.
+            return Err(Failure::Other("give the new core with --core FILE".to_owned()));
         };
         let core = absolute(core)?;
         for name in self.chosen(upgrade)? {
             let request = Request::Upgrade {
                 name,
                 core: core.clone(),
-                handover,
+                handover: upgrade.handover,
                 flush_limit_ms: ms(upgrade.flush_limit),
                 pause_budget_ms: ms(upgrade.pause_budget),
                 soak_ms: ms(upgrade.soak),
@@ -273,7 +292,7 @@ impl Session {
             return Ok(vec![name.clone()]);
         }
         let lines: Vec<VolumeLine> = read(self.ask(&Request::VolumeList)?)?;
-        let attached = lines.into_iter().filter(|line| line.state != State::Detached);
+        let attached = lines.into_iter().filter(|line| line.state != State::Detached && line.reason.is_none());
         let names: Vec<VolumeName> = attached.filter_map(|line| line.name.parse().ok()).collect();
         if names.is_empty() {
             return Err(Failure::Other("no volume is attached: there is nothing to upgrade".to_owned()));
@@ -290,24 +309,29 @@ impl Session {
             Err(_) => None,
         };
         if let Some(value) = report {
-            if self.json { output::json(value) } else { show::upgrade(&read::<LastUpgrade>(value.clone())?) }
+            let ended = read::<LastUpgrade>(value.clone())?;
+            if self.json {
+                output::json(value);
+            } else if !ended.was_refused() {
+                // Of one that was refused there is nothing to tell but the reason.
+                show::upgrade(&ended);
+            }
         }
         ended.map(|_| ())
     }
 }
 
-fn confirm(name: &VolumeName) -> Result<(), Failure> {
+/// Asks the operator to agree, on a terminal.
+fn confirm(name: &VolumeName, what: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::Other(format!(
-            "deleting {name} destroys its data: say --yes to do it without a question"
-        )));
+        return Err(Failure::Other(format!("{what}: say --yes to do it without a question")));
     }
     let asked = |source| Failure::Io { doing: "ask".to_owned(), source };
-    write!(io::stderr(), "Delete volume {name} and all its data? Type its name: ").map_err(asked)?;
+    write!(io::stderr(), "{what}. Type the volume's name to agree: ").map_err(asked)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(asked)?;
     if answer.trim() == name.as_str() {
         return Ok(());
     }
-    Err(Failure::Other(format!("{name} was not deleted")))
+    Err(Failure::Other(format!("nothing was done to {name}")))
 }

@@ -36,8 +36,14 @@ fn frontend(f: &Frontend) -> String {
 /// `volume list`.
 pub(crate) fn volumes(lines: &[VolumeLine]) {
     let mut rows = vec![row(&["NAME", "SIZE", "NODES", "STATE"])];
-    rows.extend(lines.iter().map(|v| row(&[&v.name, &show_size(v.size), &v.nodes.to_string(), v.state.name()])));
+    rows.extend(lines.iter().map(|v| match &v.reason {
+        None => row(&[&v.name, &show_size(v.size), &v.nodes.to_string(), v.state.name()]),
+        Some(_) => row(&[&v.name, "-", "-", v.state.name()]),
+    }));
     table(&rows);
+    for volume in lines {
+        volume.reason.iter().for_each(|reason| line(&format!("{}: {reason}", volume.name)));
+    }
 }
 
 /// `volume show`.
@@ -132,7 +138,9 @@ pub(crate) fn status(v: &VolumeStatus) {
 /// An upgrade that ended.
 pub(crate) fn upgrade(report: &LastUpgrade) {
     let outcome = report.outcome.and_then(|o| serde_json::to_value(o).ok());
-    let outcome = outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("under way").to_owned();
+    let outcome = outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("under way");
+    let outcome =
+        if report.rollback { format!("{outcome} (a rollback to the build before)") } else { outcome.to_owned() };
     let us = |time: Option<u64>| time.map_or_else(|| "-".to_owned(), |us| format!("{us} µs"));
     let mut rows = vec![
         row(&["  outcome", &outcome]),

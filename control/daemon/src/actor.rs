@@ -65,6 +65,8 @@ pub struct Actor<'a> {
     to: Option<CoreBuild>,
     /// The new program could not be recorded, and perhaps it was.
     record_unknown: bool,
+    /// It goes back to the build before the last committed upgrade, and there is none before that one.
+    pub rollback: bool,
     began: Instant,
 }
 
@@ -80,6 +82,7 @@ impl<'a> Actor<'a> {
             digest: None,
             to: None,
             record_unknown: false,
+            rollback: false,
             began: Instant::now(),
         }
     }
@@ -345,7 +348,7 @@ impl Act for Actor<'_> {
         self.must_serve(pid)?;
         let recorded = self.volume.update(|record| {
             if record.current.as_ref() != Some(to) {
-                record.previous = record.current.replace(to.clone());
+                record.previous = record.current.replace(to.clone()).filter(|_| !self.rollback);
             }
         });
         if let Err(e) = recorded {

@@ -18,7 +18,8 @@ use tracing::{info, warn};
 
 use crate::{
     error::{Doing, Error, Result},
-    limits, places,
+    give_up::does_not_end,
+    limits, nodes, places,
     process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
@@ -44,6 +45,7 @@ pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOption
         clear_away(volume)?;
     }
     limits::check(&volume.spec(), file.is_some())?;
+    nodes::settle(volume)?;
     let places = places::look_at(file, nbd, &volume.spec())?;
     let build = first_build(volume, progress)?;
     let attachment = Attachment {
@@ -135,11 +137,12 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
     let Some(attachment) = volume.record().attachment else { return Ok(()) };
     let gone = !attachment.of_this_boot() || end_all(&attachment, Duration::ZERO);
     let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
-    if !gone || !strays.into_iter().all(|(process, _)| process.end(Duration::ZERO)) {
-        return Err(Error::Failed(format!(
-            "a process of volume {} does not end although it was killed: see the kernel's log",
-            volume.name
-        )));
+    if !gone || !strays.iter().all(|(process, _)| process.end(Duration::ZERO)) {
+        let mut processes = attachment.processes();
+        processes.extend(
+            strays.into_iter().map(|(process, _)| process).filter(|stray| !attachment.processes().contains(stray)),
+        );
+        return Err(Error::Failed(does_not_end(&volume.spec(), &processes)));
     }
     if let Some(FileAttach { path, .. }) = &attachment.file {
         unmount(path)?;

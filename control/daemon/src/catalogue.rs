@@ -13,27 +13,28 @@ use everdisk_proto::{
     ids::VolumeName,
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
-use tracing::warn;
+use everdisk_telemetry::event;
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::{
     durable,
     error::{Doing, Error, Result},
-    health,
+    health, nodes,
     paths::VolumePaths,
-    programs::{Programs, run_well},
+    process::of_volume,
+    programs::Programs,
     progress::Progress,
     supervise::supervise,
-    volume::{Volume, lock},
+    volume::{Volume, lock, read_spec},
 };
-
-/// Formatting, growing or deleting storage nodes ends within this time.
-const NODES_WITHIN: Duration = Duration::from_secs(60);
 
 /// Name of a directory that becomes a volume; no volume's name begins with a dot.
 const NEW: &str = ".new-";
 /// Name of a directory that was a volume.
 const OLD: &str = ".old-";
+/// Name of a directory that is a volume no longer, and whose storage nodes have everything.
+const FORGOTTEN: &str = ".forgotten-";
 
 /// What is chosen once, when a volume is made.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,9 @@ pub struct Shape {
     pub buffer: u64,
 }
 
+/// Why the files of a volume cannot be read, and the way out.
+pub type Damaged = String;
+
 /// The volumes.
 #[derive(Debug)]
 pub struct Catalogue {
@@ -53,7 +57,7 @@ pub struct Catalogue {
     programs: Programs,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     /// Those whose files could not be read, and why.
-    damaged: BTreeMap<VolumeName, String>,
+    damaged: Mutex<BTreeMap<VolumeName, Damaged>>,
     /// Those that are being made.
     drafts: Mutex<BTreeSet<VolumeName>>,
 }
@@ -86,12 +90,19 @@ impl Catalogue {
                     volumes.insert(name, Arc::new(volume));
                 }
                 Err(e) => {
-                    warn!(volume = %name, "left alone: {e}");
-                    damaged.insert(name, e.to_string());
+                    let why = way_out(&name, &VolumePaths::new(&directories, &name), &e);
+                    error!(event = event::VOLUME_DAMAGED, volume = %name, "{why}");
+                    damaged.insert(name, why);
                 }
             }
         }
-        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged, drafts: Mutex::default() })
+        Ok(Self {
+            directories,
+            programs,
+            volumes: Mutex::new(volumes),
+            damaged: Mutex::new(damaged),
+            drafts: Mutex::default(),
+        })
     }
 
     /// All volumes, by name.
@@ -99,18 +110,41 @@ impl Catalogue {
         lock(&self.volumes).values().cloned().collect()
     }
 
+    /// The volumes whose files are damaged, and why they cannot be used.
+    pub fn damaged(&self) -> Vec<(VolumeName, Damaged)> {
+        lock(&self.damaged).iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
     /// One volume.
     ///
     /// # Errors
     /// There is none, or its files are damaged.
     pub fn get(&self, name: &VolumeName) -> Result<Arc<Volume>> {
-        lock(&self.volumes).get(name).cloned().ok_or_else(|| match self.damaged.get(name) {
-            Some(why) => Error::Failed(format!("volume {name} cannot be used: {why}")),
+        lock(&self.volumes).get(name).cloned().ok_or_else(|| match lock(&self.damaged).get(name) {
+            Some(why) => Error::State(format!("volume {name} cannot be used: {why}")),
             None => Error::NotFound(name.to_string()),
         })
     }
 
-    /// Makes a volume: formats its storage nodes, then enters it.
+    /// An error of the storage nodes' with the names of the volumes that it knows by their identities.
+    fn named(&self, error: Error) -> Error {
+        let names = |mut words: String| {
+            for volume in self.all() {
+                let uuid = volume.spec().uuid.to_string();
+                words = words.replace(&uuid, &format!("{} ({uuid})", volume.name));
+            }
+            words
+        };
+        match error {
+            Error::Failed(words) => Error::Failed(names(words)),
+            Error::Killed(words) => Error::Killed(names(words)),
+            Error::State(words) => Error::State(names(words)),
+            other => other,
+        }
+    }
+
+    /// Makes a volume: formats its storage nodes, then enters it. `create_dir`: makes their directories too. With what the operator should
+    /// know of it.
     ///
     /// # Errors
     /// Why not; nothing is entered then.
@@ -119,8 +153,9 @@ impl Catalogue {
         name: VolumeName,
         shape: Shape,
         nodes: Vec<NodeUrl>,
+        create_dir: bool,
         progress: &Progress,
-    ) -> Result<Arc<Volume>> {
+    ) -> Result<(Arc<Volume>, Vec<String>)> {
         let Shape { size, stripe, buffer } = shape;
         let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
@@ -130,83 +165,164 @@ impl Catalogue {
         let paths = VolumePaths::new(&self.directories, &name);
         paths.check_sockets().map_err(Error::BadRequest)?;
         if paths.state.exists() {
-            return Err(Error::State(format!(
-                "there is a volume {name} already: choose another name or `everdisk volume delete {name}`"
-            )));
+            return Err(Error::State(match lock(&self.damaged).get(&name) {
+                Some(why) => format!("there is a volume {name} already, which cannot be used: {why}"),
+                None => {
+                    format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name")
+                }
+            }));
         }
         let mut draft = Draft::new(self, name.clone())?;
         let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
         let file = draft.path.join("volume.json");
         durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
         progress.step("format the storage nodes");
-        let arguments = ["--volume".into(), file.into_os_string(), "--create".into()];
-        if let Err(e) = run_well(&self.programs.core(), &arguments, NODES_WITHIN) {
+        let made = nodes::create(&self.programs.core(), &file, &spec, create_dir).map_err(|e| {
             // A core that ended by itself has undone what it did.
             draft.unclear = matches!(e, Error::Killed(_));
-            return Err(e);
-        }
+            self.named(e)
+        })?;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         lock(&self.volumes).insert(name, Arc::clone(&volume));
-        Ok(volume)
+        info!(event = event::VOLUME_CREATED, volume = %volume.name, bytes = size, "the volume is made");
+        // Last: where it cannot be written, directories stay behind one day, and the volume is made all the same.
+        if let Err(e) = volume.update(|record| record.nodes.made = made.directories) {
+            warn!(volume = %volume.name, "the directories that were made for it are not on record, and will stay: {e}");
+        }
+        Ok((volume, made.warnings))
     }
 
-    /// Makes a detached volume larger.
+    /// Makes a detached volume larger. With what the operator should know of it.
     ///
     /// # Errors
     /// Why not.
-    pub fn resize(&self, name: &VolumeName, size: u64, progress: &Progress) -> Result<Arc<Volume>> {
+    pub fn resize(&self, name: &VolumeName, size: u64, progress: &Progress) -> Result<(Arc<Volume>, Vec<String>)> {
         let volume = self.get(name)?;
         let _operation = volume.begin("resize")?;
         refuse_attached(&volume, "resized")?;
-        let mut spec = volume.spec();
-        if size < spec.size {
-            return Err(Error::State(format!(
-                "volume {name} has {} bytes and can only grow: data would be lost",
-                spec.size
-            )));
-        }
-        spec.size = size;
-        spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
-        progress.step("grow the storage nodes");
-        let arguments =
-            ["--volume".into(), volume.paths.spec().into_os_string(), "--resize".into(), size.to_string().into()];
-        run_well(&self.core_of(&volume), &arguments, NODES_WITHIN)?;
-        volume.set_spec(spec)?;
-        Ok(volume)
+        let warnings = nodes::resize(&volume, size, progress).map_err(|e| self.named(e))?;
+        Ok((volume, warnings))
     }
 
-    /// Deletes a detached volume, its data first.
+    /// Deletes a detached volume, its data first. `force`: although nodes are not there. What stays behind, in words.
     ///
     /// # Errors
     /// Why not; the volume stays then.
-    pub fn delete(&self, name: &VolumeName, progress: &Progress) -> Result<()> {
+    pub fn delete(&self, name: &VolumeName, force: bool, progress: &Progress) -> Result<Vec<String>> {
         let volume = self.get(name)?;
         let _operation = volume.begin("delete")?;
         refuse_attached(&volume, "deleted")?;
-        progress.step("delete the data");
-        let arguments = ["--volume".into(), volume.paths.spec().into_os_string(), "--destroy".into()];
-        run_well(&self.core_of(&volume), &arguments, NODES_WITHIN)?;
-        volume.deleted.store(true, Ordering::Relaxed);
-        lock(&self.volumes).remove(name);
-        let state = &volume.paths.state;
+        let left = nodes::delete(&volume, force, progress).map_err(|e| self.named(e))?;
         // Out of the way at once; what a crash leaves of it is cleared at the next start.
         let grave = self.directories.state.join("volumes").join(format!("{OLD}{name}"));
         let _ = fs::remove_dir_all(&grave);
-        fs::rename(state, &grave).doing(|| format!("remove {}", state.display()))?;
-        let _ = durable::sync_dir(&self.directories.state.join("volumes"));
+        self.bury(&volume, &grave)?;
         fs::remove_dir_all(&grave).doing(|| format!("remove {}", grave.display()))?;
+        info!(event = event::VOLUME_DELETED, volume = %name, forced = force, "the volume is deleted; left behind: {left:?}");
+        Ok(left)
+    }
+
+    /// Moves the files of a volume to `grave`, and knows it no longer.
+    fn bury(&self, volume: &Volume, grave: &Path) -> Result<()> {
+        let state = &volume.paths.state;
+        fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;
+        volume.deleted.store(true, Ordering::Relaxed);
+        lock(&self.volumes).remove(&volume.name);
+        let _ = durable::sync_dir(&self.directories.state.join("volumes"));
         let _ = fs::remove_dir_all(&volume.paths.run);
         Ok(())
     }
 
-    /// The program a volume was last attached with knows its layout best.
-    fn core_of(&self, volume: &Volume) -> PathBuf {
-        volume.record().current.map_or_else(|| self.programs.core(), |build| build.program)
+    /// Makes a volume usable again whose record is damaged, and whose description is not: ends what runs of it and begins a new record.
+    /// None: the volume is sound, or there is none. `yes`: although something runs.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn begin_record_anew(&self, name: &VolumeName, yes: bool) -> Result<Option<Arc<Volume>>> {
+        let mut damaged = lock(&self.damaged);
+        let paths = VolumePaths::new(&self.directories, name);
+        if !damaged.contains_key(name) || read_spec(&paths, name).is_err() {
+            return Ok(None);
+        }
+        let running = of_volume(&paths.spec(), &paths.cores());
+        if !running.is_empty() && !yes {
+            return Err(Error::GivesUp(format!(
+                "the record of volume {name} is damaged, and {} processes of it run: to end them cuts off who uses the volume, and gives \
+                 up what is buffered; say --yes to do it",
+                running.len()
+            )));
+        }
+        for (process, _) in running {
+            if !process.end(Duration::ZERO) {
+                return Err(Error::Failed(crate::give_up::does_not_end(&read_spec(&paths, name)?, &[process])));
+            }
+        }
+        let aside = paths.record().with_extension("json.damaged");
+        fs::rename(paths.record(), &aside).doing(|| format!("move {}", paths.record().display()))?;
+        let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
+        supervise(&volume).doing(|| "start a thread".to_owned())?;
+        lock(&self.volumes).insert(name.clone(), Arc::clone(&volume));
+        damaged.remove(name);
+        warn!(volume = %name, "its damaged record lies in {} now, and a new one is begun", aside.display());
+        Ok(Some(volume))
     }
+
+    /// Forgets a detached volume, or one whose files are damaged, and leaves its storage nodes as they are. Where its files lie then.
+    ///
+    /// # Errors
+    /// Why not; the volume stays then.
+    pub fn forget(&self, name: &VolumeName) -> Result<PathBuf> {
+        let root = self.directories.state.join("volumes");
+        let free = |n: u32| Some(root.join(format!("{FORGOTTEN}{name}-{n}"))).filter(|path| !path.exists());
+        let grave = (1..).find_map(free).ok_or_else(|| Error::Failed("there is no room for it".to_owned()))?;
+        let known = lock(&self.volumes).get(name).cloned();
+        if let Some(volume) = known {
+            let _operation = volume.begin("forget")?;
+            refuse_attached(&volume, "forgotten")?;
+            self.bury(&volume, &grave)?;
+        } else {
+            let mut damaged = lock(&self.damaged);
+            if !damaged.contains_key(name) {
+                return Err(Error::NotFound(name.to_string()));
+            }
+            let paths = VolumePaths::new(&self.directories, name);
+            if let Some((process, program)) = of_volume(&paths.spec(), &paths.cores()).into_iter().next() {
+                return Err(Error::State(format!(
+                    "volume {name} cannot be forgotten: process {} ({}) may be serving it; end it first",
+                    process.pid,
+                    program.display()
+                )));
+            }
+            fs::rename(&paths.state, &grave).doing(|| format!("move {}", paths.state.display()))?;
+            let _ = durable::sync_dir(&root);
+            let _ = fs::remove_dir_all(&paths.run);
+            damaged.remove(name);
+        }
+        warn!(event = event::VOLUME_FORGOTTEN, volume = %name, "the volume is forgotten; its files lie in {}", grave.display());
+        Ok(grave)
+    }
+}
+
+/// What is wrong with the files of a volume, and what to do.
+fn way_out(name: &VolumeName, paths: &VolumePaths, error: &Error) -> Damaged {
+    let why = match error {
+        Error::NotFound(_) => format!("{} is missing", paths.spec().display()),
+        other => other.to_string(),
+    };
+    let way = if read_spec(paths, name).is_ok() {
+        format!(
+            "`everdisk detach {name} --force` ends what may run of the volume, puts this file aside and makes the volume usable again"
+        )
+    } else {
+        format!(
+            "`everdisk volume forget {name}` puts the files of the volume aside and leaves its storage nodes as they are"
+        )
+    };
+    format!("{why}. Restore it from a backup and start everdiskd again; or {way}")
 }
 
 fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {
@@ -225,12 +341,11 @@ fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {
 fn undo_creation(draft: &Path, programs: &Programs) -> Result<()> {
     let spec = draft.join("volume.json");
     if spec.exists() {
-        let arguments = ["--volume".into(), spec.into_os_string(), "--destroy".into()];
-        run_well(&programs.core(), &arguments, NODES_WITHIN).map_err(|e| {
+        nodes::undo_creation(&programs.core(), &spec, &draft.join("cores")).map_err(|e| {
             Error::Failed(format!(
-                "the creation of a volume was interrupted and cannot be undone: {e}; mend that, or remove {}, which \
-                 says what its storage nodes were to be",
-                draft.display()
+                "the creation of a volume was interrupted and cannot be undone yet: {e}; mend that and start everdiskd again ({} \
+                 says what its storage nodes were to be)",
+                spec.display()
             ))
         })?;
     }

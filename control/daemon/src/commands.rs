@@ -14,6 +14,7 @@ use crate::{
     detach::detach,
     error::{Error, Result},
     flush::{Patience, flush},
+    give_up::Force,
     progress::Progress,
     status,
     upgrade::{self, Wish},
@@ -27,29 +28,56 @@ use crate::{
 pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -> Result<Value> {
     match request {
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
-        Request::VolumeCreate { name, size, stripe, buffer, nodes } => {
+        Request::VolumeCreate { name, size, stripe, buffer, nodes, create_dir } => {
             let shape = Shape { size, stripe, buffer };
-            shown(&status::describe(&*catalogue.create(name, shape, nodes, progress)?))
+            let (volume, warnings) = catalogue.create(name, shape, nodes, create_dir, progress)?;
+            with(&status::describe(&volume), "warnings", json!(warnings))
         }
-        Request::VolumeList => shown(&status::lines(&catalogue.all())),
+        Request::VolumeList => {
+            let mut lines = status::lines(&catalogue.all());
+            lines.extend(catalogue.damaged().into_iter().map(|(name, why)| status::damaged_line(&name, why)));
+            lines.sort_by(|a, b| a.name.cmp(&b.name));
+            shown(&lines)
+        }
         Request::VolumeShow { name } => shown(&status::describe(&*catalogue.get(&name)?)),
-        Request::VolumeResize { name, size } => shown(&status::describe(&*catalogue.resize(&name, size, progress)?)),
-        Request::VolumeDelete { name } => {
-            catalogue.delete(&name, progress)?;
-            Ok(json!({ "name": name, "deleted": true }))
+        Request::VolumeResize { name, size } => {
+            let (volume, warnings) = catalogue.resize(&name, size, progress)?;
+            with(&status::describe(&volume), "warnings", json!(warnings))
+        }
+        Request::VolumeDelete { name, force } => {
+            let left = catalogue.delete(&name, force, progress)?;
+            Ok(json!({ "name": name, "deleted": true, "warnings": left }))
+        }
+        Request::VolumeForget { name } => {
+            let files = catalogue.forget(&name)?;
+            Ok(json!({ "name": name, "forgotten": true, "files": files }))
         }
         Request::Attach { name, file, nbd } => {
             let volume = catalogue.get(&name)?;
             attach(&volume, file.as_ref(), &nbd, progress)?;
             shown(&status::status(&volume))
         }
-        Request::Detach { name, force } => {
+        Request::Detach { name, force, yes } => {
+            if force && let Some(volume) = catalogue.begin_record_anew(&name, yes)? {
+                return with(&status::status(&volume), "given_up_bytes", Value::Null);
+            }
             let volume = catalogue.get(&name)?;
-            detach(&volume, force, progress)?;
-            shown(&status::status(&volume))
+            let given_up = detach(&volume, Force::new(force, yes), progress)?;
+            with(&status::status(&volume), "given_up_bytes", json!(given_up))
         }
-        Request::Status { name: Some(name) } => shown(&status::status(&*catalogue.get(&name)?)),
-        Request::Status { name: None } => shown(&status::statuses(&catalogue.all())),
+        Request::Status { name: Some(name) } => {
+            let damaged = catalogue.damaged().into_iter().find(|(damaged, _)| *damaged == name);
+            match damaged {
+                Some((name, why)) => shown(&status::damaged(&name, why)),
+                None => shown(&status::status(&*catalogue.get(&name)?)),
+            }
+        }
+        Request::Status { name: None } => {
+            let mut all = status::statuses(&catalogue.all());
+            all.extend(catalogue.damaged().into_iter().map(|(name, why)| status::damaged(&name, why)));
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            shown(&all)
+        }
         Request::Flush { name } => {
             let volume = catalogue.get(&name)?;
             let _operation = volume.begin("flush")?;
@@ -76,7 +104,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
                 soak: Duration::from_millis(soak_ms),
                 flush: Duration::from_millis(flush_limit_ms),
             };
-            let wish = Wish { core: &core, handover, limits };
+            let wish = Wish { core: &core, handover, limits, rollback: false };
             if plan {
                 return shown(&upgrade::plan(&volume, wish)?);
             }
@@ -122,6 +150,15 @@ fn resume(volume: &Arc<Volume>) -> Result<()> {
         )));
     }
     volume.interface().resume()
+}
+
+/// What is shown, and something beside it.
+fn with<T: Serialize>(value: &T, key: &str, more: Value) -> Result<Value> {
+    let mut value = shown(value)?;
+    if let Value::Object(map) = &mut value {
+        map.insert(key.to_owned(), more);
+    }
+    Ok(value)
 }
 
 fn shown<T: Serialize>(value: &T) -> Result<Value> {

@@ -6,20 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use everdisk_proto::frame::NbdStatus;
 use everdisk_sys::fuse;
 use everdisk_telemetry::event;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     attach::clear_away,
     error::{Doing, Error, Result},
     flush::{Patience, Synchronous, flush},
+    give_up::{Force, Stake, does_not_end},
     peers::{DETACH_DEADLINE, NotDetached},
     process::ProcessId,
     progress::Progress,
     record::{Attachment, Phase},
     start::{GONE_WITHIN, end_all},
+    users::{self, User, Users},
     volume::{Operation, Volume, lock},
 };
 
@@ -30,32 +31,35 @@ const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
 /// An unmount under way is looked at this often.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Detaches a volume. `force`: although a front end is in use, it could not be flushed, or it is dead.
+/// Detaches a volume. By force: although a front end is in use, it could not be flushed, or it is dead. The bytes that were given up; none
+/// when nobody can tell.
 ///
 /// # Errors
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
-pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<()> {
+pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result<Option<u64>> {
     let _operation = volume.begin("detach")?;
     let _hands = lock(&volume.hands);
-    let attachment = volume.attached()?;
+    let attachment = volume
+        .attachment()
+        .ok_or_else(|| Error::State(format!("volume {} is not attached: there is nothing to detach", volume.name)))?;
     if !attachment.interface_alive() {
-        if !force {
-            return Err(Error::State(format!(
-                "volume {0} cannot be detached in order: its interface is gone; wait until `everdisk status {0}` says \
-                 serving, or give up what is not flushed with `everdisk detach {0} --force`",
-                volume.name
-            )));
-        }
-        return clear_away(volume);
+        return without_interface(volume, &attachment, force);
     }
     // One that is stopped or hangs is asked nothing more.
-    if force && volume.interface().status().is_err() {
-        return give_up(volume);
+    if force != Force::No && volume.interface().status().is_err() {
+        let stake = Stake::unknown("the interface does not answer");
+        stake.permit(volume, force)?;
+        return give_up(volume, &stake);
+    }
+    let users = users_of(volume, &attachment);
+    if force == Force::No && !users.found.is_empty() {
+        return Err(in_use(volume, &attachment, "", &users.found));
     }
     progress.step("flush");
-    let through = match empty(volume, if force { FORCED_FLUSH } else { Patience::OPERATOR }, progress) {
-        Ok(through) => through,
-        Err(_) if force => Synchronous::nothing(),
+    let emptied = empty(volume, if force == Force::No { Patience::OPERATOR } else { FORCED_FLUSH }, progress);
+    let (through, unsent) = match emptied {
+        Ok(through) => (through, None),
+        Err(e) if force != Force::No => (Synchronous::nothing(), Some(e.to_string())),
         Err(e) => {
             return Err(Error::Failed(format!(
                 "{e}; volume {0} stays attached: detach it again then, or give up what is not flushed with \
@@ -64,33 +68,97 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
             )));
         }
     };
+    let stake = Stake::now(volume, unsent, users::in_words(&users.found).or_else(|| clients(volume)));
+    if force != Force::No {
+        stake.permit(volume, force)?;
+    }
     progress.step("close the front ends");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let serving = volume.interface().status().ok().and_then(|status| status.serving);
-    let path = attachment.file.as_ref().map(|file| file.path.as_path());
-    let attachment = match volume.interface().detach(force, path) {
+    let attachment = match close(volume, &attachment, force) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
-            let nbd = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
-            return Err(in_use(volume, &attachment, &nbd, &reason));
+            let users = users_of(volume, &attachment);
+            return Err(in_use(volume, &attachment, &reason, &users.found));
         }
-        Err(NotDetached::Other(e)) if !force => {
+        Err(NotDetached::Other(e)) if force != Force::Agreed => {
             stay(volume)?;
-            return Err(e);
+            return Err(if force == Force::No {
+                e
+            } else {
+                Error::GivesUp(format!("{e}: say --yes to do it all the same"))
+            });
         }
         Err(NotDetached::Other(_)) => {
             through.keep();
-            return give_up(volume);
+            return give_up(volume, &stake);
         }
     };
     through.keep();
     progress.step("wait for the processes");
     match finish(volume, &attachment, serving) {
-        Err(e) if !force => Err(e),
-        Err(e) if volume.attachment().is_some() => Err(e),
-        _ => Ok(()),
+        Err(e) if force == Force::No || volume.attachment().is_some() => Err(e),
+        Err(_) => Ok(stake.lost(volume)),
+        Ok(()) => Ok(Stake { bytes: Some(0), ..stake }.lost(volume)),
     }
+}
+
+/// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that nobody uses, if
+/// there are such.
+fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), NotDetached> {
+    let path = attachment.file.as_ref().map(|file| file.path.as_path());
+    let before = attachment.file.as_ref().and_then(|file| fuse::find_mount(&file.path).ok().flatten());
+    let closed = volume.interface().detach(force == Force::Agreed, path);
+    let (Err(NotDetached::InUse(_)), Some(before), Some(path)) = (&closed, before, path) else { return closed };
+    if fuse::find_mount(path).is_ok_and(|now| now.is_none()) {
+        let users = users::of_mount(before.connection, path).unwrap_or_default();
+        if users.found.is_empty() && users.copies > 0 {
+            return volume.interface().detach(true, Some(path));
+        }
+        *lock(&volume.served_elsewhere) = Some(before.connection);
+    }
+    closed
+}
+
+/// Nobody can be asked to detach it.
+fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> Result<Option<u64>> {
+    // One that was given up before, and of which a process did not end.
+    let again = attachment.phase == Phase::Detaching;
+    if force == Force::No && !again {
+        return Err(Error::State(format!(
+            "volume {0} cannot be detached in order: its interface is gone; wait until `everdisk status {0}` says \
+             serving, or give up what is not flushed with `everdisk detach {0} --force`",
+            volume.name
+        )));
+    }
+    // With the last process the buffer has gone.
+    if attachment.live_cores().next().is_none() || again {
+        clear_away(volume)?;
+        info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true);
+        return Ok(Some(0));
+    }
+    let stake = Stake::unknown("its interface is gone; wait until `everdisk status` says serving to have it flushed");
+    stake.permit(volume, force)?;
+    give_up(volume, &stake)
+}
+
+/// Who uses the file, as far as it can be found out.
+fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
+    let Some(file) = &attachment.file else { return Users::default() };
+    let mounted = fuse::find_mount(&file.path).ok().flatten().map(|mounted| mounted.connection);
+    let Some(connection) = mounted.or_else(|| *lock(&volume.served_elsewhere)) else { return Users::default() };
+    users::of_mount(connection, &file.path).unwrap_or_else(|e| {
+        // The kernel is asked after the unmount, so that nobody is cut off all the same.
+        warn!(volume = %volume.name, "{e}");
+        Users::default()
+    })
+}
+
+/// The NBD clients in words; none when there are none.
+fn clients(volume: &Volume) -> Option<String> {
+    let clients: u32 = volume.interface().status().ok()?.nbd.iter().map(|nbd| nbd.connections).sum();
+    (clients > 0).then(|| format!("{clients} NBD connections"))
 }
 
 /// Sends what is buffered to the storage nodes; writes go through to them from then on, while the result lives.
@@ -100,10 +168,15 @@ fn empty<'a>(volume: &'a Volume, limit: Patience, progress: &Progress) -> Result
     Ok(through)
 }
 
-fn give_up(volume: &Volume) -> Result<()> {
-    clear_away(volume)?;
+/// Kills what runs of a volume.
+fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
+    // The supervisor starts nothing for it any more, even if a process does not end.
+    volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
+    let given_up = stake.lost(volume);
+    *lock(&volume.served_elsewhere) = None;
+    clear_away(volume).inspect_err(|e| volume.set_trouble(Some(e.to_string())))?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true, "the volume is not served any more");
-    Ok(())
+    Ok(given_up)
 }
 
 /// Ends a detach that an earlier control module left while the interface was unmounting.
@@ -135,20 +208,26 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     }
 }
 
-/// Which front ends somebody may be using, and how to make an end of it. Of NBD those with clients; all of them where nobody
-/// says that any has some. Of the file nobody knows but whoever has it open.
-fn in_use(volume: &Volume, attachment: &Attachment, seen: &[NbdStatus], reason: &str) -> Error {
+/// Who uses which front end, and how to make an end of it. Of NBD those with clients; all of them where nobody says that any has some.
+fn in_use(volume: &Volume, attachment: &Attachment, reason: &str, users: &[User]) -> Error {
+    let seen = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     let file = attachment.file.as_ref().map(|file| file.path.display().to_string());
     let mut nbd: Vec<String> =
         seen.iter().filter(|nbd| nbd.connections > 0).map(|nbd| nbd.address.to_string()).collect();
     if nbd.is_empty() && file.is_none() {
         nbd = attachment.nbd.iter().map(|nbd| nbd.address.to_string()).collect();
     }
-    let close = file.map(|path| format!("close {path} where it is open (fuser -vm {path} shows who has it)"));
+    let named = users::in_words(users);
+    let close = file.map(|path| match named {
+        Some(_) => format!("close {path} there"),
+        None => format!("close {path} where it is open (fuser -vm {path} shows who has it)"),
+    });
     let disconnect = (!nbd.is_empty()).then(|| format!("disconnect the NBD clients of {}", nbd.join(" and ")));
     let advice = close.into_iter().chain(disconnect).collect::<Vec<_>>().join(" and ");
+    let reason = Some(reason).filter(|reason| !reason.is_empty()).map(str::to_owned);
+    let reasons = reason.into_iter().chain(named).collect::<Vec<_>>().join("; ");
     Error::State(format!(
-        "volume {0} is in use ({reason}): {advice}, or cut off who uses it with `everdisk detach {0} --force`",
+        "volume {0} is in use ({reasons}): {advice}, or cut off who uses it with `everdisk detach {0} --force`",
         volume.name
     ))
 }
@@ -170,8 +249,11 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
     let last = attachment.cores.iter().find(|core| Some(core.process.pid) == serving);
     let flushed = last.map_or(Ok(()), |core| last_flush(volume, core.process));
     if !end_all(attachment, GONE_WITHIN) {
-        return Err(Error::Failed(format!("a process of volume {} does not end although it was killed", volume.name)));
+        let told = does_not_end(&volume.spec(), &attachment.processes());
+        volume.set_trouble(Some(told.clone()));
+        return Err(Error::Failed(told));
     }
+    *lock(&volume.served_elsewhere) = None;
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
     clear_away(volume)?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, "the volume is not served any more");

@@ -7,6 +7,9 @@ use std::{
     path::Path,
 };
 
+/// Room for a few records: state and journal.
+const RECORD_BYTES: usize = 64 << 10;
+
 /// Makes the entries of a directory durable.
 ///
 /// # Errors
@@ -34,6 +37,29 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     sync_dir(parent)
+}
+
+/// Whether `directory` takes so many bytes and a record more, tried with a file that is gone afterwards.
+///
+/// # Errors
+/// The operating system's.
+pub fn check_room(directory: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(&[1; RECORD_BYTES])?;
+    if bytes > 0 {
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(file.as_file(), flags, RECORD_BYTES as u64, bytes) {
+            // A file system that cannot reserve space: what it says is free has to do.
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let found = rustix::fs::fstatvfs(file.as_file())?;
+                if found.f_bavail * found.f_frsize < bytes {
+                    return Err(rustix::io::Errno::NOSPC.into());
+                }
+            }
+            done => done?,
+        }
+    }
+    file.as_file().sync_all()
 }
 
 /// Appends a line and makes it durable. What a predecessor left of a torn line is cut off first.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use everdisk_api::answer::{Kind, Refusal};
+use everdisk_api::answer::{Kind, NEEDS_YES, Refusal};
 use everdisk_sys::link::LinkError;
 use everdisk_upgrade::act::Fault;
 
@@ -25,6 +25,9 @@ pub enum Error {
     /// The volume's state does not permit it.
     #[error("{0}")]
     State(String),
+    /// It would give something up, which the operator has not agreed to.
+    #[error("{0}")]
+    GivesUp(String),
     /// The request itself is wrong.
     #[error("{0}")]
     BadRequest(String),
@@ -83,7 +86,7 @@ impl From<Error> for Refusal {
         let kind = match &error {
             Error::NotFound(_) => Kind::NotFound,
             Error::Busy { .. } => Kind::Busy,
-            Error::State(_) => Kind::State,
+            Error::State(_) | Error::GivesUp(_) => Kind::State,
             Error::BadRequest(_) => Kind::BadRequest,
             Error::Failed(_) | Error::Killed(_) | Error::Io { .. } | Error::Peer { .. } | Error::Upgrade { .. } => {
                 Kind::Failed
@@ -92,6 +95,7 @@ impl From<Error> for Refusal {
         let message = error.to_string();
         let detail = match error {
             Error::Upgrade { report, .. } => serde_json::to_value(report).ok(),
+            Error::GivesUp(_) => Some(serde_json::json!({ NEEDS_YES: true })),
             _ => None,
         };
         Self { kind, message, detail }

@@ -4,7 +4,7 @@
 //! directory ([`record`], the journal); everything else it asks the processes.
 //!
 //! ```text
-//!  server ─► commands ─► catalogue            create, resize, delete
+//!  server ─► commands ─► catalogue ─► nodes   create, resize, delete
 //!                      ─► attach, detach, flush   an operation has the volume; one at a time
 //!                      ─► upgrade ─► actor    the acts of the pure machine in everdisk-upgrade
 //!                      ─► status              asks the processes, never waits for an operation
@@ -28,6 +28,8 @@ pub mod health;
 pub mod limits;
 pub mod look;
 pub mod origin;
+pub mod give_up;
+pub mod nodes;
 pub mod paths;
 pub mod peers;
 pub mod places;
@@ -38,9 +40,11 @@ pub mod record;
 pub mod server;
 pub mod start;
 pub mod status;
+pub mod stuck;
 pub mod supervise;
 pub mod take_over;
 pub mod upgrade;
+pub mod users;
 pub mod volume;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     durable,
     error::{Doing, Error, Result},
+    nodes::NodesRecord,
     process::{ProcessId, boot_id},
 };
 
@@ -33,6 +34,9 @@ pub struct Record {
     pub last_upgrade: Option<LastUpgrade>,
     /// What is known of an upgrade that has switched and not ended.
     pub unfinished: Option<LastUpgrade>,
+    /// Work on the storage nodes.
+    #[serde(default, skip_serializing_if = "NodesRecord::is_empty")]
+    pub nodes: NodesRecord,
 }
 
 /// An attach.
@@ -87,6 +91,7 @@ impl Default for Record {
             attachment: None,
             last_upgrade: None,
             unfinished: None,
+            nodes: NodesRecord::default(),
         }
     }
 }
@@ -122,6 +127,11 @@ impl Attachment {
     /// Whether the interface runs.
     pub fn interface_alive(&self) -> bool {
         self.interface.is_some_and(ProcessId::alive)
+    }
+
+    /// Every process that was started and was not seen gone.
+    pub fn processes(&self) -> Vec<ProcessId> {
+        self.interface.into_iter().chain(self.cores.iter().map(|core| core.process)).collect()
     }
 
     /// The cores that run.

@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, thread};
 
-use everdisk_api::status::{Frontend, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
+use everdisk_api::status::{Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
 use everdisk_proto::{
     frame::{GateState, InterfaceStatus, NodeStatus},
+    ids::VolumeName,
     volume::VolumeSpec,
 };
 
@@ -30,29 +31,17 @@ pub fn status(volume: &Volume) -> VolumeStatus {
     let nodes = look.as_ref().map_or_else(|| unknown(&spec), |look| nodes(volume, look));
     let problems = health::problems(volume, attachment.as_ref(), look.as_ref(), &nodes);
     let mut status = VolumeStatus {
-        name: volume.name.to_string(),
         state,
         health: health::worst(&problems),
         problems: problems.into_iter().map(|problem| problem.text).collect(),
         size: spec.size,
         mode: mode(spec.buffer == 0),
-        generation: 0,
-        core: None,
-        standby: None,
-        interface: None,
-        frontends: Vec::new(),
-        buffered_bytes: 0,
         buffer_bytes: spec.buffer,
-        damaged_ranges: 0,
-        in_flight: 0,
-        waiting: None,
         nodes,
         last_upgrade: volume.record().last_upgrade,
-        crashes_survived: 0,
-        lease_ms: None,
         operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
-        cores: Vec::new(),
         reason: reason.or_else(|| volume.warning()),
+        ..empty(volume.name.to_string())
     };
     if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
         status.frontends = frontends(&attachment, seen);
@@ -111,6 +100,51 @@ pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
         shown
     };
     seen.iter().map(node).collect()
+}
+
+/// A volume whose files are damaged.
+pub fn damaged(name: &VolumeName, why: String) -> VolumeStatus {
+    VolumeStatus {
+        state: State::Failed,
+        health: Health::Failed,
+        problems: vec![why.clone()],
+        reason: Some(why),
+        ..empty(name.to_string())
+    }
+}
+
+/// The line of such a volume in the list.
+pub fn damaged_line(name: &VolumeName, why: String) -> VolumeLine {
+    VolumeLine { name: name.to_string(), size: 0, state: State::Failed, nodes: 0, reason: Some(why) }
+}
+
+/// Of which nothing is known.
+fn empty(name: String) -> VolumeStatus {
+    VolumeStatus {
+        name,
+        state: State::Detached,
+        health: Health::Ok,
+        problems: Vec::new(),
+        size: 0,
+        mode: mode(false),
+        generation: 0,
+        core: None,
+        standby: None,
+        interface: None,
+        frontends: Vec::new(),
+        buffered_bytes: 0,
+        buffer_bytes: 0,
+        damaged_ranges: 0,
+        in_flight: 0,
+        waiting: None,
+        nodes: Vec::new(),
+        last_upgrade: None,
+        crashes_survived: 0,
+        lease_ms: None,
+        operation: None,
+        cores: Vec::new(),
+        reason: None,
+    }
 }
 
 /// Where applications reach the volume: as recorded, and of NBD as it is while the interface says so.
@@ -216,7 +250,13 @@ pub fn state(volume: &Volume) -> State {
 /// A line of the list.
 pub fn line(volume: &Volume) -> VolumeLine {
     let spec = volume.spec();
-    VolumeLine { name: spec.name.to_string(), size: spec.size, state: state(volume), nodes: spec.nodes.len() }
+    VolumeLine {
+        name: spec.name.to_string(),
+        size: spec.size,
+        state: state(volume),
+        nodes: spec.nodes.len(),
+        reason: None,
+    }
 }
 
 /// The description.

@@ -177,6 +177,7 @@ impl<'a> Supervisor<'a> {
         match self.volume.interface().status() {
             Ok(status) => {
                 self.interface_pause.succeeded();
+                self.volume.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
                 if let Some((_, since)) = self.headless.take() {
                     let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since));
                     info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");

@@ -29,6 +29,7 @@ use crate::{
     actor::{self, Actor},
     durable,
     error::{Doing, Error, Result},
+    nodes,
     origin::Source,
     programs,
     progress::Progress,
@@ -48,6 +49,8 @@ pub struct Wish<'a> {
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
+    /// It goes back to the build before the last committed upgrade.
+    pub rollback: bool,
 }
 
 /// Upgrades a volume's core.
@@ -98,8 +101,9 @@ fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progres
     let records = read_journal(volume)?;
     let number = next_number(&records);
     let report = LastUpgrade::new(volume.name.to_string(), number, from.identity.version.clone());
-    let plan = Plan { from, from_pid, handover: wish.handover, limits: wish.limits };
+    let plan = Plan { from, from_pid, handover: wish.handover, limits: wish.limits, rollback: wish.rollback };
     let mut actor = Actor::new(volume, number, wish.core, progress);
+    actor.rollback = wish.rollback;
     let report = run(&mut actor, &plan, report);
     remember(volume, &report)?;
     Ok(report)
@@ -113,7 +117,9 @@ fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
             record.unfinished = Some(report.clone());
             return;
         }
-        record.last_upgrade = Some(report.clone());
+        if !report.was_refused() {
+            record.last_upgrade = Some(report.clone());
+        }
         record.unfinished = None;
     })
 }
@@ -162,6 +168,12 @@ fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {
 /// # Errors
 /// What would make the upgrade fail.
 pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
+    let mut plan = planned(volume, wish)?;
+    plan.checks.push(nodes_and_directories(volume, wish.core)?);
+    Ok(plan)
+}
+
+fn planned(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let (from, pid) = ready(volume)?;
     let number = next_number(&read_journal(volume)?);
     let source = Source::open_trusted(wish.core)?;
@@ -190,6 +202,28 @@ pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
         checks,
         steps: steps.collect(),
     })
+}
+
+/// What the steps would need: a standby opens every node anew, the program is copied into the state directory, and records are made
+/// durable there.
+///
+/// # Errors
+/// What is in the way.
+fn nodes_and_directories(volume: &Volume, core: &Path) -> Result<String> {
+    nodes::check_serve(volume)
+        .map_err(|e| Error::Failed(format!("a new core could not open the storage nodes: {e}")))?;
+    let bytes = std::fs::metadata(core).doing(|| format!("read the core program {}", core.display()))?.len();
+    for (directory, bytes) in [(&volume.paths.state, bytes), (&volume.paths.run, 0)] {
+        durable::check_room(directory, bytes).map_err(|e| {
+            Error::Failed(format!(
+                "{} of volume {} has no room for {} bytes and a record, or cannot be written: {e}; make room there",
+                directory.display(),
+                volume.name,
+                bytes
+            ))
+        })?;
+    }
+    Ok("every storage node can be opened anew, and the state directory has room for the program".to_owned())
 }
 
 /// What the policy would do, and the lines of the plan that say it.
@@ -226,10 +260,18 @@ fn check_buffer(volume: &Volume, from: &CoreBuild, to: &CoreIdentity, handover: 
 /// The old version does not serve.
 pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade> {
     if volume.running().is_some_and(|running| running.name == "upgrade") {
+        let before = volume.record().last_upgrade;
         volume.rollback_wanted.store(true, Ordering::Relaxed);
         progress.step("wait for the upgrade that runs");
         volume.wait_end_of("upgrade");
         let ended = volume.record().last_upgrade;
+        if ended == before {
+            return Err(Error::State(format!(
+                "the upgrade of {0} had been refused before it began anything: `everdisk rollback {0}` again to go back to the build before \
+                 the last committed upgrade",
+                volume.name
+            )));
+        }
         return match ended {
             Some(report) if matches!(report.outcome, Some(Outcome::RolledBack | Outcome::Aborted)) => Ok(report),
             _ => Err(Error::State(format!(
@@ -239,9 +281,8 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
         };
     }
     let operation = volume.begin("rollback")?;
-    let previous = volume.record().previous.ok_or_else(|| {
-        Error::State(format!("volume {} has no earlier core to go back to: it was never upgraded", volume.name))
-    })?;
+    let record = volume.record();
+    let previous = record.previous.ok_or_else(|| no_earlier(volume, record.last_upgrade.as_ref()))?;
     let wish = Wish {
         core: &previous.program,
         handover: way_back(volume, &previous.identity)?,
@@ -251,12 +292,29 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
             soak: Duration::ZERO,
             flush: FLUSH_LIMIT_DEFAULT,
         },
+        rollback: true,
     };
     let report = perform(volume, &operation, wish, progress)?;
     match report.outcome {
         Some(Outcome::Committed) => Ok(report),
         _ => Err(failed(report)),
     }
+}
+
+/// Why there is no build to go back to.
+fn no_earlier(volume: &Volume, last: Option<&LastUpgrade>) -> Error {
+    let why = match last {
+        None => "it was never upgraded".to_owned(),
+        Some(last) if last.rollback && last.outcome == Some(Outcome::Committed) => format!(
+            "it was rolled back from {} to {} already, and twice would not be forward again: to upgrade, give the program with `everdisk \
+             upgrade {} --core FILE`",
+            last.from,
+            last.to.as_deref().unwrap_or("the build before"),
+            volume.name
+        ),
+        Some(_) => "none of its upgrades was committed since it was attached first or rolled back".to_owned(),
+    };
+    Error::State(format!("volume {} has no earlier core to go back to: {why}", volume.name))
 }
 
 /// The quickest way on which nothing is lost: what is buffered stays where it is, unless the core that is gone back to does
@@ -305,7 +363,9 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
         .filter(|kept| kept.upgrade == left.upgrade)
         .unwrap_or_else(|| LastUpgrade::new(volume.name.to_string(), left.upgrade, left.from.identity.version.clone()));
     let program = left.to.as_ref().map(|build| build.program.clone()).unwrap_or_default();
+    report.rollback = left.rollback;
     let mut actor = Actor::new(volume, left.upgrade, &program, &progress);
+    actor.rollback = left.rollback;
     let current = record.current.unwrap_or_else(|| left.from.clone());
     if volume.attachment().is_some() {
         report = resume(&mut actor, left, &current, report);
@@ -364,7 +424,7 @@ mod tests {
             std::fs::write(&core, format!("#!/bin/sh\necho '{}'\n", identity(buffer))).unwrap();
             std::fs::set_permissions(&core, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
             let limits = Limits { flush: Duration::from_secs(7), ..Limits::default() };
-            plan(&volume, Wish { core: &core, handover, limits })
+            planned(&volume, Wish { core: &core, handover, limits, rollback: false })
         };
         let has = |plan: &UpgradePlan, word: &str| plan.checks.iter().any(|check| check.contains(word));
         let without = planned("0..0", Handover::Carry).unwrap();

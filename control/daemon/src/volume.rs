@@ -7,7 +7,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use everdisk_api::directories::Directories;
@@ -58,6 +58,10 @@ pub struct Volume {
     pub silent: Mutex<HashMap<u32, Instant>>,
     /// Storage nodes that are not in step, as a core found them that serves no longer, perhaps.
     pub nodes: Mutex<HashMap<Uuid, KnownNode>>,
+    /// The number of the FUSE connection of a file that a detach has unmounted and found in use elsewhere.
+    pub served_elsewhere: Mutex<Option<u32>>,
+    /// Since when there has always been something in the write buffer, as far as it was seen.
+    unflushed_since: Mutex<Option<SystemTime>>,
     /// The processes that were started by this one: how they end is known.
     children: Mutex<Vec<Child>>,
     /// The volume was deleted: its supervisor ends.
@@ -92,6 +96,21 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads a volume's description.
+///
+/// # Errors
+/// It is missing or damaged.
+pub fn read_spec(paths: &VolumePaths, name: &VolumeName) -> Result<VolumeSpec> {
+    let file = paths.spec();
+    let damaged = |why: String| Error::Failed(format!("{} is damaged: {why}", file.display()));
+    let text = durable::read(&file)
+        .doing(|| format!("read {}", file.display()))?
+        .ok_or_else(|| Error::NotFound(name.to_string()))?;
+    let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    spec.validate().map_err(|e| damaged(e.to_string()))?;
+    if spec.name == *name { Ok(spec) } else { Err(damaged(format!("it is that of volume {}", spec.name))) }
+}
+
 impl Volume {
     /// Reads a volume's files.
     ///
@@ -99,16 +118,7 @@ impl Volume {
     /// They are missing or damaged.
     pub fn load(directories: &Directories, name: VolumeName, programs: Programs) -> Result<Self> {
         let paths = VolumePaths::new(directories, &name);
-        let file = paths.spec();
-        let damaged = |why: String| Error::Failed(format!("{} is damaged: {why}", file.display()));
-        let text = durable::read(&file)
-            .doing(|| format!("read {}", file.display()))?
-            .ok_or_else(|| Error::NotFound(name.to_string()))?;
-        let spec: VolumeSpec = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        spec.validate().map_err(|e| damaged(e.to_string()))?;
-        if spec.name != name {
-            return Err(damaged(format!("it is that of volume {}", spec.name)));
-        }
+        let spec = read_spec(&paths, &name)?;
         let record = Record::load(&paths.record())?;
         Ok(Self {
             name,
@@ -129,6 +139,8 @@ impl Volume {
             record_trouble: Mutex::new(None),
             silent: Mutex::default(),
             nodes: Mutex::default(),
+            served_elsewhere: Mutex::new(None),
+            unflushed_since: Mutex::new(None),
             children: Mutex::new(Vec::new()),
             deleted: AtomicBool::new(false),
         })
@@ -319,6 +331,17 @@ impl Volume {
     /// Says it, or that there is nothing.
     pub fn set_warning(&self, warning: Option<String>) {
         *lock(&self.warning) = warning;
+    }
+
+    /// Since when there has always been something in the write buffer: what was written before is on the storage nodes.
+    pub fn unflushed_since(&self) -> Option<SystemTime> {
+        *lock(&self.unflushed_since)
+    }
+
+    /// There are so many bytes in the write buffer now.
+    pub fn saw_buffered(&self, bytes: u64) {
+        let mut since = lock(&self.unflushed_since);
+        *since = (bytes > 0).then(|| since.unwrap_or_else(SystemTime::now));
     }
 
     /// Keeps a process that was started. How it ended is asked a moment after its end: of those that have ended the last few are kept.

@@ -331,7 +331,7 @@ fn plan(handover: Handover) -> Plan {
         soak: Duration::from_secs(1),
         flush: Duration::from_secs(30),
     };
-    Plan { from: old_build(), from_pid: 10, handover, limits }
+    Plan { from: old_build(), from_pid: 10, handover, limits, rollback: false }
 }
 
 fn upgrade_by(handover: Handover, world: &mut World, misfortunes: Vec<Misfortune>) -> (Report, bool) {

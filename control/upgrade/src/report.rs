@@ -21,6 +21,9 @@ pub struct Report {
     /// SHA-256 of the new core's program as it was run, in hexadecimal, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// It went back to the build before the last committed upgrade.
+    #[serde(default)]
+    pub rollback: bool,
     /// The hand-over policy that was carried out, or would have been next.
     #[serde(default)]
     pub handover: Handover,
@@ -97,6 +100,7 @@ impl Report {
             from,
             to: None,
             digest: None,
+            rollback: false,
             handover: Handover::Flush,
             handover_asked: Handover::Flush,
             buffered_bytes: 0,
@@ -117,6 +121,12 @@ impl Report {
             failed_step: None,
             reason: None,
         }
+    }
+
+    /// Whether it was refused before anything was begun: the program could not be had, or is none that fits.
+    pub fn was_refused(&self) -> bool {
+        let began = self.steps.iter().any(|step| !matches!(step.step, Step::Stage | Step::Verify));
+        self.outcome == Some(Outcome::Aborted) && !began
     }
 
     /// Enters what the interface reports of the hand-over. The switch is a store to one word; its time is counted

@@ -41,6 +41,8 @@ pub struct Plan {
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
+    /// It goes back to the build before the last committed upgrade.
+    pub rollback: bool,
 }
 
 /// Runs an upgrade to its end. Whatever happens, the gate is open on a core that serves afterwards, and the report
@@ -48,10 +50,12 @@ pub struct Plan {
 pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
     let mut run = Run::new(act, plan.limits, State::Begun, report);
     (run.report.handover, run.report.handover_asked) = (plan.handover, plan.handover);
+    run.report.rollback = plan.rollback;
     let begin = Journalled::Begin {
         from: plan.from.clone(),
         from_pid: plan.from_pid,
         soak_ms: u64::try_from(plan.limits.soak.as_millis()).unwrap_or(u64::MAX),
+        rollback: plan.rollback,
     };
     let ended = match run.act.record(begin) {
         Ok(()) => run.prepare().and_then(|new| run.hand_over(&new).and_then(|watch| run.soak(&new, watch))),
@@ -65,6 +69,7 @@ pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
 /// of no return. `report` is what was kept of it, or a new one.
 pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, report: Report) -> Report {
     let mut run = Run::new(act, Limits { soak: left.soak, ..Limits::default() }, left.state, report);
+    run.report.rollback = left.rollback;
     if left.to.as_ref() == Some(current) {
         run.report.to = Some(current.identity.version.clone());
         run.report.digest.clone_from(&current.digest);

@@ -17,6 +17,8 @@ pub struct Unfinished {
     pub to: Option<CoreBuild>,
     /// Its process id, once it was started.
     pub to_pid: Option<u32>,
+    /// It goes back to the build before the last committed upgrade.
+    pub rollback: bool,
     /// The soak that was asked for.
     pub soak: Duration,
     /// The last state the journal proves; the world may be one step further.
@@ -29,12 +31,13 @@ pub fn unfinished(records: &[Record]) -> Option<Unfinished> {
     let mut found: Option<Unfinished> = None;
     for record in records.iter().filter(|r| r.upgrade == number) {
         match (&record.event, &mut found) {
-            (Event::Begin { from, soak_ms, .. }, _) => {
+            (Event::Begin { from, soak_ms, rollback, .. }, _) => {
                 found = Some(Unfinished {
                     upgrade: number,
                     from: from.clone(),
                     to: None,
                     to_pid: None,
+                    rollback: *rollback,
                     soak: Duration::from_millis(*soak_ms),
                     state: State::Begun,
                 });

@@ -1,6 +1,6 @@
 //! Why the engine did not do what it was asked: [`IoError`] for an operation, [`OpenError`] for a volume.
 
-use everdisk_proto::volume::BadSpec;
+use everdisk_proto::volume::{BadSpec, NodeUrl};
 use everdisk_store::{EINVAL, EIO, StoreError};
 
 /// Why an operation failed.
@@ -111,5 +111,16 @@ pub enum OpenError {
         size: u64,
         /// Bytes asked for.
         new_size: u64,
+    },
+    /// Two nodes of a volume that is being made are one directory.
+    #[error("{0}: another storage node of this volume is the same directory. Give each a directory of its own")]
+    SameNode(NodeUrl),
+    /// A resize failed on one node and could not be undone on another.
+    #[error("{refused}. Nor could the resize be undone: {stuck}")]
+    HalfResized {
+        /// Why it failed.
+        refused: everdisk_store::OpenError,
+        /// Why it could not be undone.
+        stuck: everdisk_store::OpenError,
     },
 }

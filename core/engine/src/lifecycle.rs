@@ -4,7 +4,10 @@ use everdisk_proto::{
     superblock::Superblock,
     volume::{NodeSpec, VolumeSpec},
 };
-use everdisk_store::{Created, NodeFormat, Store};
+use everdisk_store::{
+    Created, NodeFormat, Store,
+    room::{self, Room},
+};
 
 use crate::{Engine, OpenError, layout::Layout};
 
@@ -43,34 +46,98 @@ impl Engine {
         Ok(Self::new(spec.size, layout(spec), stores))
     }
 
-    /// Makes every node ready.
+    /// Makes every node ready, and its directory where that is missing. The places of the nodes whose directory was made.
     ///
     /// # Errors
     /// [`OpenError`]; then the nodes that were made are removed again.
-    pub fn create(spec: &VolumeSpec) -> Result<(), OpenError> {
+    pub fn create(spec: &VolumeSpec) -> Result<Vec<usize>, OpenError> {
         spec.validate()?;
-        let created = formats(spec, spec.size)
-            .map(|(node, format)| everdisk_store::create(&node.url, &format))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut created = Vec::new();
+        for (node, format) in formats(spec, spec.size) {
+            match everdisk_store::create(&node.url, &format) {
+                Ok(made) => created.push(made),
+                Err(everdisk_store::OpenError::InUse { volume, .. }) if volume == spec.uuid => {
+                    return Err(OpenError::SameNode(node.url.clone()));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let made = created.iter().enumerate().filter(|(_, created)| created.made_directory());
+        let made = made.map(|(place, _)| place).collect();
         created.into_iter().for_each(Created::confirm);
-        Ok(())
+        Ok(made)
     }
 
-    /// Removes every node's data and superblock. Every node is tried; may be repeated.
+    /// Whether the directory of every node that is to be made is there.
+    ///
+    /// # Errors
+    /// The first that is missing.
+    pub fn check_directories(spec: &VolumeSpec) -> Result<(), OpenError> {
+        let checked = spec.nodes.iter().map(|node| room::check_directory(&node.url));
+        Ok(checked.collect::<Result<_, _>>()?)
+    }
+
+    /// The places of the nodes whose file systems have less free space than a volume of `size` bytes may come to need there, with what
+    /// is free and what is needed. Nodes that share a file system need the sum.
+    pub fn short_of_room(spec: &VolumeSpec, size: u64) -> Vec<(usize, u64, u64)> {
+        let parts: Vec<(Option<Room>, u64)> =
+            formats(spec, size).map(|(node, format)| (room::room(&node.url), format.len)).collect();
+        let needed =
+            |place| parts.iter().filter(|(at, _)| at.is_some_and(|at| at.place == place)).map(|(_, len)| len).sum();
+        let rooms = parts.iter().enumerate().filter_map(|(place, (room, _))| Some((place, (*room)?)));
+        rooms
+            .map(|(place, room)| (place, room.free, needed(room.place)))
+            .filter(|(_, free, needed)| free < needed)
+            .collect()
+    }
+
+    /// Whether a core could serve from every node; changes nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first node that is something else.
+    pub fn check_open(spec: &VolumeSpec) -> Result<(), OpenError> {
+        spec.validate()?;
+        let mut nodes = formats(spec, spec.size);
+        Ok(nodes.try_for_each(|(node, format)| everdisk_store::check_open(&node.url, &format))?)
+    }
+
+    /// Whether every node is there, is this volume's and may be removed; changes nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first node that is something else.
+    pub fn check_destroy(spec: &VolumeSpec) -> Result<(), OpenError> {
+        spec.validate()?;
+        let mut nodes = spec.nodes.iter();
+        Ok(nodes.try_for_each(|node| everdisk_store::check_destroy(&node.url, spec.uuid, node.uuid))?)
+    }
+
+    /// Removes every node's data and superblock. Every node is tried; may be repeated. The places of the nodes where there was nothing.
     ///
     /// # Errors
     /// The first [`OpenError`].
-    pub fn destroy(spec: &VolumeSpec) -> Result<(), OpenError> {
+    pub fn destroy(spec: &VolumeSpec) -> Result<Vec<usize>, OpenError> {
         spec.validate()?;
-        let destroyed = spec.nodes.iter().map(|node| everdisk_store::destroy(&node.url, spec.uuid, node.uuid));
-        Ok(destroyed.fold(Ok(()), Result::and)?)
+        let tried: Vec<_> =
+            spec.nodes.iter().map(|node| everdisk_store::destroy(&node.url, spec.uuid, node.uuid)).collect();
+        let mut gone = Vec::new();
+        for (place, tried) in tried.into_iter().enumerate() {
+            if !tried? {
+                gone.push(place);
+            }
+        }
+        Ok(gone)
     }
 
-    /// Grows the volume, which no core may have open, from `spec.size` to `new_size` bytes. When it is interrupted
-    /// between two nodes the volume does not open until it is repeated, with the same or a larger `new_size`.
+    /// Grows the volume, which no core may have open, from `spec.size` to `new_size` bytes. Until its description says the new size, it may
+    /// be repeated with any other, and with `spec.size` it is undone: what an interruption left above that nobody has written to.
+    ///
+    /// ```text
+    ///  every node is there, is this one, may be changed, and its file system holds the length      nothing is changed
+    ///  node by node: data file, superblock                                                         a failure undoes all of them
+    /// ```
     ///
     /// # Errors
-    /// [`OpenError`]. Every node is examined before the first is changed.
+    /// [`OpenError`]; then every node is as `spec` says, unless it says otherwise.
     pub fn resize(spec: &VolumeSpec, new_size: u64) -> Result<(), OpenError> {
         spec.validate()?;
         VolumeSpec { size: new_size, ..spec.clone() }.validate()?;
@@ -80,9 +147,18 @@ impl Engine {
         for ((node, old), (_, new)) in formats(spec, spec.size).zip(formats(spec, new_size)) {
             everdisk_store::check_resize(&node.url, &old, &new)?;
         }
-        for ((node, old), (_, new)) in formats(spec, spec.size).zip(formats(spec, new_size)) {
-            everdisk_store::resize(&node.url, &old, &new)?;
+        let resized = bring_to(spec, new_size);
+        let Err(refused) = resized else { return Ok(()) };
+        match bring_to(spec, spec.size) {
+            Ok(()) => Err(refused.into()),
+            Err(stuck) => Err(OpenError::HalfResized { refused, stuck }),
         }
-        Ok(())
     }
+}
+
+/// Brings every node to a size. Every node is tried.
+fn bring_to(spec: &VolumeSpec, size: u64) -> Result<(), everdisk_store::OpenError> {
+    let nodes = formats(spec, spec.size).zip(formats(spec, size));
+    let tried = nodes.map(|((node, old), (_, new))| everdisk_store::resize(&node.url, &old, &new));
+    tried.fold(Ok(()), Result::and)
 }

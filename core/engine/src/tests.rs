@@ -312,7 +312,12 @@ fn a_resize_that_died_between_two_nodes_is_refused_then_repeated() {
     let error = Engine::open(&old).err().unwrap().to_string();
     assert!(error.contains("a resize was interrupted, repeat it"), "{error}");
 
-    assert!(Engine::resize(&old, 2 << 20).is_err(), "smaller than what was begun");
+    // Undone, or repeated with a smaller size than what was begun.
+    for size in [1 << 20, 2 << 20] {
+        only_first(3 << 20);
+        Engine::resize(&old, size).unwrap();
+        Engine::open(&spec(parent.path(), size)).unwrap();
+    }
     Engine::resize(&old, new.size).unwrap();
     let mut bytes = [0; 4];
     Engine::open(&new).unwrap().read(500_000, &mut bytes).unwrap();
@@ -335,6 +340,46 @@ fn a_resize_that_one_node_refuses_changes_none() {
     assert!(matches!(Engine::resize(&spec, (1 << 20) + 1), Err(OpenError::Spec(BadSpec::Size(_)))));
 }
 
+/// What the checks before did not find: every node is as it was all the same.
+#[test]
+fn a_resize_that_fails_at_the_last_node_is_undone_on_the_others() {
+    let parent = TempDir::new().unwrap();
+    let spec = spec(parent.path(), 1 << 20);
+    Engine::create(&spec).unwrap();
+    let obstacle = parent.path().join("3/superblock.new");
+    fs::create_dir(&obstacle).unwrap();
+    assert!(Engine::resize(&spec, 2 << 20).is_err());
+    Engine::open(&spec).unwrap();
+    fs::remove_dir(&obstacle).unwrap();
+    Engine::resize(&spec, 2 << 20).unwrap();
+}
+
+#[test]
+fn a_directory_that_is_named_twice_is_said_to_be_one() {
+    let parent = TempDir::new().unwrap();
+    let mut spec = spec(parent.path(), 1 << 20);
+    assert!(matches!(
+        Engine::check_directories(&spec),
+        Err(OpenError::Node(everdisk_store::OpenError::NoDirectory { .. }))
+    ));
+    spec.nodes[2].url = NodeUrl::Dir(parent.path().join("1/../1"));
+    let error = Engine::create(&spec).unwrap_err();
+    assert!(matches!(error, OpenError::SameNode(_)), "{error}");
+    assert_eq!(entries(parent.path()), 0);
+}
+
+/// Nodes on one file system need the sum of their parts.
+#[test]
+fn a_volume_that_its_file_systems_cannot_take_whole_is_told() {
+    let parent = TempDir::new().unwrap();
+    let small = spec(parent.path(), 1 << 20);
+    assert_eq!(Engine::create(&small).unwrap(), [0, 1, 2]);
+    assert_eq!(Engine::short_of_room(&small, 1 << 20), []);
+    let short = Engine::short_of_room(&small, 1 << 60);
+    assert_eq!(short.iter().map(|(place, ..)| *place).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(short.iter().all(|(_, free, needed)| *needed == 1 << 60 && free < needed), "{short:?}");
+}
+
 #[test]
 fn destroy_goes_on_to_the_other_nodes_and_can_be_repeated() {
     let parent = TempDir::new().unwrap();
@@ -344,10 +389,10 @@ fn destroy_goes_on_to_the_other_nodes_and_can_be_repeated() {
     let good = fs::read(&superblock).unwrap();
     fs::write(&superblock, "?").unwrap();
     assert!(Engine::destroy(&spec).is_err());
-    assert_eq!(entries(parent.path()), 1);
     fs::write(&superblock, good).unwrap();
-    Engine::destroy(&spec).unwrap();
-    assert_eq!(entries(parent.path()), 0);
+    assert_eq!(Engine::destroy(&spec).unwrap(), [1, 2], "nothing was left there");
+    let left: Vec<_> = ["1", "2", "3"].map(|node| entries(&parent.path().join(node))).into();
+    assert_eq!(left, [0, 0, 0], "directories stay: whose they are, a core does not know");
 }
 
 /// A node that loses its data under an open volume: an error for the application, the others go on.

@@ -4,6 +4,15 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+/// What is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Check {
+    /// A core could serve from every storage node.
+    Serve,
+    /// Every storage node is there, is the volume's and may be removed.
+    Delete,
+}
+
 /// The core module of Everdisk: executes a volume's requests on its storage nodes.
 #[derive(Debug, Parser)]
 #[command(name = "everdisk-core", disable_version_flag = true)]
@@ -23,6 +32,12 @@ pub(crate) struct Arguments {
     /// Prepare the storage nodes of a new volume, and end.
     #[arg(long, group = "task")]
     pub(crate) create: bool,
+    /// With --create: make the directories of the storage nodes too.
+    #[arg(long, requires = "create")]
+    pub(crate) create_dir: bool,
+    /// Say whether the volume could be served, or deleted, and end. Changes nothing.
+    #[arg(long, group = "task", value_name = "WHAT")]
+    pub(crate) check: Option<Check>,
     /// Remove the volume from its storage nodes, and end.
     #[arg(long, group = "task")]
     pub(crate) destroy: bool,

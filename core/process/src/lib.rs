@@ -79,14 +79,8 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
         return Err(Fatal::Volume("--volume".to_owned(), "name the volume's description".to_owned()));
     };
     let spec = read_volume(volume)?;
-    if arguments.create {
-        return Ok(Engine::create(&spec)?);
-    }
-    if arguments.destroy {
-        return Ok(Engine::destroy(&spec)?);
-    }
-    if let Some(size) = arguments.resize {
-        return Ok(Engine::resize(&spec, size)?);
+    if let Some(done) = task(arguments, &spec) {
+        return done;
     }
     let (Some(interface), Some(control_dir)) = (&arguments.interface, &arguments.control_dir) else {
         return Err(Fatal::Interface("--interface and --control-dir are needed to serve".to_owned()));
@@ -104,6 +98,39 @@ fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>
     let result = membership::serve(&spec, identity, &engine, interface, &joined);
     drop(control);
     result
+}
+
+/// A task that needs no interface, if one was given. What the control module has to know of it is a line each on stdout: a word, the
+/// place of the storage node, and numbers.
+fn task(arguments: &args::Arguments, spec: &VolumeSpec) -> Option<Result<(), Fatal>> {
+    let done = if arguments.create {
+        create(spec, arguments.create_dir)
+    } else if let Some(size) = arguments.resize {
+        Engine::resize(spec, size).map(|()| tell_shortages(spec, size))
+    } else if arguments.destroy {
+        Engine::destroy(spec).map(|gone| gone.iter().for_each(|place| println!("gone {place}")))
+    } else {
+        match arguments.check? {
+            args::Check::Serve => Engine::check_open(spec),
+            args::Check::Delete => Engine::check_destroy(spec),
+        }
+    };
+    Some(done.map_err(Fatal::from))
+}
+
+fn create(spec: &VolumeSpec, create_dir: bool) -> Result<(), everdisk_engine::OpenError> {
+    if !create_dir {
+        Engine::check_directories(spec)?;
+    }
+    Engine::create(spec)?.iter().for_each(|place| println!("made {place}"));
+    tell_shortages(spec, spec.size);
+    Ok(())
+}
+
+fn tell_shortages(spec: &VolumeSpec, size: u64) {
+    for (place, free, needed) in Engine::short_of_room(spec, size) {
+        println!("short {place} {free} {needed}");
+    }
 }
 
 fn read_volume(path: &Path) -> Result<VolumeSpec, Fatal> {

@@ -33,7 +33,7 @@ use rustix::{
 };
 use uuid::Uuid;
 
-pub use self::format::{Created, check_resize, create, destroy, resize};
+pub use self::format::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use self::whole::Stopped;
 use crate::{FileRange, NodeFormat, OpenError, Sought, Store, StoreError};
 

@@ -87,6 +87,14 @@ pub enum OpenError {
         /// The node's directory.
         path: PathBuf,
     },
+    /// There is nothing at the path of a node that is to be made.
+    #[error(
+        "{path}: there is no such directory. Mount the disk it is on, correct the storage node's address, or have it made with --create-dir"
+    )]
+    NoDirectory {
+        /// The node's directory.
+        path: PathBuf,
+    },
     /// Something else than a directory.
     #[error("{path}: it is no directory. Give a directory as the storage node")]
     NotDirectory {
@@ -102,7 +110,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The superblock is damaged or of another format.
-    #[error("{path}: {source}. Restore this file from a backup, or make the storage node anew")]
+    #[error("{path}: {source}. Restore this file from a backup")]
     BadSuperblock {
         /// The superblock.
         path: PathBuf,
@@ -161,6 +169,17 @@ pub enum OpenError {
         /// What to do.
         advice: &'static str,
     },
+    /// Data above the end of the volume, which a resize would cut off.
+    #[error(
+        "{path}: it holds data above its first {len} bytes, where the volume would end. The volume was larger when they were written: resize \
+         it to that size, or restore the volume's description of that time"
+    )]
+    Beyond {
+        /// The data file.
+        path: PathBuf,
+        /// The bytes it should have.
+        len: u64,
+    },
     /// Something else than a file where a file should be.
     #[error("{path}: it is no regular file. Restore it from a backup")]
     NotFile {
@@ -176,7 +195,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The directory is a node already.
-    #[error("{path}: it is a storage node of volume {volume} already. Delete that volume or choose another directory")]
+    #[error("{path}: it is a storage node of volume {volume} already. Choose another directory")]
     InUse {
         /// The node's directory.
         path: PathBuf,
@@ -184,9 +203,7 @@ pub enum OpenError {
         volume: Uuid,
     },
     /// The directory holds other files.
-    #[error(
-        "{path}: it is not empty, it holds {entry:?}. Choose an empty directory, or remove that if nobody needs it"
-    )]
+    #[error("{path}: it is not empty, it holds {entry:?}. Choose an empty directory")]
     NotEmpty {
         /// The directory.
         path: PathBuf,

@@ -10,6 +10,7 @@
 pub mod conformance;
 pub mod dir;
 mod error;
+pub mod room;
 
 use std::os::fd::BorrowedFd;
 
@@ -157,7 +158,7 @@ pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Box<dyn Store>, OpenEr
     }
 }
 
-/// Whether [`resize`] would begin; changes nothing.
+/// Whether [`resize`] would succeed, as far as that can be known; changes nothing.
 ///
 /// # Errors
 /// [`OpenError`] says what is in the way.
@@ -167,23 +168,43 @@ pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result
     }
 }
 
-/// Grows a node that no core has open from `old` to `new`. May be repeated after an interruption, with the same or a
-/// larger `new`.
+/// Brings a node that no core has open from `old` to `new`, which is not smaller. After an interruption it may be repeated, with any other
+/// `new`; with `old` in its place it is undone.
 ///
 /// # Errors
-/// [`OpenError`]; then the node has the old format or, after an interruption, one in between.
+/// [`OpenError`]; then the node has the old format or one in between.
 pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::resize(path, old, new),
     }
 }
 
-/// Removes what [`create`] made, data included, and nothing else. A node where nothing is left is no error, so that
-/// an interrupted removal can be repeated.
+/// Whether a core could serve from the node; changes nothing and opens nothing for longer than the look.
+///
+/// # Errors
+/// [`OpenError`] says what is in the way.
+pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
+    match url {
+        NodeUrl::Dir(path) => dir::check_open(path, format),
+    }
+}
+
+/// Whether the node is there, is this one and may be removed; changes nothing.
+///
+/// # Errors
+/// [`OpenError`] says what is in the way.
+pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
+    match url {
+        NodeUrl::Dir(path) => dir::check_destroy(path, volume, node),
+    }
+}
+
+/// Removes what [`create`] made, data included, but for directories, and nothing else. A node where nothing is left is no
+/// error, so that an interrupted removal can be repeated: then it is false.
 ///
 /// # Errors
 /// [`OpenError`] when the node belongs to another volume, or the operating system's word.
-pub fn destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
+pub fn destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::destroy(path, volume, node),
     }

@@ -32,6 +32,8 @@ pub(crate) struct FileFront {
     /// Number of the kernel's connection, where it could be found out.
     connection: Option<u32>,
     waiting: Option<WaitingCounter>,
+    /// A detach has unmounted it, and found that it is in use elsewhere.
+    served_elsewhere: bool,
 }
 
 /// Number of channels, which is the number of workers of each core: one for each CPU, at least two (one reader alone
@@ -84,13 +86,17 @@ impl FileFront {
     /// Takes up a front end whose descriptors a core gave back.
     pub(crate) fn adopt(path: PathBuf, channels: Vec<OwnedFd>) -> Self {
         let connection = fuse::find_mount(&path).ok().flatten().map(|mount| mount.connection);
-        Self { path, channels, connection, waiting: connection.and_then(WaitingCounter::open) }
+        let waiting = connection.and_then(WaitingCounter::open);
+        Self { path, channels, connection, waiting, served_elsewhere: false }
     }
 
-    /// Where it is mounted now.
-    pub(crate) fn mounted_at(&self) -> PathBuf {
-        let found = self.connection.and_then(|connection| fuse::find_path(connection).ok().flatten());
-        found.unwrap_or_else(|| self.path.clone())
+    /// Where it is mounted now; none when it was unmounted here, though it may still be in use elsewhere.
+    pub(crate) fn mounted_at(&self) -> Option<PathBuf> {
+        let found = match self.connection {
+            Some(connection) => fuse::find_path(connection),
+            None => fuse::find_mount(&self.path).map(|mount| mount.map(|_| self.path.clone())),
+        };
+        found.unwrap_or_else(|_| Some(self.path.clone()))
     }
 
     /// How it is described to the cores it is lent to.
@@ -116,6 +122,16 @@ impl FileFront {
                 tracing::error!(%errno, "the kernel does not give unanswered requests out again");
             }
         }
+    }
+
+    /// It is not mounted here any more, and is served on to those who use it elsewhere, until it is detached.
+    pub(crate) fn serve_elsewhere(&mut self) {
+        self.served_elsewhere = true;
+    }
+
+    /// Whether somebody else has made an end of it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_dead() && !self.served_elsewhere
     }
 
     /// Whether the connection has ended: unmounted by somebody else and no longer open anywhere, or aborted.

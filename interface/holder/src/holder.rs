@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         atomic::{
             AtomicU64,
@@ -45,6 +45,7 @@ use crate::{
     nbd::NbdFront,
     restore,
     suspension::{self, Given, not_drained},
+    unmounting::Unmounting,
 };
 
 /// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
@@ -86,13 +87,6 @@ pub(crate) struct Peer {
     pub(crate) pid: u32,
     pub(crate) since: Instant,
     pub(crate) is_control: bool,
-}
-
-/// An unmount under way, and who waits for it.
-pub(crate) struct Unmounting {
-    pub(crate) result: mpsc::Receiver<io::Result<()>>,
-    pub(crate) peer: u64,
-    pub(crate) id: u64,
 }
 
 /// The interface of one volume.
@@ -477,14 +471,14 @@ impl Holder {
 
     /// The front end may have ended: by our own unmount, or by somebody else's.
     fn look_after_front(&mut self) {
-        if let Some(unmounting) = &self.unmounting {
-            let Ok(result) = unmounting.result.try_recv() else { return };
+        if let Some(unmounting) = &mut self.unmounting {
+            let dead = self.fronts.file.as_ref().is_none_or(FileFront::is_dead);
+            let Some(answer) = unmounting.answer(dead) else { return };
             let (number, id) = (unmounting.peer, unmounting.id);
+            if unmounting.is_done() && answer != Answer::Done {
+                self.fronts.file.iter_mut().for_each(FileFront::serve_elsewhere);
+            }
             self.unmounting = None;
-            let answer = match result {
-                Ok(()) => Answer::Done,
-                Err(e) => Answer::Failed { reason: e.to_string(), busy: e.kind() == io::ErrorKind::ResourceBusy },
-            };
             let ended = answer == Answer::Done;
             if ended {
                 self.end();
@@ -492,7 +486,7 @@ impl Holder {
             for peer in self.peers.iter().filter(|peer| peer.number == number) {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
-        } else if self.fronts.file.as_ref().is_some_and(FileFront::is_dead) {
+        } else if self.fronts.file.as_ref().is_some_and(FileFront::is_lost) {
             tracing::warn!("the file was unmounted by somebody else");
             self.fronts.file = None;
             if self.fronts.nbd.is_none() {

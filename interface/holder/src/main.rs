@@ -16,6 +16,7 @@ mod nbd;
 mod requests;
 mod restore;
 mod suspension;
+mod unmounting;
 
 use std::process::ExitCode;
 

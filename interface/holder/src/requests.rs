@@ -1,6 +1,6 @@
 //! What the control module asks.
 
-use std::{sync::atomic::Ordering::Relaxed, sync::mpsc, thread, time::Duration};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use everdisk_gate::custody::{Act, Refusal, Seat, State};
 use everdisk_proto::{
@@ -17,9 +17,10 @@ use everdisk_sys::{clock::monotonic_ns, fuse};
 use crate::{
     cores,
     front::FileFront,
-    holder::{Holder, Peer, Unmounting},
+    holder::{Holder, Peer},
     nbd::NbdFront,
     suspension::{self, Until, not_drained},
+    unmounting::Unmounting,
 };
 
 /// A suspension by hand may wait this long for requests under way.
@@ -242,12 +243,7 @@ impl Holder {
             self.end();
             return Some(Answer::Done);
         };
-        let (sender, result) = mpsc::channel();
-        let path = front.mounted_at();
-        thread::spawn(move || {
-            let _ = sender.send(fuse::unmount(&path, force));
-        });
-        self.unmounting = Some(Unmounting { result, peer: peer.number, id });
+        self.unmounting = Some(Unmounting::begin(front.mounted_at(), force, peer.number, id));
         None
     }
 }

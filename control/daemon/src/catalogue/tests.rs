@@ -16,7 +16,7 @@ fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
 fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
     let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20 };
-    catalogue.create("v".parse().unwrap(), shape, vec![node], &Progress::silent())
+    catalogue.create("v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
     let make = |name: &str, buffer| {
         let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer };
         let node = NodeUrl::Dir(format!("/srv/{name}").into());
-        catalogue.create(name.parse().unwrap(), shape, vec![node], &Progress::silent())
+        catalogue.create(name.parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
     };
     assert_eq!(make("a", 4 << 20).unwrap().spec().buffer, 4 << 20);
     assert_eq!(make("b", 0).unwrap().spec().buffer, 0);
@@ -46,7 +46,7 @@ fn a_volume_of_version_1_grows_and_stays_one() {
     fs::write(state.join("volume.json"), include_str!("../../../../proto/golden/volume-v1.json")).unwrap();
     let before = catalogue(dir.path(), "", "").unwrap();
     let name: VolumeName = "v".parse().unwrap();
-    let grown = before.resize(&name, 2 << 30, &Progress::silent()).unwrap().spec();
+    let grown = before.resize(&name, 2 << 30, &Progress::silent()).unwrap().0.spec();
     assert_eq!((grown.spec_version, grown.buffer, grown.size), (1, 0, 2 << 30));
     assert_eq!(catalogue(dir.path(), "", "").unwrap().get(&name).unwrap().spec(), grown);
     assert_eq!(log(dir.path()), ["--resize"]);
@@ -98,4 +98,68 @@ fn a_creation_that_fails_is_undone_and_one_that_does_not_leaves_nothing_beside_t
     volume.kick();
     assert_eq!(log(root), ["--create"]);
     assert_eq!(fs::read_dir(root.join("state/volumes")).unwrap().count(), 1);
+}
+
+fn damaged(catalogue: &Catalogue) -> String {
+    let damaged = catalogue.damaged();
+    assert_eq!(damaged.len(), 1, "{damaged:?}");
+    let line = crate::status::damaged_line(&damaged[0].0, damaged[0].1.clone());
+    assert_eq!((line.name.as_str(), line.state), ("v", everdisk_api::status::State::Failed));
+    damaged[0].1.clone()
+}
+
+/// Each kind of damage is shown, says the way out, and the way leads out.
+#[test]
+fn a_damaged_volume_is_shown_and_has_a_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let name: VolumeName = "v".parse().unwrap();
+    let state = dir.path().join("state/volumes/v");
+    let sound = include_str!("../../../../proto/golden/volume-v2.json");
+    for description in [None, Some("{"), Some("{}")] {
+        durable::make_dir(&state).unwrap();
+        let file = state.join("volume.json");
+        let _ = fs::remove_file(&file);
+        description.iter().for_each(|text| fs::write(&file, text).unwrap());
+        let catalogue = catalogue(dir.path(), "", "").unwrap();
+        let why = damaged(&catalogue);
+        assert!(why.contains("volume.json") && why.contains("`everdisk volume forget v`"), "{why}");
+        assert!(catalogue.get(&name).unwrap_err().to_string().contains(&why));
+        assert!(create(&catalogue).unwrap_err().to_string().contains(&why));
+        assert!(catalogue.begin_record_anew(&name, true).unwrap().is_none(), "what a volume is nobody else knows");
+        let files = catalogue.forget(&name).unwrap();
+        assert_eq!(files.join("volume.json").exists(), description.is_some());
+        assert!(catalogue.damaged().is_empty() && !state.exists());
+        assert!(matches!(catalogue.forget(&name), Err(Error::NotFound(_))));
+    }
+    durable::make_dir(&state).unwrap();
+    fs::write(state.join("volume.json"), sound).unwrap();
+    fs::write(state.join("state.json"), "[").unwrap();
+    let again = catalogue(dir.path(), "", "").unwrap();
+    let why = damaged(&again);
+    assert!(why.contains("state.json is damaged") && why.contains("`everdisk detach v --force`"), "{why}");
+    let volume = again.begin_record_anew(&name, false).unwrap().unwrap();
+    assert!(again.damaged().is_empty() && again.get(&name).is_ok());
+    assert!(state.join("state.json.damaged").exists());
+    assert!(again.begin_record_anew(&name, false).unwrap().is_none(), "it is sound");
+    let files = again.forget(&name).unwrap();
+    assert_eq!(fs::read_to_string(files.join("volume.json")).unwrap(), sound);
+    assert!(volume.deleted.load(Ordering::Relaxed) && again.all().is_empty());
+    assert!(log(dir.path()).is_empty(), "no storage node was touched");
+}
+
+#[test]
+fn errors_name_the_volumes_that_storage_nodes_belong_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state/volumes/v");
+    durable::make_dir(&state).unwrap();
+    fs::write(state.join("volume.json"), include_str!("../../../../proto/golden/volume-v2.json")).unwrap();
+    let uuid = Uuid::from_u128(9);
+    let end = format!("echo '/srv/node: it is a storage node of volume {uuid} already' >&2; exit 1");
+    let catalogue = catalogue(dir.path(), "--create", &end).unwrap();
+    let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20 };
+    let node = NodeUrl::Dir("/srv/node".into());
+    let refused = catalogue.create("w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
+    assert_eq!(refused.to_string(), format!("/srv/node: it is a storage node of volume v ({uuid}) already"));
+    let taken = create(&catalogue).unwrap_err().to_string();
+    assert!(taken.contains("a volume v already") && !taken.contains("delete"), "{taken}");
 }

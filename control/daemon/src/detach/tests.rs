@@ -33,9 +33,12 @@ fn a_stopped_interface_is_asked_in_vain_and_killed_by_force() {
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     let began = Instant::now();
     assert_eq!(status(&volume).state, State::Recovering);
-    assert!(detach(&volume, false, &Progress::silent()).unwrap_err().to_string().contains("stays attached"));
+    assert!(detach(&volume, Force::No, &Progress::silent()).unwrap_err().to_string().contains("stays attached"));
     assert!(process.id.alive());
-    detach(&volume, true, &Progress::silent()).unwrap();
+    let asked = detach(&volume, Force::Asked, &Progress::silent()).unwrap_err();
+    assert!(matches!(&asked, Error::GivesUp(words) if words.contains("nobody can tell how much")), "{asked}");
+    assert!(process.id.alive());
+    assert_eq!(detach(&volume, Force::Agreed, &Progress::silent()).unwrap(), None);
     assert!(!process.id.alive());
     assert_eq!(status(&volume).state, State::Detached);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -102,7 +105,7 @@ fn a_detach_that_is_refused_leaves_writes_buffered_as_before() {
         if in_use {
             fake.is_in_use();
         }
-        let told = detach(&volume, false, &Progress::silent()).unwrap_err().to_string();
+        let told = detach(&volume, Force::No, &Progress::silent()).unwrap_err().to_string();
         assert!(told.contains(words) && told.contains("--force"), "{told}");
         assert_eq!(fake.modes(), [true, false]);
         assert!(!fake.status().buffer.unwrap().synchronous);
@@ -149,7 +152,7 @@ fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
     volume.update_attachment(|a| a.nbd = vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")]).unwrap();
     fake.set(|status| status.nbd = vec![seen("unix:/run/v.sock", 2), seen("tcp:[::1]:10809", 0)]);
     fake.is_in_use();
-    let refused = || detach(&volume, false, &Progress::silent()).unwrap_err().to_string();
+    let refused = || detach(&volume, Force::No, &Progress::silent()).unwrap_err().to_string();
     // What it takes to get that far: a core that has nothing to flush.
     fake.set(|status| status.serving = Some(7));
     let _core = fake::Core::start(&volume, 7, |_| Some(CoreAnswer::Flushed));
@@ -162,4 +165,65 @@ fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
     fake.set(|status| status.nbd.clear());
     assert_eq!(refused(), format!("volume v is in use (scripted): {clients} and tcp:[::1]:10809, {force}"));
     assert_eq!(volume.attached().unwrap().phase, Phase::Attached);
+}
+
+/// What is buffered and cannot be sent is asked for before it is given up; without anything at stake nothing is asked.
+#[test]
+fn a_forced_detach_asks_where_something_is_given_up() {
+    for (flushed, clients, words) in [
+        (false, 0, Some("gives up 4096 bytes")),
+        (true, 3, Some("cuts off who uses it (3 NBD connections)")),
+        (true, 0, None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, fake, process) = attached(dir.path(), "60");
+        let buffered = if flushed { 0 } else { 4096 };
+        let address = "unix:/run/v.sock".parse().unwrap();
+        let client = NbdStatus { address, connections: clients, accepted: 3, carried: 0, broken: 0 };
+        fake.set(|status| {
+            status.serving = Some(7);
+            status.buffer = Some(fake::buffer(buffered));
+            status.nbd = vec![client];
+        });
+        let _core = fake::Core::start(&volume, 7, move |_| {
+            Some(if flushed { CoreAnswer::Flushed } else { CoreAnswer::Failed { reason: "disk full".to_owned() } })
+        });
+        let told = detach(&volume, Force::Asked, &Progress::silent()).unwrap_err();
+        let forced: Vec<bool> = fake
+            .asked()
+            .iter()
+            .filter_map(|asked| match asked {
+                Request::Detach { force } => Some(*force),
+                _ => None,
+            })
+            .collect();
+        match words {
+            Some(words) => {
+                assert!(matches!(&told, Error::GivesUp(said) if said.contains(words)), "{told}");
+                assert!(flushed || told.to_string().contains("disk full"), "{told}");
+                assert!(forced.is_empty(), "nothing was closed");
+            }
+            None => assert_eq!(forced, [false], "who came meanwhile is not cut off"),
+        }
+        assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
+        assert!(!fake.status().buffer.unwrap().synchronous);
+        // The scripted interface does not detach: what runs is killed.
+        let given_up = detach(&volume, Force::Agreed, &Progress::silent()).unwrap();
+        assert_eq!(given_up, Some(buffered));
+        assert!(!process.id.alive());
+    }
+}
+
+/// A volume that was given up, and of which a process did not end: it is not restored, and detached by a further attempt.
+#[test]
+fn what_was_given_up_is_not_brought_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, fake, process) = attached(dir.path(), "0");
+    drop(fake);
+    assert!(process.id.gone_within(GONE_WITHIN));
+    volume.update_attachment(|attachment| attachment.phase = Phase::Detaching).unwrap();
+    detach(&volume, Force::No, &Progress::silent()).unwrap();
+    assert_eq!(volume.record().attachment, None);
+    let again = detach(&volume, Force::No, &Progress::silent()).unwrap_err().to_string();
+    assert_eq!(again, "volume v is not attached: there is nothing to detach");
 }

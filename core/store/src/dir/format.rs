@@ -13,7 +13,7 @@ use std::{
 
 use everdisk_proto::superblock::{SUPERBLOCK_BYTES, Superblock};
 use rustix::{
-    fs::{AtFlags, Mode, OFlags},
+    fs::{Access, AtFlags, Mode, OFlags, SeekFrom},
     io::{Errno, retry_on_intr},
 };
 use uuid::Uuid;
@@ -23,13 +23,15 @@ use crate::{NodeFormat, OpenError};
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_NEW: &str = "superblock.new";
 const DATA: &str = "data";
+/// Stands for the data file while it is tried out how long that may be.
+const DATA_TRY: &str = "data.try";
 /// What an empty directory may hold: mkfs makes it in every ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
 const ADVICE_LAYOUT: &str = "Give the storage nodes as they were when the volume was created";
 const ADVICE_RESIZE: &str = "If a resize was interrupted, repeat it; else restore the storage node from a backup";
 
-/// Makes the node in the directory `path`, and the directory if need be.
+/// Makes the node in the directory `path`, and the directory and those above it if need be.
 ///
 /// # Errors
 /// [`OpenError`]; then nothing is left of the attempt.
@@ -48,32 +50,39 @@ pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
     Ok(undo)
 }
 
-/// Whether the node in the directory `path` can be grown from `old` to `new`; changes nothing.
+/// Whether the node in the directory `path` can be brought from `old` to `new`: it is this node, may be changed, and its file system
+/// holds a file of that length. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`].
 pub fn check_resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
-    Resizable::open(path, old, new).map(drop)
+    let node = Resizable::open(path, old, new)?;
+    may_change(node.directory.as_fd(), path)?;
+    if node.len < new.len {
+        try_length(node.directory.as_fd(), path, new.len)?;
+    }
+    Ok(())
 }
 
-/// Grows the node in the directory `path`: first its data, then its superblock.
+/// Brings the node in the directory `path` to `new`, wherever an interrupted resize from `old` left it. What it has above `new` nobody has
+/// written to.
 ///
 /// # Errors
 /// [`OpenError`].
 pub fn resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     let node = Resizable::open(path, old, new)?;
-    if node.len < new.len {
+    if node.len != new.len {
         set_length(&node.data, path, new.len)?;
     }
     sync(&node.data, &path.join(DATA))?;
-    if node.size < new.superblock.size {
-        // Undone is only the new name: after the rename nothing bears it any more.
-        put_superblock(node.directory.as_fd(), path, &new.superblock, &mut Created::default())?;
+    if node.size == new.superblock.size {
+        return Ok(());
     }
-    Ok(())
+    // Undone is only the new name: after the rename nothing bears it any more.
+    put_superblock(node.directory.as_fd(), path, &new.superblock, &mut Created::default())
 }
 
-/// A node that may be grown: an interrupted resize may have left any size in between, everything else is as it was.
+/// A node that may be resized: an interrupted resize may have left superblock and data larger, everything else is as it was.
 struct Resizable {
     directory: OwnedFd,
     data: File,
@@ -87,49 +96,103 @@ impl Resizable {
     fn open(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<Self, OpenError> {
         let directory = open_directory(path)?;
         let found = read_superblock(directory.as_fd(), path)?;
-        let between = old.superblock.size..=new.superblock.size;
-        let size = if between.contains(&found.size) { found.size } else { old.superblock.size };
+        let size = found.size.max(old.superblock.size);
         check_superblock(&found, &Superblock { size, ..old.superblock }, path)?;
         let data = open_data(directory.as_fd(), path)?;
         let len = length(&data, path)?;
-        if !(old.len..=new.len).contains(&len) {
+        if len < old.len {
             return Err(wrong_length(path, len, old.len));
+        }
+        if len > new.len && has_data_from(&data, path, new.len)? {
+            return Err(OpenError::Beyond { path: path.join(DATA), len: new.len });
         }
         Ok(Self { directory, data, len, size })
     }
 }
 
-/// Removes the node's data, its superblock and, if it is empty then, the directory `path`.
+/// Whether anything was written at `offset` or above.
+fn has_data_from(data: &File, path: &Path, offset: u64) -> Result<bool, OpenError> {
+    match retry_on_intr(|| rustix::fs::seek(data, SeekFrom::Data(offset))) {
+        Ok(_) => Ok(true),
+        Err(Errno::NXIO) => Ok(false),
+        Err(e) => Err(os_error(&path.join(DATA), "look for data in it", e)),
+    }
+}
+
+/// Whether the file system holds a file of `len` bytes, tried with one that is gone afterwards.
+fn try_length(directory: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), OpenError> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let nameless = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = match retry_on_intr(|| rustix::fs::openat(directory, ".", nameless, mode)) {
+        Ok(file) => File::from(file),
+        // The file system knows no files without a name.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let named = OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
+            let tried = path.join(DATA_TRY);
+            let file = retry_on_intr(|| rustix::fs::openat(directory, DATA_TRY, named, mode))
+                .map_err(|e| os_error(&tried, "make it", e))?;
+            remove(directory, path, DATA_TRY)?;
+            File::from(file)
+        }
+        Err(e) => return Err(os_error(path, "make a file in it", e)),
+    };
+    set_length(&file, path, len)
+}
+
+/// Whether this user may make and remove files in the directory.
+fn may_change(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
+    let wanted = Access::WRITE_OK | Access::EXEC_OK;
+    retry_on_intr(|| rustix::fs::accessat(directory, ".", wanted, AtFlags::EACCESS))
+        .map_err(|e| os_error(path, "change what is in it", e))
+}
+
+/// Whether the node in the directory `path` is there, is this one and may be removed; changes nothing.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn check_destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
+    let directory = open_directory(path)?;
+    check_owner(&read_superblock(directory.as_fd(), path)?, volume, node, path)?;
+    may_change(directory.as_fd(), path)
+}
+
+/// Whether a core could serve from the node in the directory `path`; changes nothing.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn check_open(path: &Path, format: &NodeFormat) -> Result<(), OpenError> {
+    let directory = open_directory(path)?;
+    check_superblock(&read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
+    check_length(&open_data(directory.as_fd(), path)?, format.len, path)
+}
+
+/// Removes the node's data and its superblock; the directory stays. False: nothing of a node was there.
 ///
 /// # Errors
 /// [`OpenError`] when the directory belongs to another volume or node, or the operating system's word.
-pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
+pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     let directory = match open_directory(path) {
-        Err(OpenError::Missing { .. }) => return Ok(()),
+        Err(OpenError::Missing { .. }) => return Ok(false),
         opened => opened?,
     };
     match read_superblock(directory.as_fd(), path) {
         Ok(found) => check_owner(&found, volume, node, path)?,
-        Err(OpenError::NoSuperblock { .. }) => {
-            remove_if_empty(path);
-            return Ok(());
-        }
+        Err(OpenError::NoSuperblock { .. }) => return Ok(false),
         Err(e) => return Err(e),
     }
-    for name in [DATA, SUPERBLOCK_NEW, SUPERBLOCK] {
-        match retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::empty())) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(os_error(&path.join(name), "remove it", e)),
-        }
+    for name in [DATA, DATA_TRY, SUPERBLOCK_NEW, SUPERBLOCK] {
+        remove(directory.as_fd(), path, name)?;
     }
     sync_directory(directory.as_fd(), path)?;
-    remove_if_empty(path);
-    Ok(())
+    Ok(true)
 }
 
-/// A directory that is not empty, or is a mount point, stays: it is not ours alone.
-fn remove_if_empty(path: &Path) {
-    let _ = fs::remove_dir(path);
+/// Removes a file of the node, if it is there.
+fn remove(directory: BorrowedFd<'_>, path: &Path, name: &str) -> Result<(), OpenError> {
+    match retry_on_intr(|| rustix::fs::unlinkat(directory, name, AtFlags::empty())) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(os_error(&path.join(name), "remove it", e)),
+    }
 }
 
 /// Opens the node's directory.
@@ -332,6 +395,11 @@ pub struct Created {
 }
 
 impl Created {
+    /// Whether the node's directory was made for it.
+    pub const fn made_directory(&self) -> bool {
+        !self.directories.is_empty()
+    }
+
     /// Keeps what was created.
     pub fn confirm(mut self) {
         self.files.clear();

@@ -203,8 +203,20 @@ fn resize_refuses_another_node_or_length() {
     foreign.superblock.node = Uuid::from_u128(0xC);
     assert!(matches!(resize(&path, &foreign, &new), Err(OpenError::OtherNode { .. })));
     assert!(matches!(resize(&path, &new, &format(3 * LEN)), Err(OpenError::OtherLayout { .. })));
-    File::options().write(true).open(path.join("data")).unwrap().set_len(3 * LEN).unwrap();
+    let data = File::options().write(true).open(path.join("data")).unwrap();
+    data.set_len(LEN / 2).unwrap();
     assert!(matches!(check_resize(&path, &old, &new), Err(OpenError::DataLength { .. })));
+    // What was written above the new end is never cut off; what was not is no loss.
+    std::os::unix::fs::FileExt::write_all_at(&data, b"dear", 3 * LEN).unwrap();
+    for resized in [check_resize(&path, &old, &new), resize(&path, &old, &new), resize(&path, &old, &old)] {
+        assert!(matches!(resized, Err(OpenError::Beyond { .. })), "{resized:?}");
+    }
+    assert_eq!(data.metadata().unwrap().len(), 3 * LEN + 4);
+    data.set_len(2 * LEN).unwrap();
+    data.set_len(4 * LEN).unwrap();
+    check_resize(&path, &old, &new).unwrap();
+    resize(&path, &old, &new).unwrap();
+    DirStore::open(&path, &new).unwrap();
 }
 
 /// What an open store notices when the node is changed under it.

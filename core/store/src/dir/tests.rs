@@ -210,13 +210,14 @@ fn an_unconfirmed_creation_keeps_the_operators_directory() {
 }
 
 #[test]
-fn destroy_removes_its_own_files_and_an_empty_directory_only() {
+fn destroy_removes_its_own_files_only_and_never_the_directory() {
     let parent = TempDir::new().unwrap();
     let NodeFormat { superblock, .. } = format(4096);
     let (volume, uuid) = (superblock.volume, superblock.node);
     let path = node(&parent, 4096);
     fs::write(path.join("notes"), "mine").unwrap();
-    destroy(&path, volume, uuid).unwrap();
+    check_destroy(&path, volume, uuid).unwrap();
+    assert!(destroy(&path, volume, uuid).unwrap());
     assert_eq!(fs::read_to_string(path.join("notes")).unwrap(), "mine");
     assert!(!path.join("data").exists() && !path.join("superblock").exists());
 
@@ -224,9 +225,64 @@ fn destroy_removes_its_own_files_and_an_empty_directory_only() {
     create(&path, &format(4096)).unwrap().confirm();
     // As an interrupted removal leaves it.
     fs::remove_file(path.join("data")).unwrap();
-    destroy(&path, volume, uuid).unwrap();
-    assert!(!path.exists());
-    destroy(&path, volume, uuid).unwrap();
+    check_destroy(&path, volume, uuid).unwrap();
+    assert!(destroy(&path, volume, uuid).unwrap());
+    assert!(path.exists());
+    assert!(!destroy(&path, volume, uuid).unwrap(), "nothing is left");
+    assert!(matches!(check_destroy(&path, volume, uuid), Err(OpenError::NoSuperblock { .. })));
+}
+
+/// Every state that a death can leave a resize in: at each node the data file and the superblock are old or new, and another superblock
+/// has not been begun, has been begun, or is whole. From each the resize can be repeated and undone, and nothing that was written is lost.
+#[test]
+fn a_resize_that_died_anywhere_can_be_repeated_and_undone() {
+    let parent = TempDir::new().unwrap();
+    let (old, new, newer) = (format(1 << 20), format(3 << 20), format(5 << 20));
+    let path = node(&parent, old.len);
+    DirStore::open(&path, &old).unwrap().write_at(1000, b"kept").unwrap();
+    let encoded = |format: &NodeFormat| format.superblock.encode().to_vec();
+    for (len, superblock) in [(old, old), (new, old), (new, new)] {
+        for begun in [None, Some(b"half".to_vec()), Some(encoded(&new))] {
+            for target in [old, new, newer] {
+                File::options().write(true).open(path.join("data")).unwrap().set_len(len.len).unwrap();
+                fs::write(path.join("superblock"), encoded(&superblock)).unwrap();
+                begun.iter().for_each(|bytes| fs::write(path.join("superblock.new"), bytes).unwrap());
+                check_resize(&path, &old, &target).unwrap();
+                resize(&path, &old, &target).unwrap();
+                let mut bytes = [0; 4];
+                DirStore::open(&path, &target).unwrap().read_at(1000, &mut bytes).unwrap();
+                assert_eq!(&bytes, b"kept");
+            }
+        }
+    }
+}
+
+/// The file system's limit is found before anything is changed, and nothing is left of the try.
+#[test]
+fn a_length_that_the_file_system_cannot_hold_is_refused_by_the_check() {
+    let parent = TempDir::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let (old, new) = (format(1 << 20), format(1 << 62));
+    let path = node(&parent, old.len);
+    let refused = check_resize(&path, &old, &new).unwrap_err();
+    assert!(matches!(refused, OpenError::TooLarge { .. }), "{refused}");
+    DirStore::open(&path, &old).unwrap();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+}
+
+#[test]
+fn a_node_that_may_not_be_changed_is_refused_before_anything_is() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (old, new) = (format(4096), format(8192));
+    create(disk.path(), &old).unwrap().confirm();
+    let NodeFormat { superblock, .. } = old;
+    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").unwrap();
+    for refused in [
+        check_resize(disk.path(), &old, &new),
+        check_destroy(disk.path(), superblock.volume, superblock.node),
+        check_open(disk.path(), &old),
+    ] {
+        assert!(matches!(refused, Err(OpenError::ReadOnly { .. })), "{refused:?}");
+    }
 }
 
 #[test]

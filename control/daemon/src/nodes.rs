@@ -1,0 +1,249 @@
+//! Work on a volume's storage nodes: making, checking, growing and deleting them. A core program does it in a process of its own, so
+//! that a node that hangs holds up that process and nobody else. Before anything is changed every node has been found to be there, to be
+//! this volume's and to be able to do it; what is under way is on record, so that it can be ended or undone after a death.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use everdisk_api::quantity::show_size;
+use everdisk_proto::volume::{NodeUrl, VolumeSpec};
+use everdisk_telemetry::event;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::{
+    error::{Error, Result},
+    process::of_volume,
+    programs::run_well,
+    progress::Progress,
+    volume::Volume,
+};
+
+/// A task on the storage nodes ends within this time.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// What is on record of a volume's nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodesRecord {
+    /// Directories that were made for the volume and go with it; every other one is the operator's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub made: Vec<PathBuf>,
+    /// The size that a resize under way goes to: the nodes may have any size from the description's on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resizing: Option<u64>,
+    /// The volume is being deleted: a node where nothing is left has been.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub deleting: bool,
+}
+
+impl NodesRecord {
+    /// Whether there is nothing on record.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A line that a core says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Made(usize),
+    Gone(usize),
+    Short { place: usize, free: u64, needed: u64 },
+}
+
+fn told(stdout: &str) -> Vec<Told> {
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let kind = words.next()?;
+        let place = words.next()?.parse().ok()?;
+        Some(match kind {
+            "made" => Told::Made(place),
+            "gone" => Told::Gone(place),
+            "short" => Told::Short { place, free: words.next()?.parse().ok()?, needed: words.next()?.parse().ok()? },
+            _ => return None,
+        })
+    };
+    stdout.lines().filter_map(line).collect()
+}
+
+fn url(spec: &VolumeSpec, place: usize) -> Option<&NodeUrl> {
+    spec.nodes.get(place).map(|node| &node.url)
+}
+
+fn shortages(spec: &VolumeSpec, told: &[Told]) -> Vec<String> {
+    let words = |told: &Told| match *told {
+        Told::Short { place, free, needed } => Some(format!(
+            "the file system of {} has {} free, and the volume's part there may come to need {}: when it is full, writes fail",
+            url(spec, place)?,
+            mebibytes(free),
+            mebibytes(needed)
+        )),
+        _ => None,
+    };
+    told.iter().filter_map(words).collect()
+}
+
+fn mebibytes(bytes: u64) -> String {
+    if bytes < 1 << 20 { show_size(bytes) } else { show_size(bytes >> 20 << 20) }
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The directories that were not there before.
+    pub directories: Vec<PathBuf>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Makes the nodes of the volume described in `file`.
+///
+/// # Errors
+/// Why not; after [`Error::Killed`] it is not known what was made.
+pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, create_dir: bool) -> Result<Made> {
+    let mut arguments = vec!["--volume".into(), file.as_os_str().to_owned(), "--create".into()];
+    arguments.extend(create_dir.then(|| OsString::from("--create-dir")));
+    let told = told(&run_well(core, &arguments, WITHIN)?);
+    let directory = |told: &Told| match told {
+        Told::Made(place) => url(spec, *place).map(|NodeUrl::Dir(path)| path.clone()),
+        _ => None,
+    };
+    Ok(Made { directories: told.iter().filter_map(directory).collect(), warnings: shortages(spec, &told) })
+}
+
+/// Undoes what a creation of the volume described in `file` has made, or may still be making in a process that its control module left.
+///
+/// # Errors
+/// Why not.
+pub fn undo_creation(core: &Path, file: &Path, cores: &Path) -> Result<()> {
+    end_tasks(file, cores)?;
+    run_well(core, &["--volume".into(), file.as_os_str().to_owned(), OsString::from("--destroy")], WITHIN).map(drop)
+}
+
+/// Ends the tasks on a volume's nodes that a control module left when it died.
+fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
+    for (process, _) in of_volume(file, cores) {
+        if !process.end(Duration::ZERO) {
+            return Err(Error::Failed(format!(
+                "process {}, which an earlier everdiskd started on {}, does not end although it was killed",
+                process.pid,
+                file.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn task(volume: &Volume, task: &[&str]) -> Result<Vec<Told>> {
+    let mut arguments = vec![OsString::from("--volume"), volume.paths.spec().into_os_string()];
+    arguments.extend(task.iter().map(OsString::from));
+    // The core that came with this control module: it knows these tasks, which one that the volume was attached with may not.
+    Ok(told(&run_well(&volume.programs.core(), &arguments, WITHIN)?))
+}
+
+/// Whether a core could serve the volume from its nodes, which may be in use meanwhile.
+///
+/// # Errors
+/// What is in the way.
+pub fn check_serve(volume: &Volume) -> Result<()> {
+    task(volume, &["--check", "serve"]).map(drop)
+}
+
+/// Makes a detached volume larger. What the operator should know of it.
+///
+/// # Errors
+/// Why not; the volume has its old size then.
+pub fn resize(volume: &Volume, size: u64, progress: &Progress) -> Result<Vec<String>> {
+    let mut spec = volume.spec();
+    if size < spec.size {
+        return Err(Error::State(format!(
+            "volume {} has {} and can only grow: data would be lost",
+            volume.name,
+            show_size(spec.size)
+        )));
+    }
+    spec.size = size;
+    spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
+    end_tasks(&volume.paths.spec(), &volume.paths.cores())?;
+    progress.step("grow the storage nodes");
+    volume.update(|record| record.nodes.resizing = Some(size))?;
+    // The new size counts once the description says it; until then what was done to the nodes can be undone.
+    let grown = task(volume, &["--resize", &size.to_string()]).and_then(|told| {
+        volume.set_spec(spec.clone())?;
+        Ok(shortages(&spec, &told))
+    });
+    if let Err(refused) = grown {
+        return Err(match settle(volume) {
+            Ok(()) => refused,
+            Err(stuck) => Error::Failed(format!("{refused}. {stuck}")),
+        });
+    }
+    volume.update(|record| record.nodes.resizing = None)?;
+    info!(event = event::VOLUME_RESIZED, volume = %volume.name, bytes = size, "the volume is resized");
+    grown
+}
+
+/// Undoes a resize that was interrupted before the description said the new size.
+///
+/// # Errors
+/// It cannot be undone yet.
+pub fn settle(volume: &Volume) -> Result<()> {
+    let Some(wanted) = volume.record().nodes.resizing else { return Ok(()) };
+    let size = volume.spec().size;
+    if size != wanted {
+        end_tasks(&volume.paths.spec(), &volume.paths.cores())?;
+        task(volume, &["--resize", &size.to_string()]).map_err(|e| {
+            Error::Failed(format!(
+                "The resize of volume {0} to {1} was interrupted and cannot be undone yet: {e}. Mend that and do again what you did, or \
+                 repeat `everdisk volume resize {0} {1}`",
+                volume.name,
+                show_size(wanted)
+            ))
+        })?;
+        warn!(volume = %volume.name, bytes = wanted, "a resize that was interrupted is undone");
+    }
+    volume.update(|record| record.nodes.resizing = None)
+}
+
+/// Deletes a detached volume's data. `force`: although nodes are not there, or have nothing of it. What stays behind, in words.
+///
+/// # Errors
+/// Why not. Nothing was touched then, unless a node failed in the middle; then it can be repeated.
+pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<String>> {
+    end_tasks(&volume.paths.spec(), &volume.paths.cores())?;
+    progress.step("look at the storage nodes");
+    // One that was begun has found every node there.
+    let begun = volume.record().nodes.deleting;
+    if !begun && !force {
+        task(volume, &["--check", "delete"]).map_err(|e| {
+            Error::State(format!(
+                "volume {0} is not deleted, and nothing of it was touched: {e}. If what is missing there shall stay where it is, \
+                 `everdisk volume delete {0} --force` deletes the rest",
+                volume.name
+            ))
+        })?;
+    }
+    volume.update(|record| record.nodes.deleting = true)?;
+    progress.step("delete the data");
+    let spec = volume.spec();
+    let told = task(volume, &["--destroy"])?;
+    for directory in &volume.record().nodes.made {
+        // One that holds anything else, or is a mount point by now, stays.
+        let _ = std::fs::remove_dir(directory);
+    }
+    let gone = told.iter().filter_map(|told| match told {
+        Told::Gone(place) if !begun => url(&spec, *place),
+        _ => None,
+    });
+    let left = gone.map(|url| {
+        format!("{url} had nothing of the volume: if its disk is not mounted, the volume's data on it stay there")
+    });
+    Ok(left.collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+
+use everdisk_api::directories::Directories;
+
+use super::*;
+use crate::{durable, paths::VolumePaths, programs::Programs};
+
+/// A volume whose core program logs its task, and does what the file of that name says.
+fn volume(root: &Path) -> Arc<Volume> {
+    let core = root.join("everdisk-core");
+    let script = format!(
+        "#!/bin/sh\nshift 2\necho \"$*\" >> {0}/log\n[ ! -e \"{0}/at $*\" ] || . \"{0}/at $*\"\n",
+        root.display()
+    );
+    fs::write(&core, script).unwrap();
+    fs::set_permissions(&core, fs::Permissions::from_mode(0o755)).unwrap();
+    let directories = Directories { run: root.join("run"), state: root.join("state") };
+    let name: everdisk_proto::ids::VolumeName = "v".parse().unwrap();
+    let paths = VolumePaths::new(&directories, &name);
+    durable::make_dir(&paths.state).unwrap();
+    durable::write(&paths.spec(), include_bytes!("../../../../proto/golden/volume-v2.json")).unwrap();
+    Arc::new(Volume::load(&directories, name, Programs::in_directory(root)).unwrap())
+}
+
+fn at(root: &Path, task: &str, script: &str) {
+    fs::write(root.join(format!("at {task}")), script).unwrap();
+}
+
+fn log(root: &Path) -> Vec<String> {
+    let text = fs::read_to_string(root.join("log")).unwrap_or_default();
+    let _ = fs::remove_file(root.join("log"));
+    text.lines().map(str::to_owned).collect()
+}
+
+const OLD: u64 = 1 << 30;
+const NEW: u64 = 2 << 30;
+
+#[test]
+fn a_resize_counts_once_the_description_says_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    at(dir.path(), &format!("--resize {NEW}"), "echo short 1 5 1073741824");
+    let warnings = resize(&volume, NEW, &Progress::silent()).unwrap();
+    let words = "the file system of dir:/srv/2 has 5 free, and the volume's part there may come to need 1G: when it is full, writes fail";
+    assert_eq!(warnings, [words]);
+    assert_eq!((volume.spec().size, volume.record().nodes.resizing), (NEW, None));
+    assert_eq!(log(dir.path()), [format!("--resize {NEW}")]);
+    assert!(resize(&volume, OLD, &Progress::silent()).unwrap_err().to_string().contains("can only grow"));
+    assert!(log(dir.path()).is_empty());
+}
+
+/// Whatever becomes of the core that grows the nodes: the volume has its old size, and nothing is left on record.
+#[test]
+fn a_resize_that_fails_or_is_killed_is_undone() {
+    for end in ["echo 'no such length' >&2; exit 1", "kill -9 $$"] {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        at(dir.path(), &format!("--resize {NEW}"), end);
+        assert!(resize(&volume, NEW, &Progress::silent()).is_err());
+        assert_eq!(log(dir.path()), [format!("--resize {NEW}"), format!("--resize {OLD}")]);
+        assert_eq!((volume.spec().size, volume.record().nodes.resizing), (OLD, None));
+    }
+}
+
+/// The control module died: before the description said the new size the resize is undone, afterwards it is done.
+#[test]
+fn a_resize_that_was_left_is_undone_unless_the_description_says_the_new_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    volume.update(|record| record.nodes.resizing = Some(NEW)).unwrap();
+    at(dir.path(), &format!("--resize {OLD}"), "echo 'the node is not there' >&2; exit 1");
+    let stuck = settle(&volume).unwrap_err().to_string();
+    assert!(stuck.contains("the node is not there") && stuck.contains("`everdisk volume resize v 2G`"), "{stuck}");
+    assert_eq!(volume.record().nodes.resizing, Some(NEW));
+    fs::remove_file(dir.path().join(format!("at --resize {OLD}"))).unwrap();
+    settle(&volume).unwrap();
+    assert_eq!(volume.record().nodes.resizing, None);
+    log(dir.path());
+    volume.update(|record| record.nodes.resizing = Some(NEW)).unwrap();
+    volume.set_spec(VolumeSpec { size: NEW, ..volume.spec() }).unwrap();
+    settle(&volume).unwrap();
+    assert_eq!((volume.spec().size, volume.record().nodes.resizing), (NEW, None));
+    assert!(log(dir.path()).is_empty());
+}
+
+/// A process that an earlier control module started still works on the nodes: it ends before anything else is done with them.
+#[test]
+fn a_task_that_was_left_running_is_ended_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let tail = dir.path().join("everdisk-core-left");
+    fs::copy(fs::canonicalize("/usr/bin/tail").unwrap(), &tail).unwrap();
+    let mut command = std::process::Command::new(&tail);
+    command.arg("-F").arg(volume.paths.spec()).stdout(std::process::Stdio::null());
+    let mut left = crate::programs::spawn(&mut command).unwrap();
+    resize(&volume, NEW, &Progress::silent()).unwrap();
+    let ended = left.try_wait().unwrap();
+    let _ = left.kill();
+    assert!(ended.is_some(), "it was still at work");
+}
+
+#[test]
+fn a_delete_touches_nothing_before_every_node_was_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    at(dir.path(), "--check delete", "echo '/srv/2: there is no such directory' >&2; exit 1");
+    at(dir.path(), "--destroy", "echo gone 1");
+    let refused = delete(&volume, false, &Progress::silent()).unwrap_err().to_string();
+    assert!(refused.contains("volume v is not deleted") && refused.contains("/srv/2: there is no"), "{refused}");
+    assert_eq!(log(dir.path()), ["--check delete"]);
+    assert!(!volume.record().nodes.deleting);
+    let left = delete(&volume, true, &Progress::silent()).unwrap();
+    assert!(left.len() == 1 && left[0].contains("dir:/srv/2"), "{left:?}");
+    assert_eq!(log(dir.path()), ["--destroy"]);
+    // Repeated after a death: what was found then and is gone now was deleted.
+    assert!(volume.record().nodes.deleting);
+    assert!(delete(&volume, false, &Progress::silent()).unwrap().is_empty());
+    assert_eq!(log(dir.path()), ["--destroy"]);
+}
+
+#[test]
+fn only_directories_that_were_made_for_the_volume_go_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let [made, filled, own] = ["made", "filled", "own"].map(|name| dir.path().join(name));
+    [&made, &filled, &own].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+    fs::write(filled.join("letter"), "keep me").unwrap();
+    volume.update(|record| record.nodes.made = vec![made.clone(), filled.clone()]).unwrap();
+    delete(&volume, false, &Progress::silent()).unwrap();
+    assert_eq!((made.exists(), filled.exists(), own.exists()), (false, true, true));
+}
+
+#[test]
+fn what_a_core_says_of_its_nodes_is_read_and_nonsense_is_left_out() {
+    let text = "made 0\nwarning: x\nshort 1 10 20\nshort 1 10\ngone 2\ngone\nmade x\n\n";
+    assert_eq!(told(text), [Told::Made(0), Told::Short { place: 1, free: 10, needed: 20 }, Told::Gone(2)]);
+}
