@@ -23,7 +23,7 @@ fn has_no_privileges(pid: u32) {
         let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap_or_else(|| panic!("{name} in {status}")).trim_start_matches(':').trim().to_owned()
+            line.expect("the kernel tells of it").trim_start_matches(':').trim().to_owned()
         };
         let found = ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs"].map(field);
         assert_eq!(found, [IPC_LOCK, IPC_LOCK, NONE, NONE, NONE, "1"], "thread {:?} of core {pid}", thread.file_name());

@@ -205,8 +205,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("everdisk-stray");
         std::fs::copy("/bin/sleep", &program).unwrap();
-        let ended =
-            run(&mut shell(&format!("{} 63 & exit 0", program.display())), within(20), Stdout::Counted).unwrap();
+        // Not before it bears its own name: until then it is a shell.
+        let named = "while read name < /proc/$!/comm && [ $name = sh ]; do :; done";
+        let script = format!("{} 63 & {named}; exit 0", program.display());
+        let ended = run(&mut shell(&script), within(20), Stdout::Counted).unwrap();
         assert!(ended.is_success());
         assert_eq!(ended.left_behind.len(), 1, "{:?}", ended.left_behind);
         assert!(ended.left_behind[0].starts_with("everdisk-stray"));
