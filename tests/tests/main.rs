@@ -26,6 +26,7 @@ mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
 mod privileges;
+mod plain_nodes;
 mod power_loss;
 mod qemu;
 mod records;
