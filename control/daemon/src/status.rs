@@ -54,12 +54,12 @@ pub fn status(volume: &Volume) -> VolumeStatus {
 
 /// As [`status`], of several volumes side by side: one that does not answer holds up no other.
 pub fn statuses(volumes: &[Arc<Volume>]) -> Vec<VolumeStatus> {
-    side_by_side(volumes, |volume| status(volume))
+    side_by_side(volumes, status)
 }
 
 /// As [`line`], of several volumes side by side.
 pub fn lines(volumes: &[Arc<Volume>]) -> Vec<VolumeLine> {
-    side_by_side(volumes, |volume| line(volume))
+    side_by_side(volumes, line)
 }
 
 fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + Sync) -> Vec<T> {
