@@ -45,7 +45,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The operating system's.
 pub fn check_room(directory: &Path, bytes: u64) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&[1; RECORD_BYTES])?;
+    file.write_all(&vec![1; RECORD_BYTES])?;
     if bytes > 0 {
         let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(file.as_file(), flags, RECORD_BYTES as u64, bytes) {

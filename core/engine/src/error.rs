@@ -119,8 +119,8 @@ pub enum OpenError {
     #[error("{refused}. Nor could the resize be undone: {stuck}")]
     HalfResized {
         /// Why it failed.
-        refused: everdisk_store::OpenError,
+        refused: Box<everdisk_store::OpenError>,
         /// Why it could not be undone.
-        stuck: everdisk_store::OpenError,
+        stuck: Box<everdisk_store::OpenError>,
     },
 }

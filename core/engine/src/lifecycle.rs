@@ -151,7 +151,7 @@ impl Engine {
         let Err(refused) = resized else { return Ok(()) };
         match bring_to(spec, spec.size) {
             Ok(()) => Err(refused.into()),
-            Err(stuck) => Err(OpenError::HalfResized { refused, stuck }),
+            Err(stuck) => Err(OpenError::HalfResized { refused: Box::new(refused), stuck: Box::new(stuck) }),
         }
     }
 }
