@@ -4,9 +4,12 @@
 pub mod cache;
 pub mod clock;
 pub mod connection;
+pub mod file;
 pub mod fuse;
 pub mod link;
+pub mod lock;
 pub mod memory;
+pub mod mounts;
 pub mod packet;
 pub mod process;
 pub mod signal;

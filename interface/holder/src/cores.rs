@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) identity: CoreIdentity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
+    /// It takes the locks of the storage nodes; cores of earlier builds do not know of them.
+    pub(crate) keeps_locks: bool,
 }
 
 impl Core {

@@ -24,7 +24,7 @@ use everdisk_proto::{
     ids::Slot,
     segment::MAGIC,
     version::{ABI, BUFFER, CoreIdentity},
-    volume::VolumeSpec,
+    volume::{NodeUrl, VolumeSpec},
 };
 use everdisk_sys::{
     clock::monotonic_ns,
@@ -103,6 +103,8 @@ pub(crate) struct Holder {
     pub(crate) peers: Vec<Peer>,
     pub(crate) unmounting: Option<Unmounting>,
     pub(crate) done: bool,
+    /// The volume's storage nodes.
+    pub(crate) nodes: Vec<NodeUrl>,
     retried: Instant,
     listener: OwnedFd,
 }
@@ -119,7 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec);
-        Holder::new(listener, segment, Custody::new())
+        Holder::new(listener, &spec, segment, Custody::new())
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -178,7 +180,7 @@ fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
 }
 
 impl Holder {
-    pub(crate) fn new(listener: OwnedFd, segment: SharedSegment, custody: Custody) -> Self {
+    pub(crate) fn new(listener: OwnedFd, spec: &VolumeSpec, segment: SharedSegment, custody: Custody) -> Self {
         Self {
             segment,
             custody,
@@ -187,6 +189,7 @@ impl Holder {
             peers: Vec::new(),
             unmounting: None,
             done: false,
+            nodes: spec.nodes.iter().map(|node| node.url.clone()).collect(),
             retried: Instant::now(),
             listener,
         }
@@ -343,7 +346,8 @@ impl Holder {
                         self.arm(slot, fronts);
                     }
                     // One core's descriptors were enough, but for connections that it had not been lent yet.
-                    Ok((frame, _)) if matches!(frame.body, ToInterface::Returned { .. }) => {}
+                    Ok((frame, _))
+                        if matches!(frame.body, ToInterface::Returned { .. } | ToInterface::ReturnedLocks { .. }) => {}
                     Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedConnection(_)) => {
                         let ToInterface::ReturnedConnection(lent) = frame.body else { break };
                         self.take_back(lent, fds);
@@ -370,7 +374,9 @@ impl Holder {
             match hear(&peer.link) {
                 None => self.peers.push(peer),
                 Some(Ok((frame, _))) => match frame.body {
-                    ToInterface::Hello { identity, slot } => self.welcome(peer, identity, slot),
+                    ToInterface::Hello { identity, slot, keeps_locks } => {
+                        self.welcome(peer, identity, slot, keeps_locks);
+                    }
                     ToInterface::Request(request) => {
                         peer.is_control = true;
                         let answer = self.handle(request, &peer, frame.id);
@@ -380,7 +386,10 @@ impl Holder {
                             self.peers.push(peer);
                         }
                     }
-                    ToInterface::Armed { .. } | ToInterface::Returned { .. } | ToInterface::ReturnedConnection(_) => {
+                    ToInterface::Armed { .. }
+                    | ToInterface::Returned { .. }
+                    | ToInterface::ReturnedLocks { .. }
+                    | ToInterface::ReturnedConnection(_) => {
                         refuse(&peer, "introduce yourself first");
                     }
                 },
@@ -415,13 +424,15 @@ impl Holder {
     }
 
     /// A core joins, or comes back to a new interface process.
-    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>) {
+    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>, keeps_locks: bool) {
         if let Some(slot) = had.filter(|slot| restore::is_of(&self.segment, *slot, peer.pid)) {
             if let Some(core) = self.cores.get_mut(slot) {
                 core.link = Some(peer.link);
                 core.identity = identity;
+                core.keeps_locks = keeps_locks;
             } else if let Ok(handle) = pidfd(peer.pid) {
-                self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link: Some(peer.link) });
+                let link = Some(peer.link);
+                self.cores.seat(slot, Core { pid: peer.pid, handle, identity, link, keeps_locks });
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
@@ -445,9 +456,9 @@ impl Holder {
         let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
         let Ok(handle) = pidfd(peer.pid) else { return };
         cores::enrol(&self.segment, slot, peer.pid);
-        let mut core = Core { pid: peer.pid, handle, identity, link: Some(peer.link) };
+        let mut core = Core { pid: peer.pid, handle, identity, link: Some(peer.link), keeps_locks };
         let lend = |core: &mut Core| -> Result<(), LinkError> {
-            let fronts = self.fronts.frames();
+            let fronts = self.fronts.frames(core);
             core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
             self.fronts.lend(core)
         };

@@ -10,6 +10,8 @@ mod cores;
 mod front;
 mod fronts;
 mod holder;
+mod listen;
+mod locks;
 mod nbd;
 mod requests;
 mod restore;

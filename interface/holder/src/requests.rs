@@ -1,6 +1,6 @@
 //! What the control module asks.
 
-use std::{sync::atomic::Ordering::Relaxed, sync::mpsc, thread, time::Duration};
+use std::{io, sync::atomic::Ordering::Relaxed, sync::mpsc, thread, time::Duration};
 
 use everdisk_gate::custody::{Act, Refusal, Seat, State};
 use everdisk_proto::{
@@ -18,6 +18,7 @@ use crate::{
     cores,
     front::FileFront,
     holder::{Holder, Peer, Unmounting},
+    locks::NodeLocks,
     nbd::NbdFront,
     suspension::{self, Until, not_drained},
 };
@@ -111,7 +112,7 @@ impl Holder {
         if self.custody.seat(slot) != Seat::Armed {
             return Err(refused(Refusal::NotArmed));
         }
-        self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts(file))?;
+        self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts())?;
         self.fronts.lend_to_all(&mut self.cores);
         let others: Vec<_> = self.cores.iter().map(|(other, _)| other).filter(|other| *other != slot).collect();
         for other in others {
@@ -125,12 +126,13 @@ impl Holder {
         if self.custody.serving() == Some(slot) {
             return Ok(());
         }
-        self.close_fronts(file);
+        self.close_fronts();
         self.custody.detached();
         Err(failure.unwrap_or_else(|| "the core did not take the gate".to_owned()))
     }
 
     fn open_fronts(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen]) -> Result<(), String> {
+        self.fronts.locks = NodeLocks::take(&self.nodes)?;
         if !nbd.is_empty() {
             self.fronts.nbd = Some(NbdFront::listen(nbd)?);
         }
@@ -141,13 +143,14 @@ impl Holder {
         Ok(())
     }
 
-    fn close_fronts(&mut self, file: Option<&FileAttach>) {
+    fn close_fronts(&mut self) {
         if let Some(mut nbd) = self.fronts.nbd.take() {
             nbd.close();
         }
-        if let Some(attach) = file.filter(|_| self.fronts.file.take().is_some()) {
-            let _ = fuse::unmount(&attach.path, true);
+        if let Some(Err(e)) = self.fronts.file.take().map(|front| front.unmount()) {
+            tracing::error!("a mount that could not be served stays behind: {e}");
         }
+        self.fronts.locks = NodeLocks::default();
     }
 
     /// Suspend, switch, probe, resume. At the end a core serves: the successor, else the predecessor.
@@ -240,9 +243,19 @@ impl Holder {
             return Some(Answer::Done);
         };
         let (sender, result) = mpsc::channel();
-        let path = front.mounted_at();
+        let found = front.mount_now();
         thread::spawn(move || {
-            let _ = sender.send(fuse::unmount(&path, force));
+            let done = match found {
+                Ok(Some(mount)) => fuse::unmount(&mount, force),
+                // It lives although it is mounted nowhere: somebody took it out of the tree while it was open.
+                Ok(None) if !force => Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "the file was unmounted by somebody else and is still open",
+                )),
+                Ok(None) => Ok(()),
+                Err(e) => Err(e),
+            };
+            let _ = sender.send(done);
         });
         self.unmounting = Some(Unmounting { result, peer: peer.number, id });
         None

@@ -11,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use everdisk_proto::superblock::{SUPERBLOCK_BYTES, Superblock};
+use everdisk_proto::superblock::{DATA_FILE as DATA, SUPERBLOCK_BYTES, Superblock};
+use everdisk_sys::lock::{self, LockError};
 use rustix::{
-    fs::{AtFlags, Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags, ResolveFlags},
     io::{Errno, retry_on_intr},
 };
 use uuid::Uuid;
@@ -22,7 +23,6 @@ use crate::{NodeFormat, OpenError};
 
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_NEW: &str = "superblock.new";
-const DATA: &str = "data";
 /// What an empty directory may hold: mkfs makes it in every ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -40,11 +40,13 @@ pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
     refuse_used(directory.as_fd(), path)?;
 
     let data = make_file(directory.as_fd(), path, DATA, OFlags::EXCL, &mut undo)?;
+    take_lock(&data, path)?;
     set_length(&data, path, format.len)?;
     sync(&data, &path.join(DATA))?;
     sync_directory(directory.as_fd(), path)?;
     undo.files.push(path.join(SUPERBLOCK));
     put_superblock(directory.as_fd(), path, &format.superblock, &mut undo)?;
+    undo.locks.push(data);
     Ok(undo)
 }
 
@@ -91,6 +93,7 @@ impl Resizable {
         let size = if between.contains(&found.size) { found.size } else { old.superblock.size };
         check_superblock(&found, &Superblock { size, ..old.superblock }, path)?;
         let data = open_data(directory.as_fd(), path)?;
+        take_lock(&data, path)?;
         let len = length(&data, path)?;
         if !(old.len..=new.len).contains(&len) {
             return Err(wrong_length(path, len, old.len));
@@ -116,6 +119,9 @@ pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
         }
         Err(e) => return Err(e),
     }
+    // An interrupted removal has taken the data, and then nobody can serve the node.
+    let data = open_file(directory.as_fd(), path, DATA, OFlags::RDWR)?;
+    data.as_ref().map_or(Ok(()), |data| take_lock(data, path))?;
     for name in [DATA, SUPERBLOCK_NEW, SUPERBLOCK] {
         match retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::empty())) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -151,6 +157,23 @@ pub(super) fn read_superblock(directory: BorrowedFd<'_>, path: &Path) -> Result<
     match file.take(SUPERBLOCK_BYTES as u64).read_to_end(&mut bytes) {
         Ok(_) => Superblock::decode(&bytes).map_err(|source| OpenError::BadSuperblock { path, source }),
         Err(source) => Err(OpenError::Io { path, action: "read it", source }),
+    }
+}
+
+/// Takes the node for as long as the file is open: nobody else serves, grows or removes it meanwhile.
+fn take_lock(data: &File, path: &Path) -> Result<(), OpenError> {
+    let file = path.join(DATA);
+    let locked = lock::exclusive(data.as_fd()).and_then(|()| Ok(lock::is_at(data.as_fd(), &file)?));
+    match locked {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(OpenError::Io {
+            path: file,
+            action: "lock it",
+            source: io::Error::other("it was removed or replaced at this moment"),
+        }),
+        Err(LockError::Held(holders)) => Err(OpenError::Held { path: path.to_owned(), holders }),
+        Err(LockError::Unsupported(source)) => Err(OpenError::NoLocks { path: path.to_owned(), source }),
+        Err(LockError::Io(source)) => Err(OpenError::Io { path: file, action: "lock it", source }),
     }
 }
 
@@ -211,11 +234,12 @@ fn length(data: &File, path: &Path) -> Result<u64, OpenError> {
 }
 
 /// Opens a regular file of the node; `None` when there is none. Never follows a link and never waits for a peer, so
-/// that neither a symlink nor a fifo in its place does harm.
+/// that neither a symlink nor a fifo in its place does harm. What is mounted over it is not the node's file.
 fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags) -> Result<Option<File>, OpenError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let path = path.join(name);
-    match retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::empty())) {
+    let inside = || rustix::fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
+    match retry_on_intr(inside) {
         Ok(fd) => {
             let file = File::from(fd);
             match file.metadata() {
@@ -225,6 +249,7 @@ fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags)
             }
         }
         Err(Errno::NOENT) => Ok(None),
+        Err(Errno::XDEV) => Err(OpenError::Covered { path }),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Err(OpenError::NotFile { path }),
         Err(e) => Err(os_error(&path, "open it", e)),
     }
@@ -329,6 +354,8 @@ fn io_error(path: &Path, action: &'static str, source: io::Error) -> OpenError {
 pub struct Created {
     files: Vec<PathBuf>,
     directories: Vec<PathBuf>,
+    /// The node is locked until then.
+    locks: Vec<File>,
 }
 
 impl Created {
