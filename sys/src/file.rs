@@ -136,6 +136,25 @@ pub fn make_placeholder(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<F
     if is_placeholder(&found) { Ok(found.id) } else { Err(io::ErrorKind::AlreadyExists.into()) }
 }
 
+/// Makes an empty file that its owner can write to.
+///
+/// # Errors
+/// The operating system's; `AlreadyExists` when something bears the name.
+pub fn make_empty(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<FileId> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR))?;
+    Ok(look(made.as_fd())?.id)
+}
+
+/// Takes every permission from the file `id`, where it is reached by its name; done before something is mounted over it, by a descriptor
+/// that is kept, or after.
+///
+/// # Errors
+/// The operating system's.
+pub fn close_to_all(file: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::chmod(by_descriptor(file), Mode::empty())?)
+}
+
 /// Whether this is what [`make_placeholder`] makes, of this user.
 pub fn is_placeholder(found: &Found) -> bool {
     found.kind == FileType::Socket && found.mode == 0 && found.uid == rustix::process::geteuid().as_raw()

@@ -6,10 +6,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs, io,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -181,6 +178,7 @@ mod tests {
     use std::{
         fs::File,
         io::{BufRead, BufReader},
+        os::fd::AsFd,
         process::{Command, Stdio},
     };
 

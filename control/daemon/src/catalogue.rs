@@ -1,10 +1,10 @@
 //! All volumes of this host: making, finding, growing and deleting them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     programs::{Programs, run_well},
     progress::Progress,
     supervise::supervise,
+    territory::Territory,
     volume::{Volume, lock},
 };
 
@@ -54,7 +55,9 @@ pub struct Catalogue {
     /// Those whose files could not be read, and why.
     damaged: BTreeMap<VolumeName, String>,
     /// Those that are being made.
-    drafts: Mutex<BTreeSet<VolumeName>>,
+    drafts: Mutex<BTreeMap<VolumeName, VolumeSpec>>,
+    /// Held while places are looked at and entered, so that two wishes at once do not get one place.
+    claims: Mutex<()>,
 }
 
 impl Catalogue {
@@ -90,7 +93,7 @@ impl Catalogue {
                 }
             }
         }
-        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged, drafts: Mutex::default() })
+        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged, drafts: Mutex::default(), claims: Mutex::default() })
     }
 
     /// All volumes, by name.
@@ -107,6 +110,18 @@ impl Catalogue {
             Some(why) => Error::Failed(format!("volume {name} cannot be used: {why}")),
             None => Error::NotFound(name.to_string()),
         })
+    }
+
+    /// Has nobody else claim places until the result is dropped; what was claimed is in a volume's record, or a draft, by then.
+    pub fn claim(&self) -> MutexGuard<'_, ()> {
+        lock(&self.claims)
+    }
+
+    /// What volumes have of the file system.
+    pub fn territory(&self) -> Territory {
+        let volumes = self.all().into_iter().map(|volume| (volume.spec(), volume.attachment()));
+        let drafts: Vec<_> = lock(&self.drafts).values().map(|spec| (spec.clone(), None)).collect();
+        Territory::of(&volumes.chain(drafts).collect::<Vec<_>>())
     }
 
     /// Makes a volume: formats its storage nodes, then enters it.
@@ -132,7 +147,7 @@ impl Catalogue {
                 "there is a volume {name} already: choose another name or `everdisk volume delete {name}`"
             )));
         }
-        let mut draft = Draft::new(self, name.clone())?;
+        let mut draft = Draft::new(self, &spec)?;
         let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
         let file = draft.path.join("volume.json");
         durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
@@ -244,9 +259,15 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(catalogue: &'a Catalogue, name: VolumeName) -> Result<Self> {
-        if !lock(&catalogue.drafts).insert(name.clone()) {
-            return Err(Error::State(format!("a volume {name} is being made at this moment")));
+    fn new(catalogue: &'a Catalogue, spec: &VolumeSpec) -> Result<Self> {
+        let name = spec.name.clone();
+        {
+            let _claim = catalogue.claim();
+            if lock(&catalogue.drafts).contains_key(&name) {
+                return Err(Error::State(format!("a volume {name} is being made at this moment")));
+            }
+            catalogue.territory().refuse_nodes(spec)?;
+            lock(&catalogue.drafts).insert(name.clone(), spec.clone());
         }
         let path = catalogue.directories.state.join("volumes").join(format!("{NEW}{name}"));
         let left = path.exists();

@@ -40,7 +40,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
         }
         Request::Attach { name, file, nbd } => {
             let volume = catalogue.get(&name)?;
-            attach(&volume, file.as_ref(), &nbd, progress)?;
+            attach(catalogue, &volume, file.as_ref(), &nbd, progress)?;
             shown(&status::status(&volume))
         }
         Request::Detach { name, force } => {

@@ -7,7 +7,6 @@ use std::{
 };
 
 use everdisk_proto::frame::NbdStatus;
-use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::info;
 
@@ -16,6 +15,7 @@ use crate::{
     error::{Doing, Error, Result},
     flush::{Patience, Synchronous, flush},
     peers::{DETACH_DEADLINE, NotDetached},
+    places,
     process::ProcessId,
     progress::Progress,
     record::{Attachment, Phase},
@@ -67,8 +67,7 @@ pub fn detach(volume: &Arc<Volume>, force: bool, progress: &Progress) -> Result<
     progress.step("close the front ends");
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let serving = volume.interface().status().ok().and_then(|status| status.serving);
-    let path = attachment.file.as_ref().map(|file| file.path.as_path());
-    let attachment = match volume.interface().detach(force, path) {
+    let attachment = match volume.interface().detach(force, attachment.file.as_ref()) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
@@ -113,11 +112,10 @@ fn give_up(volume: &Volume) -> Result<()> {
 pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
-    let path = attachment.file.as_ref().map(|file| file.path.as_path());
     let deadline = Instant::now() + DETACH_DEADLINE;
     loop {
         let serving = volume.interface().status().ok().and_then(|status| status.serving);
-        let refused = match volume.interface().detach(false, path) {
+        let refused = match volume.interface().detach(false, attachment.file.as_ref()) {
             Ok(()) => return finish(volume, &attachment, serving),
             Err(NotDetached::InUse(_)) => return stay(volume),
             Err(NotDetached::Other(e)) => e,
@@ -127,7 +125,7 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
         }
         // Else it may be unmounting still, as it was told by the predecessor. Where nothing is mounted, the cores tell by
         // their leaving that it had done so.
-        if (path.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
+        if (attachment.file.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
             stay(volume)?;
             return Err(refused);
         }
@@ -159,7 +157,7 @@ fn given_up(attachment: &Attachment) -> Result<bool> {
     let Some(file) = &attachment.file else {
         return Ok(!attachment.interface_alive() && attachment.live_cores().next().is_none());
     };
-    Ok(fuse::find_mount(&file.path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
+    Ok(places::mount_of(file).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
 }
 
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.

@@ -9,7 +9,7 @@
 //!                      ─► upgrade ─► actor    the acts of the pure machine in everdisk-upgrade
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
-//!  peers · places · start · child · process · programs · durable · paths      what all of them stand on
+//!  owner · territory · peers · places · start · child · process · programs · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod detach;
 pub mod durable;
 pub mod error;
 pub mod flush;
+pub mod owner;
 pub mod paths;
 pub mod peers;
 pub mod places;
@@ -34,6 +35,7 @@ pub mod start;
 pub mod status;
 pub mod supervise;
 pub mod take_over;
+pub mod territory;
 pub mod upgrade;
 pub mod volume;
 
@@ -41,7 +43,7 @@ pub mod volume;
 mod fake;
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs,
     os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
@@ -76,8 +78,7 @@ pub fn run(directories: Directories) -> Result<()> {
     paths::check_socket(&socket).map_err(Error::Failed)?;
     let shortest = "v".parse().map_err(|_| Error::Failed("no volume name".to_owned()))?;
     paths::VolumePaths::new(&directories, &shortest).check_sockets().map_err(Error::Failed)?;
-    // The lock is released when this process ends, however it does.
-    let _lock = only_one(&directories.run.join("everdiskd.lock"))?;
+    let _owned = owner::own(&directories)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
     let programs = Programs::find().doing(|| "find the programs".to_owned())?;
     let catalogue = Arc::new(Catalogue::load(directories, programs)?);
@@ -111,19 +112,6 @@ fn refuse_shared(path: &Path) -> Result<()> {
         return refused("can be written by others than its owner", "chmod go-w it if it is used for nothing else");
     }
     Ok(())
-}
-
-fn only_one(path: &Path) -> Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path);
-    let file = file.doing(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::State(format!(
-            "another everdiskd runs with this run directory ({} is locked): stop it first, or give another --run-dir",
-            path.display()
-        ))),
-        Err(TryLockError::Error(source)) => Err(Error::Io { doing: format!("lock {}", path.display()), source }),
-    }
 }
 
 #[cfg(test)]

@@ -110,6 +110,7 @@ impl Attachment {
         if seen.len() == self.nbd.len() {
             for (nbd, seen) in self.nbd.iter_mut().zip(seen) {
                 nbd.address.clone_from(&seen.address);
+                nbd.bound = seen.bound;
             }
         }
     }
@@ -117,6 +118,16 @@ impl Attachment {
     /// Whether it was made in this boot.
     pub fn of_this_boot(&self) -> bool {
         self.boot_id == boot_id()
+    }
+
+    /// Whether it is under way.
+    pub fn is_being_made(&self) -> bool {
+        self.phase == Phase::Attaching
+    }
+
+    /// Whether a process of it runs.
+    pub fn lives(&self) -> bool {
+        self.interface_alive() || self.live_cores().next().is_some()
     }
 
     /// Whether the interface runs.
@@ -202,7 +213,7 @@ mod tests {
     fn every_front_end_is_recorded_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
-        let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2 };
+        let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2, bound: None };
         let record: Record = serde_json::from_str(FILE_ONLY).unwrap();
         let attachment = Attachment {
             file: None,
@@ -216,6 +227,7 @@ mod tests {
         assert_eq!(opened, attachment, "an interface that says nothing changes nothing");
         let seen = |text: &str| NbdStatus {
             address: text.parse().unwrap(),
+            bound: None,
             connections: 0,
             accepted: 0,
             carried: 0,
