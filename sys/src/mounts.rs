@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::ffi::OsStringExt,
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use rustix::fs::{Mode, OFlags};
@@ -79,6 +79,13 @@ impl Ground {
 /// The operating system's, and `NotFound` for a place that is mounted nowhere any more.
 pub fn ground(path: &Path) -> io::Result<Ground> {
     let (existing, missing) = deepest(path)?;
+    if missing.components().any(|part| part == Component::ParentDir) {
+        // What does not exist is no link, so `..` leads back from it.
+        return ground(&missing.components().fold(existing, |place, part| match part {
+            Component::ParentDir => place.parent().map(Path::to_owned).unwrap_or(place),
+            part => place.join(part),
+        }));
+    }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = rustix::fs::open(&existing, flags, Mode::empty())?;
     let id = mount_id(place.as_fd())?;
@@ -171,6 +178,8 @@ mod tests {
         assert_eq!(ground(&at("a/b/../b")).unwrap(), real);
         let new = ground(&at("link/b/c/d")).unwrap();
         assert!(new.is_in(&real) && !real.is_in(&new) && real.is_in(&real));
+        assert_eq!(ground(&at("link/none/../b")).unwrap(), real);
+        assert!(!ground(&at("link/none/../../b")).unwrap().is_in(&ground(&at("a")).unwrap()));
         assert!(!ground(&at("a/bc")).unwrap().is_in(&real), "a longer name is another place");
         if rustix::process::geteuid().is_root() {
             fs::create_dir(at("bound")).unwrap();

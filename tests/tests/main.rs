@@ -19,6 +19,8 @@ mod nbd_guest;
 mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
+mod ownership;
+mod ownership_paths;
 mod qemu;
 mod refusals;
 mod rollback;

@@ -63,6 +63,7 @@ pub fn attach(
         interface: None,
         cores: Vec::new(),
         started: 0,
+        home: volume.paths.home(),
     };
     volume.paths.make_run().doing(|| format!("make {}", volume.paths.run.display()))?;
     volume.update(|record| record.attachment = Some(attachment))?;
@@ -200,6 +201,7 @@ mod tests {
             interface: None,
             cores: Vec::new(),
             started: 1,
+            home: None,
         }
     }
 

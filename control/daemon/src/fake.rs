@@ -120,6 +120,7 @@ impl Interface {
             interface: ProcessId::of(std::process::id()),
             cores: Vec::new(),
             started: 0,
+            home: None,
         };
         volume.update(|record| record.attachment = Some(attachment)).unwrap();
         let status = InterfaceStatus {

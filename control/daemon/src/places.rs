@@ -47,8 +47,7 @@ pub fn look_at(
 ) -> Result<Places> {
     check_set(file.is_some(), nbd.iter().map(|nbd| &nbd.address)).map_err(Error::BadRequest)?;
     let file = file.map(|wish| -> Result<_> {
-        let path = resolve_file(&wish.path)?;
-        territory.refuse_front_end(&path.display().to_string(), &path, volume)?;
+        let path = resolve_file(&wish.path, volume, territory)?;
         let (uid, gid) = owner(wish.owner);
         // The name of a mount is its identity: no other mount has had it or will have it.
         let source = Some(format!("everdisk:{volume}:{}", Uuid::new_v4().simple()));
@@ -94,14 +93,17 @@ fn in_real_directory(place: &str, path: &Path) -> Result<PathBuf> {
 }
 
 /// The path to mount on, free of symbolic links: a regular file, or a name in an existing directory.
-fn resolve_file(path: &Path) -> Result<PathBuf> {
+fn resolve_file(path: &Path, volume: &VolumeName, territory: &Territory) -> Result<PathBuf> {
     let place = path.display().to_string();
     let refused = |why: &str| refused(&place, why);
     let mut target = in_real_directory(&place, path)?;
     // Asked of procfs before the path itself: a mount whose server is dead answers nothing but errors.
     refuse_mounted(&target)?;
     match fs::symlink_metadata(&target) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(target),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            territory.refuse_front_end(&place, &target, volume)?;
+            return Ok(target);
+        }
         Err(e) => return Err(refused(&e.to_string())),
         Ok(found) if found.is_symlink() => {
             target =
@@ -110,6 +112,7 @@ fn resolve_file(path: &Path) -> Result<PathBuf> {
         }
         Ok(_) => {}
     }
+    territory.refuse_front_end(&place, &target, volume)?;
     let found = fs::metadata(&target).doing(|| format!("attach at {}", target.display()))?;
     match (found.is_file(), found.is_dir()) {
         (true, _) if found.len() > 0 => Err(refused(&format!(

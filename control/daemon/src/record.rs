@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use everdisk_api::LastUpgrade;
 use everdisk_proto::{
+    file_id::FileId,
     frame::{FileAttach, NbdListen, NbdStatus},
     journal::CoreBuild,
 };
@@ -55,6 +56,9 @@ pub struct Attachment {
     pub cores: Vec<KnownCore>,
     /// Cores started so far.
     pub started: u64,
+    /// The directory in which this record was written: a copy of it says nothing about who may end these processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<FileId>,
 }
 
 /// Where an attach is.
@@ -183,7 +187,7 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// As the control module wrote it when a file was the only front end.
@@ -196,6 +200,11 @@ mod tests {
         },
         "last_upgrade": null, "unfinished": null
     }"#;
+
+    /// The attachment of it.
+    pub(crate) fn attachment() -> Attachment {
+        serde_json::from_str::<Record>(FILE_ONLY).unwrap().attachment.unwrap()
+    }
 
     #[test]
     fn a_record_from_before_nbd_is_read_and_one_without_nbd_is_written_as_before() {

@@ -36,8 +36,10 @@ pub struct Place {
 
 impl Place {
     fn is_in(&self, other: &Self) -> bool {
-        let grounds = self.ground.as_ref().zip(other.ground.as_ref());
-        self.path.starts_with(&other.path) || grounds.is_some_and(|(own, other)| own.is_in(other))
+        match (&self.ground, &other.ground) {
+            (Some(own), Some(other)) => own.is_in(other),
+            _ => self.path.starts_with(&other.path),
+        }
     }
 }
 

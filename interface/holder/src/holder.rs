@@ -29,6 +29,7 @@ use everdisk_proto::{
 use everdisk_sys::{
     clock::monotonic_ns,
     link::LinkError,
+    lock::{self, Holders, LockError},
     memory::SharedSegment,
     packet,
     process::{self, pidfd},
@@ -67,8 +68,8 @@ pub(crate) enum Fatal {
     #[error("cannot listen at {0}: {1}")]
     Socket(String, io::Error),
     /// Another interface keeps the volume.
-    #[error("another interface keeps this volume (it holds the lock beside {0})")]
-    Second(String),
+    #[error("another interface keeps this volume (it holds the lock beside {0}): {1}; end it first")]
+    Second(String, Holders),
     /// Memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -113,7 +114,7 @@ pub(crate) struct Holder {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
-    let _lock = lock(&arguments.socket)?;
+    let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
@@ -132,14 +133,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
 }
 
 /// Two interfaces of one volume would both believe that the gate is theirs.
-fn lock(socket: &Path) -> Result<fs::File, Fatal> {
+fn only_one(socket: &Path) -> Result<fs::File, Fatal> {
     let path = socket.with_extension("lock");
     let fault = |e| Fatal::Socket(path.display().to_string(), e);
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(fault)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    match lock::exclusive(file.as_fd()) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Fatal::Second(socket.display().to_string())),
-        Err(errno) => Err(fault(errno.into())),
+        Err(LockError::Held(holders)) => Err(Fatal::Second(socket.display().to_string(), holders)),
+        Err(LockError::Unsupported(e) | LockError::Io(e)) => Err(fault(e)),
     }
 }
 

@@ -13,13 +13,13 @@ fn name() -> VolumeName {
 fn what_cannot_be_mounted_on_is_refused_and_links_are_followed() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let why = |path: &Path| resolve_file(path).unwrap_err().to_string();
+    let why = |path: &Path| resolve_file(path, &name(), &Territory::default()).unwrap_err().to_string();
     fs::write(at("file"), "").unwrap();
     symlink(at("file"), at("link")).unwrap();
     symlink(at("nowhere"), at("dangling")).unwrap();
     let real = fs::canonicalize(dir.path()).unwrap();
-    assert_eq!(resolve_file(&at("new")).unwrap(), real.join("new"));
-    assert_eq!(resolve_file(&at("link")).unwrap(), real.join("file"));
+    assert_eq!(resolve_file(&at("new"), &name(), &Territory::default()).unwrap(), real.join("new"));
+    assert_eq!(resolve_file(&at("link"), &name(), &Territory::default()).unwrap(), real.join("file"));
     assert!(why(&at("dangling")).contains("leads nowhere"));
     assert!(why(dir.path()).contains("is a directory"));
     assert!(why(Path::new("/dev/null")).contains("no regular file"));
@@ -51,13 +51,13 @@ fn what_is_mounted_on_is_made_or_was_there_empty_and_is_the_one_that_was_looked_
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| fs::canonicalize(dir.path()).unwrap().join(name);
     fs::write(at("full"), "precious").unwrap();
-    assert!(resolve_file(&at("full")).unwrap_err().to_string().contains("it is not empty (8 bytes)"));
+    assert!(resolve_file(&at("full"), &name(), &Territory::default()).unwrap_err().to_string().contains("it is not empty (8 bytes)"));
     assert!(make_target(&at("full")).is_err());
     fs::write(at("empty"), "").unwrap();
-    assert!(resolve_file(&at("empty")).is_ok());
+    assert!(resolve_file(&at("empty"), &name(), &Territory::default()).is_ok());
     assert!(!make_target(&at("empty")).unwrap().is_ours, "it was there before");
     let made = make_target(&at("new")).unwrap();
-    assert!(made.is_ours && resolve_file(&at("new")).is_ok());
+    assert!(made.is_ours && resolve_file(&at("new"), &name(), &Territory::default()).is_ok());
     if rustix::process::geteuid().is_root() {
         assert!(fs::write(at("new"), "x").is_err(), "nobody writes into it");
         assert_eq!(make_target(&at("new")).unwrap(), made, "one that was left is taken up");

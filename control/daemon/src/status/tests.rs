@@ -50,6 +50,7 @@ fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachme
         interface,
         cores: core.map(known).into_iter().collect(),
         started: 1,
+        home: None,
     }
 }
 

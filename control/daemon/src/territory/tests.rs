@@ -37,6 +37,7 @@ fn attached(path: &Path, lives: bool) -> Attachment {
         interface,
         cores: Vec::new(),
         started: 0,
+        home: None,
     }
 }
 
