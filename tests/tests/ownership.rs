@@ -51,7 +51,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
     Volume::new(&host, "v").attach(&[]);
     let second = Second::start(&host, "run2", "state2");
     let other = host.file("other.img");
-    let node = format!("dir:{}", host.node("v-0").display());
+    let (node, data) = (format!("dir:{}", host.node("v-0").display()), host.node("v-0").join("data"));
     let refused = |pid: Option<u32>| {
         let holder = pid.map_or_else(|| "process ".to_owned(), |pid| format!("process {pid} (")) ;
         let words: [&str; 4] = ["in use by", &holder, "everdisk-", "volumes/v/volume.json"];
@@ -59,7 +59,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
         second.everdisk(&["volume", "resize", "v", "64M"]).refused(1, &words);
         second.everdisk(&["volume", "delete", "v", "--yes"]).refused(1, &words);
         assert!(!other.exists() && processes::mount_line(&other).is_none(), "nothing is left of the attempt");
-        assert_eq!(fs::metadata(host.node("v-0").join("data")).unwrap().len(), 16 << 20);
+        assert_eq!(fs::metadata(&data).unwrap().len(), 16 << 20);
     };
     {
         let volume = Volume::new(&host, "v");
@@ -133,11 +133,14 @@ fn processes_that_were_left_over_are_named_and_kept_off() {
     let other = host.file("other.img");
     assert_eq!(Volume::new(&host, "v").status().state(), "detached");
     let attach = |words: &[&str]| host.everdisk(&["attach", "v", "--file", text(&other)]).refused(1, words);
-    attach(&["another interface keeps this volume", &format!("process {}", first.interface().unwrap())]);
+    let interface = format!("process {}", first.interface().unwrap());
+    attach(&[&interface, "everdisk-interface", "everdisk-core", "end them"]);
+    host.everdisk(&["volume", "delete", "v", "--yes"]).refused(1, &["in use by", &interface]);
+    assert!(first.cores().into_iter().chain(first.interface()).all(processes::is_alive), "nothing was done to them");
     processes::kill(first.interface().unwrap());
-    // The cores have the nodes still, and are named as those who have them.
-    let named = attach(&["in use by process", "everdisk-core"]).stderr;
-    assert!(first.cores().iter().any(|pid| named.contains(&format!("process {pid}"))), "{named}");
+    // The cores have the nodes still.
+    let named = attach(&["process", "everdisk-core"]).stderr;
+    assert!(first.cores().iter().all(|pid| named.contains(&format!("process {pid}"))), "{named}");
     host.everdisk(&["volume", "delete", "v", "--yes"]).refused(1, &["in use by process"]);
     for core in first.cores() {
         processes::kill(core);

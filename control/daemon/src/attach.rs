@@ -49,6 +49,7 @@ pub fn attach(
         }
         clear_away(volume)?;
     }
+    refuse_strays(volume)?;
     // Before anything is done, and again when nobody else claims a place at the same time.
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     let build = first_build(volume, progress)?;
@@ -105,6 +106,23 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     // Of a port that the system chose, nobody else knows which one it is.
     let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     volume.update_attachment(|attachment| attachment.opened(&bound))
+}
+
+/// Processes that run for the volume although no attachment tells of them, its record being lost, may serve it: nothing is done to
+/// them, and nothing beside them.
+fn refuse_strays(volume: &Volume) -> Result<()> {
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        strays.iter().map(|(process, program)| format!("process {} ({})", process.pid, program.display())).collect();
+    Err(Error::State(format!(
+        "processes of volume {} run that its record does not tell of, and may serve it: {}; see who uses them, end them, and \
+         attach again",
+        volume.name,
+        named.join(", ")
+    )))
 }
 
 /// A question to the mounted file, which a core that hangs leaves open.

@@ -157,11 +157,23 @@ pub fn make_target(path: &Path) -> Result<Target> {
             }
             None => Ok(Target { id: file::make_empty(directory, name)?, is_ours: true }),
             Some(found) if file::is_placeholder(&found) => Ok(Target { id: found.id, is_ours: true }),
+            Some(found) if was_closed(&found) => {
+                let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+                file::give(file::pin(directory, name)?.as_fd(), user.0, user.1, 0o600)?;
+                Ok(Target { id: found.id, is_ours: true })
+            }
             Some(found) if found.kind.is_file() && found.len == 0 => Ok(Target { id: found.id, is_ours: false }),
             Some(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else is there by now")),
         }
     };
     make().doing(|| format!("make {}", path.display()))
+}
+
+/// Whether this is what an attachment of this user left, closed to writers, that is no longer known to be ours: fusermount3 could not
+/// mount on it.
+fn was_closed(found: &file::Found) -> bool {
+    let user = rustix::process::geteuid();
+    found.kind.is_file() && found.len == 0 && found.mode == 0 && found.uid == user.as_raw() && !user.is_root()
 }
 
 /// Removes the placeholder, unless something else is at its path by now, or somebody has written into it.

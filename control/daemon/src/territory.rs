@@ -30,16 +30,16 @@ const LOOK_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     path: PathBuf,
-    /// Where that is, as far as it can be found out.
-    ground: Option<Ground>,
+    /// Where that is, as far as it can be found out. A mounted file has two: the one it covers, and its own.
+    grounds: Vec<Ground>,
 }
 
 impl Place {
     fn is_in(&self, other: &Self) -> bool {
-        match (&self.ground, &other.ground) {
-            (Some(own), Some(other)) => own.is_in(other),
-            _ => self.path.starts_with(&other.path),
+        if self.grounds.is_empty() || other.grounds.is_empty() {
+            return self.path.starts_with(&other.path);
         }
+        self.grounds.iter().any(|own| other.grounds.iter().any(|other| own.is_in(other)))
     }
 }
 
@@ -159,7 +159,7 @@ fn front_ends(attachment: &Attachment) -> Vec<PathBuf> {
 
 fn one(what: What, path: &Path) -> Place {
     let place = places(vec![(what, path.to_owned())]).pop();
-    place.unwrap_or_else(|| Place { path: path.to_owned(), ground: None })
+    place.unwrap_or_else(|| Place { path: path.to_owned(), grounds: Vec::new() })
 }
 
 /// Finds out where places are, on a thread of its own: one of the file systems may hang.
@@ -168,15 +168,15 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
     let paths: Vec<PathBuf> = wanted.iter().map(|(_, path)| path.clone()).collect();
     thread::spawn(move || {
         for (what, path) in wanted {
-            let ground = match what {
-                What::Node => mounts::ground(&path).ok(),
-                // Where the mounted file is, not what it shows.
+            let own = mounts::ground(&path).ok();
+            let covered = match what {
+                What::Node => None,
                 What::FrontEnd => path.parent().and_then(|parent| mounts::ground(parent).ok()).map(|ground| Ground {
                     path: ground.path.join(path.file_name().unwrap_or_default()),
                     ..ground
                 }),
             };
-            if sender.send(ground).is_err() {
+            if sender.send(own.into_iter().chain(covered).collect()).is_err() {
                 return;
             }
         }
@@ -186,8 +186,11 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
     let look = paths.into_iter().map(|path| {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         // Once one was not there in time, what comes later is no longer matched to its path.
-        let ground = if hangs { None } else { found.recv_timeout(left).unwrap_or_else(|_| { hangs = true; None }) };
-        Place { path, ground }
+        let grounds: Vec<Ground> = found.recv_timeout(left).ok().filter(|_| !hangs).unwrap_or_else(|| {
+            hangs = true;
+            Vec::new()
+        });
+        Place { path, grounds }
     });
     look.collect()
 }
