@@ -231,7 +231,8 @@ mod tests {
         assert!(check_target(&wanted, Some(wanted.id)).is_ok() && check_target(&wanted, None).is_ok());
         std::fs::rename(&path, path.with_file_name("old")).unwrap();
         std::fs::write(&path, "").unwrap();
-        let options = MountOptions { uid: 0, gid: 0, allow_other: false, source: "everdisk:t:1", target: Some(wanted.id) };
+        let options =
+            MountOptions { uid: 0, gid: 0, allow_other: false, source: "everdisk:t:1", target: Some(wanted.id) };
         let refused = mount(&path, options).unwrap_err();
         assert_eq!(refused.to_string(), "something else is there by now");
         assert_eq!(mounts::from_source("everdisk:t:1").unwrap(), None);

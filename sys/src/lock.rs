@@ -121,8 +121,11 @@ fn holders(file: BorrowedFd<'_>) -> io::Result<Holders> {
     if pids.is_empty() {
         // Who took the lock may have handed it over and ended; the number may be another's by now, if it is anybody's.
         let locks = fs::read_to_string("/proc/locks")?;
-        let takers = locks.lines().filter(|line| is_lock_of(line, &key)).filter_map(|line| line.split_whitespace().nth(4));
-        pids.extend(takers.filter_map(|pid| pid.parse::<u32>().ok()).filter(|pid| Path::new(&format!("/proc/{pid}")).exists()));
+        let takers =
+            locks.lines().filter(|line| is_lock_of(line, &key)).filter_map(|line| line.split_whitespace().nth(4));
+        pids.extend(
+            takers.filter_map(|pid| pid.parse::<u32>().ok()).filter(|pid| Path::new(&format!("/proc/{pid}")).exists()),
+        );
     }
     let mut holders: Vec<Holder> = pids.into_iter().map(|pid| Holder { pid, line: line(pid) }).collect();
     // The interface tells more than its cores.
@@ -169,7 +172,8 @@ fn line(pid: u32) -> String {
         Some(line) => String::from_utf8_lossy(&line).replace('\0', " "),
         None => fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default(),
     };
-    let shown: String = text.trim().chars().take(LINE_CHARS_MAX).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let shown: String =
+        text.trim().chars().take(LINE_CHARS_MAX).map(|c| if c.is_control() { '?' } else { c }).collect();
     if shown.is_empty() { "it is ending".to_owned() } else { shown }
 }
 

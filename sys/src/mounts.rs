@@ -147,7 +147,6 @@ fn unescape(field: &[u8]) -> PathBuf {
     std::ffi::OsString::from_vec(bytes).into()
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

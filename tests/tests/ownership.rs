@@ -1,10 +1,6 @@
 //! One owner of a volume: who serves, grows or deletes it keeps everybody else off, and the refusal says who that is.
 
-use std::{
-    fs,
-    os::unix::fs::FileExt,
-    process::Command,
-};
+use std::{fs, os::unix::fs::FileExt, process::Command};
 
 use everdisk_tests::{
     host::Host,
@@ -53,7 +49,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
     let other = host.file("other.img");
     let (node, data) = (format!("dir:{}", host.node("v-0").display()), host.node("v-0").join("data"));
     let refused = |pid: Option<u32>| {
-        let holder = pid.map_or_else(|| "process ".to_owned(), |pid| format!("process {pid} (")) ;
+        let holder = pid.map_or_else(|| "process ".to_owned(), |pid| format!("process {pid} ("));
         let words: [&str; 4] = ["in use by", &holder, "everdisk-", "volumes/v/volume.json"];
         second.everdisk(&["attach", "v", "--file", text(&other)]).refused(1, &words).refused(1, &[&node]);
         second.everdisk(&["volume", "resize", "v", "64M"]).refused(1, &words);
@@ -82,7 +78,8 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
     // Nobody restores the interface: the cores alone keep the nodes.
     host.kill_daemon();
     let named = processes::naming(&host.root().join("state/volumes/v/volume.json"));
-    let (interface, cores): (Vec<_>, Vec<_>) = named.iter().partition(|process| process.line.contains("everdisk-interface"));
+    let (interface, cores): (Vec<_>, Vec<_>) =
+        named.iter().partition(|process| process.line.contains("everdisk-interface"));
     processes::kill(interface[0].pid);
     assert_eq!(cores.len(), 2, "{named:?}");
     refused(None);

@@ -219,7 +219,11 @@ fn two_attaches_at_one_place_at_the_same_time_give_one_volume() {
         let mounts = mounts_in(&host.root().join("files")).len();
         assert_eq!(mounts, usize::from(front == "--file"), "nothing is hidden below another mount");
         let detach = ["detach", attached[0]];
-        if attached[0] == "c" { second.everdisk(&detach).ok() } else { host.everdisk(&detach).ok() };
+        if attached[0] == "c" {
+            second.everdisk(&detach).ok()
+        } else {
+            host.everdisk(&detach).ok()
+        };
         until_true("nothing is left", || !path.exists() && !host.file("one.sock").exists());
     }
 }

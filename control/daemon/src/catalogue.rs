@@ -93,7 +93,14 @@ impl Catalogue {
                 }
             }
         }
-        Ok(Self { directories, programs, volumes: Mutex::new(volumes), damaged, drafts: Mutex::default(), claims: Mutex::default() })
+        Ok(Self {
+            directories,
+            programs,
+            volumes: Mutex::new(volumes),
+            damaged,
+            drafts: Mutex::default(),
+            claims: Mutex::default(),
+        })
     }
 
     /// All volumes, by name.

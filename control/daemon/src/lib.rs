@@ -42,13 +42,7 @@ pub mod volume;
 #[cfg(test)]
 mod fake;
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::Arc,
-    thread,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, thread};
 
 use everdisk_api::directories::Directories;
 use everdisk_proto::version::PRODUCT;

@@ -222,7 +222,8 @@ pub(crate) mod tests {
     fn every_front_end_is_recorded_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
-        let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2, bound: None };
+        let listen =
+            |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2, bound: None };
         let record: Record = serde_json::from_str(FILE_ONLY).unwrap();
         let attachment = Attachment {
             file: None,

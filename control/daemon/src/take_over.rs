@@ -104,8 +104,14 @@ mod tests {
     fn an_attach_that_was_left_is_ended_where_every_front_end_is_open_and_undone_elsewhere() {
         let file = LentFile { path: "/srv/v".into(), channels: 1, source: None };
         let address = |text: &str| text.parse().unwrap();
-        let nbd =
-            NbdStatus { address: address("tcp:127.0.0.1:4321"), bound: None, connections: 0, accepted: 0, carried: 0, broken: 0 };
+        let nbd = NbdStatus {
+            address: address("tcp:127.0.0.1:4321"),
+            bound: None,
+            connections: 0,
+            accepted: 0,
+            carried: 0,
+            broken: 0,
+        };
         for (opened, bound, gate, stays) in [
             (Some(&file), vec![nbd.clone()], GateState::Serving, true),
             (Some(&file), Vec::new(), GateState::Serving, false),

@@ -92,10 +92,16 @@ impl Territory {
                     format!("it lies in the volume's own storage node dir:{other}; give a path outside of it")
                 }
                 What::Node => {
-                    format!("it lies in storage node dir:{other} of volume {}; give a path outside of it", holding.volume)
+                    format!(
+                        "it lies in storage node dir:{other} of volume {}; give a path outside of it",
+                        holding.volume
+                    )
                 }
                 What::FrontEnd if holding.volume != *volume && place.is_in(&holding.place) => {
-                    format!("volume {0} is attached there; give another path, or `everdisk detach {0}` first", holding.volume)
+                    format!(
+                        "volume {0} is attached there; give another path, or `everdisk detach {0}` first",
+                        holding.volume
+                    )
                 }
                 What::FrontEnd => continue,
             };
@@ -171,10 +177,10 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
             let own = mounts::ground(&path).ok();
             let covered = match what {
                 What::Node => None,
-                What::FrontEnd => path.parent().and_then(|parent| mounts::ground(parent).ok()).map(|ground| Ground {
-                    path: ground.path.join(path.file_name().unwrap_or_default()),
-                    ..ground
-                }),
+                What::FrontEnd => path
+                    .parent()
+                    .and_then(|parent| mounts::ground(parent).ok())
+                    .map(|ground| Ground { path: ground.path.join(path.file_name().unwrap_or_default()), ..ground }),
             };
             if sender.send(own.into_iter().chain(covered).collect()).is_err() {
                 return;

@@ -147,7 +147,8 @@ fn join(
             Err(_) => thread::sleep(RECONNECT),
         }
     };
-    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None, keeps_locks: true }, &[]).map_err(refused)?;
+    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None, keeps_locks: true }, &[])
+        .map_err(refused)?;
     let (frame, mut fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
     let (slot, fronts) = match frame.body {
         FromInterface::Welcome { slot, fronts } => (slot, fronts),

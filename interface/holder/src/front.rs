@@ -53,7 +53,8 @@ impl FileFront {
         let FileAttach { uid, gid, allow_other, target, .. } = *attach;
         let mounted = fuse::mount(&attach.path, MountOptions { uid, gid, allow_other, source, target })?;
         Self::set_up(attach, segment, mounted).inspect_err(|_| {
-            let found = mounts::from_source(source).and_then(|mount| mount.map_or(Ok(()), |mount| fuse::unmount(&mount, true)));
+            let found =
+                mounts::from_source(source).and_then(|mount| mount.map_or(Ok(()), |mount| fuse::unmount(&mount, true)));
             if let Err(e) = found {
                 tracing::error!(path = %attach.path.display(), "a mount that could not be served stays behind: {e}");
             }

@@ -9,12 +9,7 @@ use std::{
     path::Path,
 };
 
-use everdisk_proto::{
-    frame::FromInterface,
-    limits::FRAME_FDS_MAX,
-    superblock::DATA_FILE,
-    volume::NodeUrl,
-};
+use everdisk_proto::{frame::FromInterface, limits::FRAME_FDS_MAX, superblock::DATA_FILE, volume::NodeUrl};
 use everdisk_sys::{
     link::LinkError,
     lock::{self, LockError},

@@ -42,7 +42,8 @@ fn golden_frames_about_owners() {
 /// What ABI 3 has beside the frames of ABI 1 and 2, byte for byte.
 #[test]
 fn golden_frames_of_abi_3() {
-    let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };
+    let listen =
+        |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };
     let lines: Vec<&str> = include_str!("../../golden/frames-v3.jsonl").lines().collect();
     let nbd = || vec![listen("unix:/run/v.sock"), listen("tcp:127.0.0.1:10809")];
     golden(lines[0], ToInterface::Request(Request::Attach { file: None, nbd: nbd(), core: 42 }), 0);

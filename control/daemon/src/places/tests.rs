@@ -51,7 +51,12 @@ fn what_is_mounted_on_is_made_or_was_there_empty_and_is_the_one_that_was_looked_
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| fs::canonicalize(dir.path()).unwrap().join(name);
     fs::write(at("full"), "precious").unwrap();
-    assert!(resolve_file(&at("full"), &name(), &Territory::default()).unwrap_err().to_string().contains("it is not empty (8 bytes)"));
+    assert!(
+        resolve_file(&at("full"), &name(), &Territory::default())
+            .unwrap_err()
+            .to_string()
+            .contains("it is not empty (8 bytes)")
+    );
     assert!(make_target(&at("full")).is_err());
     fs::write(at("empty"), "").unwrap();
     assert!(resolve_file(&at("empty"), &name(), &Territory::default()).is_ok());
@@ -114,9 +119,11 @@ fn only_sockets_that_were_made_are_removed() {
         drop(UnixListener::bind(at(name)).unwrap());
     }
     fs::write(at("file"), "").unwrap();
-    let (directory, ours) = file::pin_parent(&at("ours")).map(|(directory, name)| (directory, name.to_owned())).unwrap();
+    let (directory, ours) =
+        file::pin_parent(&at("ours")).map(|(directory, name)| (directory, name.to_owned())).unwrap();
     let bound = file::look_at(directory.as_fd(), &ours).unwrap().map(|found| found.id);
-    let listen = |address: String, bound| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound };
+    let listen =
+        |address: String, bound| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound };
     let unix = |name: &str, bound| listen(format!("unix:{}", at(name).display()), bound);
     let all = [
         unix("other", bound),
@@ -145,10 +152,12 @@ fn a_set_of_front_ends_is_looked_at_as_a_whole() {
     let all = look_at(Some(&file("file")), &[unix("link/s"), nbd("tcp:localhost:0")], &name(), &free).unwrap();
     let found = all.file.unwrap();
     assert_eq!((found.path, found.uid, found.mode), (real.join("file"), rustix::process::geteuid().as_raw(), 0o640));
-    let expected = |text: String| NbdListen { address: text.parse().unwrap(), mode: 0o660, uid: 1, gid: 2, bound: None };
+    let expected =
+        |text: String| NbdListen { address: text.parse().unwrap(), mode: 0o660, uid: 1, gid: 2, bound: None };
     let socket = format!("unix:{}", real.join("sub/s").display());
     assert_eq!(all.nbd, [expected(socket), expected("tcp:localhost:0".to_owned())]);
-    let why = |file: Option<&FileOptions>, nbd: &[NbdOptions]| look_at(file, nbd, &name(), &free).unwrap_err().to_string();
+    let why =
+        |file: Option<&FileOptions>, nbd: &[NbdOptions]| look_at(file, nbd, &name(), &free).unwrap_err().to_string();
     assert!(why(None, &[]).contains("no front end"));
     assert!(why(None, &[unix("link/s"), unix("sub/s")]).contains("named twice"));
     assert!(why(Some(&file("sub/s")), &[unix("link/s")]).contains("give two paths"));
