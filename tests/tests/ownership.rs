@@ -159,7 +159,7 @@ fn a_volume_whose_processes_have_all_died_is_attached_at_once() {
     volume.open().sync_all().unwrap();
     let status = volume.settled();
     let all: Vec<u32> = status.cores().into_iter().chain(status.interface()).collect();
-    let path = volume.path.clone();
+    let path = host.file("v.img");
     host.kill_daemon();
     processes::kill_together(&all);
     host.start_daemon();
