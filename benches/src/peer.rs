@@ -62,7 +62,9 @@ impl Drop for Peer {
     fn drop(&mut self) {
         host::end(&mut self.child);
         for point in residue::mounts(std::slice::from_ref(&self.file)) {
-            let _ = everdisk_sys::fuse::unmount(&point, true);
+            if let Ok(Some(mount)) = everdisk_sys::mounts::at(&point) {
+                let _ = everdisk_sys::fuse::unmount(&mount, true);
+            }
         }
     }
 }

@@ -55,7 +55,9 @@ pub fn remove(directories: &[PathBuf]) -> Vec<String> {
     }
     for point in mounts(directories) {
         forced.push(format!("mount {}", point.display()));
-        let _ = fuse::unmount(&point, true);
+        if let Ok(Some(mount)) = everdisk_sys::mounts::at(&point) {
+            let _ = fuse::unmount(&mount, true);
+        }
     }
     forced
 }

@@ -7,7 +7,8 @@
 //! ```text
 //!  interface.sock      control ─ Request ─► interface ─ Answer ─► control
 //!                      core ─ Hello ─► interface ─ Welcome + segment, Lend… + fds ─► core ─ Armed ─► interface
-//!                      interface (restarted) ─ Recall ─► core ─ Returned + segment + fds, ReturnedConnection… ─► interface
+//!                      interface (restarted) ─ Recall ─► core ─ Returned + segment + fds, ReturnedLocks…,
+//!                                                        ReturnedConnection… ─► interface
 //!  core-PID.sock       control ─ CoreRequest ─► core ─ CoreAnswer ─► control
 //! ```
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    file_id::FileId,
     ids::{Generation, Slot},
     limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX},
     nbd::NbdAddress,
@@ -28,8 +30,8 @@ const fn is_zero(n: &u32) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-const fn is_false(b: &bool) -> bool {
-    !*b
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What an interface answers that was started anew and has not been given the descriptors back yet.
@@ -116,6 +118,9 @@ pub enum ToInterface {
         identity: CoreIdentity,
         /// The slot it already has, when it served another interface process of this volume.
         slot: Option<Slot>,
+        /// It keeps the locks of the storage nodes when they are lent to it. Cores of earlier builds do not know of them.
+        #[serde(default, skip_serializing_if = "is_false")]
+        keeps_locks: bool,
     },
     /// The core's stores are open, and it has workers parked behind each front end that was lent to it.
     Armed {
@@ -133,6 +138,14 @@ pub enum ToInterface {
         /// So many `ReturnedConnection` follow.
         #[serde(default, skip_serializing_if = "is_zero")]
         connections: u32,
+        /// So many locks of storage nodes follow, in `ReturnedLocks` before the connections.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        locks: u32,
+    },
+    /// The core gives locks of storage nodes back, in the order of the layout.
+    ReturnedLocks {
+        /// So many descriptors come with it.
+        locks: u8,
     },
     /// The core gives an NBD connection back: the socket, then its memory.
     ReturnedConnection(LentConnection),
@@ -145,6 +158,7 @@ impl Body for ToInterface {
         match self {
             Self::Returned { file, nbd, .. } => 1 + file.as_ref().map_or(0, |f| usize::from(f.channels)) + nbd.len(),
             Self::ReturnedConnection(_) => 2,
+            Self::ReturnedLocks { locks } => usize::from(*locks),
             _ => 0,
         }
     }
@@ -213,6 +227,12 @@ pub struct FileAttach {
     pub gid: u32,
     /// Let users other than the one who attached it in, as far as `mode` permits.
     pub allow_other: bool,
+    /// What the mount is to be called in the kernel's table of mounts: a name that no other mount has had or will have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The file that the control module found there or made: nothing else is mounted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<FileId>,
 }
 
 /// A place at which NBD clients are awaited.
@@ -226,6 +246,9 @@ pub struct NbdListen {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// The UNIX socket that was made there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<FileId>,
 }
 
 /// An NBD connection: the socket and the memory of [`crate::connection`] travel with it.
@@ -244,6 +267,9 @@ pub struct LentFile {
     pub path: PathBuf,
     /// Number of channels (clones of the /dev/fuse fd, the first one the mount's own).
     pub channels: u8,
+    /// [`FileAttach::source`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// What the interface sends.
@@ -266,6 +292,13 @@ pub enum FromInterface {
     },
     /// To a core: serve this connection when the gate admits you; the socket and its memory come with it.
     LendConnection(LentConnection),
+    /// To a core that keeps them: the locks of the storage nodes, as long as which live nobody else may open them.
+    LendLocks {
+        /// The place in the layout of the first.
+        from: u8,
+        /// So many descriptors come with it.
+        locks: u8,
+    },
     /// To a core, by an interface that was started anew: give me the segment, the channels, sockets and connections back.
     Recall,
     /// To a core: end.
@@ -286,6 +319,7 @@ impl Body for FromInterface {
             Self::LendFile(file) => usize::from(file.channels),
             Self::LendNbd { nbd } => nbd.len(),
             Self::LendConnection(_) => 2,
+            Self::LendLocks { locks, .. } => usize::from(*locks),
             _ => 0,
         }
     }
@@ -354,6 +388,9 @@ pub struct InterfaceStatus {
 pub struct NbdStatus {
     /// Where it is; of a TCP port that the system chose, the one it chose.
     pub address: NbdAddress,
+    /// The UNIX socket that was made there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<FileId>,
     /// Clients that are connected.
     pub connections: u32,
     /// Connections that were taken.

@@ -7,6 +7,7 @@
 
 pub mod buffer;
 pub mod connection;
+pub mod file_id;
 pub mod frame;
 pub mod gate_word;
 pub mod ids;

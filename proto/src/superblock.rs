@@ -17,6 +17,9 @@ use zerocopy::{
 
 /// Format version this build writes, and the only one it reads.
 pub const FORMAT: u32 = 1;
+/// The file of a directory node that holds its bytes. Its lock (flock(2)) says that somebody serves, grows or deletes the node; it is
+/// never replaced by another file.
+pub const DATA_FILE: &str = "data";
 /// Bytes of a superblock.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 const MAGIC: [u8; 8] = *b"EVERDISK";

@@ -1,22 +1,25 @@
-//! /dev/fuse: opening, cloning, mounting, and what the kernel tells about a connection.
+//! /dev/fuse: opening, cloning, mounting, unmounting, and what the kernel tells about a connection.
 
 use std::{
-    fs, io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
-    path::{Path, PathBuf},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use everdisk_proto::file_id::FileId;
 use rustix::{
     fs::{FileType, Mode, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags},
 };
 
-use crate::{link::wait_readable, packet};
+use crate::{
+    file,
+    link::wait_readable,
+    mounts::{self, Mount},
+    packet,
+};
 
 /// Opens /dev/fuse.
 ///
@@ -43,46 +46,72 @@ pub fn clone_channel(mounted: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// Options of a mount.
 #[derive(Clone, Copy, Debug)]
-pub struct MountOptions {
+pub struct MountOptions<'a> {
     /// Owner of the mount.
     pub uid: u32,
     /// Group of the mount.
     pub gid: u32,
     /// Let other users in (the kernel then checks the file's mode).
     pub allow_other: bool,
+    /// What the mount is called in the kernel's table: its identity, for the numbers of mounts and connections are used again.
+    pub source: &'a str,
+    /// The file to mount on; nothing else is, where it is known.
+    pub target: Option<FileId>,
 }
 
-/// Mounts a connection whose root is a regular file on the regular file `path`: by mount(2) as root, else through
-/// fusermount3. Returns the connection's fd; the INIT request waits in it.
+/// Mounts a connection whose root is a regular file on the file `path`: by mount(2) as root, else through fusermount3. Returns the
+/// connection's fd; the INIT request waits in it. On failure nothing is left mounted.
 ///
 /// # Errors
-/// The operating system's, or what fusermount3 said.
-pub fn mount(path: &Path, options: MountOptions) -> io::Result<OwnedFd> {
-    if rustix::process::geteuid().is_root() { mount_as_root(path, options) } else { mount_by_helper(path, options) }
+/// The operating system's, what fusermount3 said, or that something else is at the path by now.
+pub fn mount(path: &Path, options: MountOptions<'_>) -> io::Result<OwnedFd> {
+    // The file is pinned first: between a look at the path and the mount, somebody else could put a link there.
+    let (directory, name) = file::pin_parent(path)?;
+    let target = file::pin(directory.as_fd(), name)?;
+    check_target(&file::look(target.as_fd())?, options.target)?;
+    let mounted = if rustix::process::geteuid().is_root() {
+        mount_as_root(target.as_fd(), options)?
+    } else {
+        mount_by_helper(path, options)?
+    };
+    // What another mounted there in the same moment is below ours now, hidden: it was there first.
+    let table = mounts::all()?;
+    let ours = table.iter().find(|mount| mount.source == options.source);
+    let below = ours.and_then(|ours| table.iter().find(|mount| mount.id == ours.parent && mount.path == ours.path));
+    if let (Some(ours), Some(below)) = (ours, below) {
+        unmount(ours, true)?;
+        let why = format!("{} was mounted there in the same moment", below.source);
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+    }
+    Ok(mounted)
 }
 
-fn mount_as_root(path: &Path, options: MountOptions) -> io::Result<OwnedFd> {
-    // The file is pinned first: between a look at the path and the mount, somebody else could put a link there.
-    let target = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+fn check_target(found: &file::Found, wanted: Option<FileId>) -> io::Result<()> {
+    match wanted {
+        Some(wanted) if wanted == found.id => Ok(()),
+        None if found.kind == FileType::RegularFile => Ok(()),
+        Some(_) => Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else is there by now")),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")),
     }
-    let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+}
+
+fn mount_as_root(target: BorrowedFd<'_>, options: MountOptions<'_>) -> io::Result<OwnedFd> {
     let fd = open()?;
     let other = if options.allow_other { ",allow_other,default_permissions" } else { "" };
     let data =
         format!("fd={},rootmode=100000,user_id={},group_id={}{other}\0", fd.as_raw_fd(), options.uid, options.gid);
     let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    rustix::mount::mount("everdisk", target, "fuse.everdisk", MountFlags::NOSUID | MountFlags::NODEV, Some(data))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount(options.source, file::by_descriptor(target), "fuse.everdisk", flags, Some(data))?;
     Ok(fd)
 }
 
-fn mount_by_helper(path: &Path, options: MountOptions) -> io::Result<OwnedFd> {
+fn mount_by_helper(path: &Path, options: MountOptions<'_>) -> io::Result<OwnedFd> {
     const HELPER_DEADLINE: Duration = Duration::from_secs(10);
     let (ours, theirs) = helper_socket()?;
     let other = if options.allow_other { ",allow_other,default_permissions" } else { "" };
     let mut child = Command::new("fusermount3")
-        .args(["-o", &format!("fsname=everdisk,subtype=everdisk,nosuid,nodev{other}"), "--"])
+        .args(["-o", &format!("fsname={},subtype=everdisk,nosuid,nodev{other}", options.source), "--"])
         .arg(path)
         .env("_FUSE_COMMFD", "0")
         .stdin(Stdio::from(theirs))
@@ -111,11 +140,21 @@ fn helper_socket() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Unmounts. `lazy`: take the mount out of the tree at once although somebody uses it.
+/// Unmounts this mount and no other. `lazy`: take it out of the tree at once although somebody uses it.
 ///
 /// # Errors
-/// `ResourceBusy` when the file is in use and `lazy` is not asked, else the operating system's.
-pub fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
+/// `ResourceBusy` when the file is in use and `lazy` is not asked, else the operating system's; also when something else has been
+/// mounted over it.
+pub fn unmount(mount: &Mount, lazy: bool) -> io::Result<()> {
+    let path = &mount.path;
+    match mounts::at(path)? {
+        Some(top) if top.id == mount.id && top.source == mount.source => {}
+        Some(top) => {
+            let why = format!("{} is mounted over it; unmount that first (umount {})", top.source, path.display());
+            return Err(io::Error::other(why));
+        }
+        None => return Err(io::ErrorKind::NotFound.into()),
+    }
     if rustix::process::geteuid().is_root() {
         let flags = UnmountFlags::NOFOLLOW | if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         return Ok(rustix::mount::unmount(path, flags)?);
@@ -129,69 +168,6 @@ pub fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let kind = if said.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     Err(io::Error::new(kind, said))
-}
-
-/// A mount as /proc/self/mountinfo shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountedFuse {
-    /// Number of the FUSE connection: the minor number of the mount's device.
-    pub connection: u32,
-    /// Source, `everdisk` for ours.
-    pub source: String,
-}
-
-/// The topmost FUSE mount on `path`, if there is one. Asks nobody but procfs, so a dead server does not block it.
-///
-/// # Errors
-/// When /proc/self/mountinfo cannot be read.
-pub fn find_mount(path: &Path) -> io::Result<Option<MountedFuse>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let wanted = escape(path);
-    let found = text.lines().rev().filter_map(fuse_mount).find(|(target, _)| *target == wanted);
-    Ok(found.map(|(_, mount)| mount))
-}
-
-/// Where a connection is mounted now: a directory above it may have been renamed since.
-///
-/// # Errors
-/// When /proc/self/mountinfo cannot be read.
-pub fn find_path(connection: u32) -> io::Result<Option<PathBuf>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let found = text.lines().filter_map(fuse_mount).find(|(_, mount)| mount.connection == connection);
-    Ok(found.map(|(target, _)| unescape(target)))
-}
-
-/// Target, as it is written there, and mount of a line of mountinfo (Documentation/filesystems/proc.rst, 3.5).
-fn fuse_mount(line: &str) -> Option<(&str, MountedFuse)> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut left = left.split(' ').skip(2);
-    let device = left.next()?;
-    let target = left.nth(1)?;
-    let mut right = right.split(' ');
-    let kind = right.next()?;
-    let source = right.next()?.to_owned();
-    let connection = device.split_once(':').and_then(|(_, minor)| minor.parse().ok())?;
-    (kind == "fuse" || kind.starts_with("fuse.")).then_some((target, MountedFuse { connection, source }))
-}
-
-const ESCAPES: [(char, &str); 4] = [(' ', "\\040"), ('\t', "\\011"), ('\n', "\\012"), ('\\', "\\134")];
-
-/// mountinfo writes space, tab, newline and backslash as octal escapes.
-fn escape(path: &Path) -> String {
-    let mut text = String::new();
-    for c in String::from_utf8_lossy(path.as_os_str().as_bytes()).chars() {
-        match ESCAPES.iter().find(|(plain, _)| *plain == c) {
-            Some((_, escaped)) => text.push_str(escaped),
-            None => text.push(c),
-        }
-    }
-    text
-}
-
-/// The path that mountinfo writes with escapes.
-pub fn unescape(target: &str) -> PathBuf {
-    // The backslash last: what it yields is no escape.
-    ESCAPES.iter().fold(target.to_owned(), |text, (plain, escaped)| text.replace(escaped, &plain.to_string())).into()
 }
 
 /// The counter of requests that the kernel has and nobody has answered, of one connection. Its file shows the number at
@@ -244,13 +220,56 @@ pub fn read_within(channel: BorrowedFd<'_>, buffer: &mut [u8], limit: Duration) 
 mod tests {
     use super::*;
 
+    /// What is at the path by now is looked at before anything is mounted.
     #[test]
-    fn a_line_of_mountinfo_gives_connection_and_path() {
-        let line = "42 30 0:39 / /srv/a\\040b rw,nosuid - fuse.everdisk everdisk rw,user_id=0";
-        let (target, mount) = fuse_mount(line).unwrap();
-        assert_eq!((mount.connection, mount.source.as_str()), (39, "everdisk"));
-        assert_eq!(unescape(target), Path::new("/srv/a b"));
-        assert_eq!(escape(Path::new("/srv/a b")), target);
-        assert!(fuse_mount("42 30 0:39 / /srv rw - ext4 /dev/vda rw").is_none());
+    fn only_the_file_that_was_looked_at_is_mounted_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::fs::canonicalize(dir.path()).unwrap().join("v.img");
+        std::fs::write(&path, "").unwrap();
+        let (directory, name) = file::pin_parent(&path).unwrap();
+        let wanted = file::look_at(directory.as_fd(), name).unwrap().unwrap();
+        assert!(check_target(&wanted, Some(wanted.id)).is_ok() && check_target(&wanted, None).is_ok());
+        std::fs::rename(&path, path.with_file_name("old")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let options =
+            MountOptions { uid: 0, gid: 0, allow_other: false, source: "everdisk:t:1", target: Some(wanted.id) };
+        let refused = mount(&path, options).unwrap_err();
+        assert_eq!(refused.to_string(), "something else is there by now");
+        assert_eq!(mounts::from_source("everdisk:t:1").unwrap(), None);
+        let directory = file::look(directory.as_fd()).unwrap();
+        assert!(check_target(&directory, None).is_err());
+    }
+
+    /// Two that mount at one place: the second finds the first below it, and goes.
+    #[test]
+    fn what_was_mounted_in_the_same_moment_stays_and_ours_goes() {
+        if !rustix::process::geteuid().is_root() || open().is_err() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::fs::canonicalize(dir.path()).unwrap().join("v.img");
+        std::fs::write(&path, "").unwrap();
+        let mut options = MountOptions { uid: 0, gid: 0, allow_other: false, source: "everdisk:t:2", target: None };
+        let _first = mount(&path, options).unwrap();
+        let first = mounts::at(&path).unwrap().unwrap();
+        options.source = "everdisk:t:3";
+        let refused = mount(&path, options).unwrap_err().to_string();
+        assert!(refused.contains("everdisk:t:2 was mounted there in the same moment"), "{refused}");
+        assert_eq!(mounts::at(&path).unwrap().as_ref(), Some(&first));
+        let (directory, name) = file::pin_parent(&path).unwrap();
+        let pinned = file::pin(directory.as_fd(), name).unwrap();
+        let second = mount_as_root(pinned.as_fd(), options).unwrap();
+        let table = mounts::all().unwrap();
+        let ours = table.iter().find(|mount| mount.source == options.source).unwrap();
+        assert_eq!((ours.parent, &ours.path), (first.id, &first.path));
+        let refused = unmount(&first, true).unwrap_err().to_string();
+        assert!(refused.contains("everdisk:t:3 is mounted over it"), "{refused}");
+        unmount(ours, true).unwrap();
+        drop(second);
+        assert_eq!(mounts::at(&path).unwrap().as_ref(), Some(&first));
+        let stale = Mount { source: "everdisk:t:9".to_owned(), ..first.clone() };
+        assert!(unmount(&stale, true).is_err(), "the same number and another source is another mount");
+        unmount(&first, true).unwrap();
+        assert_eq!(mounts::at(&path).unwrap(), None);
     }
 }

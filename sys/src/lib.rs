@@ -4,10 +4,13 @@
 pub mod cache;
 pub mod clock;
 pub mod connection;
+pub mod file;
 pub mod fuse;
 pub mod link;
+pub mod lock;
 pub mod loop_device;
 pub mod memory;
+pub mod mounts;
 pub mod packet;
 pub mod privileges;
 pub mod process;

@@ -37,6 +37,7 @@ pub mod processes;
 pub mod programs;
 pub mod promises;
 pub mod run;
+pub mod second;
 pub mod status;
 pub mod volume;
 pub mod wait;

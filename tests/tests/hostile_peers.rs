@@ -117,12 +117,12 @@ fn peers_that_pretend_to_be_cores_do_no_harm() {
     let load = Load::start(&volume, 2);
     let (interface, _) = sockets(&volume);
     let connect = || Link::<ToInterface, FromInterface>::connect(&interface).unwrap();
-    let hello = |slot| ToInterface::Hello { identity: CoreIdentity::current(), slot };
+    let hello = |slot| ToInterface::Hello { identity: CoreIdentity::current(), slot, keeps_locks: false };
 
     let foreign = connect();
     let abi = VersionRange { min: 7, max: 9 };
     let identity = CoreIdentity { abi, ..CoreIdentity::current() };
-    foreign.send(1, ToInterface::Hello { identity, slot: None }, &[]).unwrap();
+    foreign.send(1, ToInterface::Hello { identity, slot: None, keeps_locks: false }, &[]).unwrap();
     let (answer, _) = foreign.recv_within(SOON).unwrap();
     assert!(matches!(&answer.body, FromInterface::Refused { reason } if reason.contains("ABI")), "{answer:?}");
 
@@ -137,10 +137,10 @@ fn peers_that_pretend_to_be_cores_do_no_harm() {
     }
     assert_eq!(volume.status().core(), serving.core());
     // It returns descriptors that nobody asked for.
-    let file = LentFile { path: "/x".into(), channels: 1 };
+    let file = LentFile { path: "/x".into(), channels: 1, source: None };
     let null: Vec<OwnedFd> = devices(2);
     let fds: Vec<_> = null.iter().map(AsFd::as_fd).collect();
-    let _ = thief.send(2, ToInterface::Returned { file: Some(file), nbd: Vec::new(), connections: 0 }, &fds);
+    let _ = thief.send(2, ToInterface::Returned { file: Some(file), nbd: Vec::new(), connections: 0, locks: 0 }, &fds);
     load.goes_on(50);
     drop((foreign, thief));
 

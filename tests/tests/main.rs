@@ -6,8 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash_consistency;
-mod failed_flush;
 mod detach;
+mod failed_flush;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
@@ -17,17 +17,19 @@ mod hostile_peers;
 mod identity;
 mod kills_fio;
 mod limits;
-mod mappings;
 mod logs;
+mod mappings;
 mod module_deaths;
 mod nbd_clients;
 mod nbd_guest;
 mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
-mod privileges;
+mod ownership;
+mod ownership_paths;
 mod plain_nodes;
 mod power_loss;
+mod privileges;
 mod qemu;
 mod records;
 mod refusals;

@@ -3,7 +3,7 @@
 //! /dev/fuse may be closed to that user on this machine; so the test makes a mount namespace of its own with another
 //! node of the same device that is open to all. Nothing outside changes.
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use everdisk_tests::{
     host::{Host, Identity},
@@ -97,6 +97,9 @@ fn an_unprivileged_user_does_everything_through_fusermount3() {
         volume.ask("resume", &[]).ok();
         // Not even root outside the namespace sees the mount; in it, root is another user and is kept out.
         assert_eq!(processes::mount_line(&volume.path), None);
+        // What it sees there is the file below: after an unmount by hand nobody but root could write into it.
+        let below = fs::metadata(&volume.path).unwrap();
+        assert_eq!((below.is_file(), below.len(), below.permissions().mode() & 0o7777), (true, 0, 0));
         let mut held = host.command("sh");
         held.args(["-c", &format!("exec 3<{file}; echo open; exec sleep 600")]);
         let holder = Running::start(held);

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use everdisk_proto::{ids::VolumeName, volume::NodeUrl};
+use everdisk_proto::{
+    ids::VolumeName,
+    volume::{Bypass, NodeUrl},
+};
 use everdisk_upgrade::policy::Handover;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,9 @@ pub enum Request {
         stripe: u64,
         /// Bytes of its write buffer; 0: it is always synchronous.
         buffer: u64,
+        /// Whether writes may pass the write buffer by.
+        #[serde(default)]
+        bypass: Bypass,
         /// Its storage nodes in the order of the layout.
         nodes: Vec<NodeUrl>,
         /// Make their directories too.

@@ -269,7 +269,8 @@ mod tests {
         assert_eq!(shown(&Frontend::file(Path::new("/srv/v.img"))), r#"{"kind":"file","address":"/srv/v.img"}"#);
         let address: NbdAddress = "unix:/run/v.sock".parse().unwrap();
         assert_eq!(shown(&Frontend::nbd(&address)), r#"{"kind":"nbd","address":"unix:/run/v.sock"}"#);
-        let seen = Frontend::from(&NbdStatus { address, connections: 1, accepted: 4, carried: 2, broken: 0 });
+        let seen =
+            Frontend::from(&NbdStatus { address, bound: None, connections: 1, accepted: 4, carried: 2, broken: 0 });
         let text = r#"{"kind":"nbd","address":"unix:/run/v.sock","connections":1,"accepted":4,"carried":2,"broken":0}"#;
         assert_eq!(shown(&seen), text);
         assert_eq!(serde_json::from_str::<Frontend>(text).unwrap(), seen);

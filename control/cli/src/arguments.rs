@@ -4,6 +4,7 @@ use std::{env, ffi::OsString, path, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use everdisk_api::{Handover, frontends::check_set, quantity};
+use everdisk_proto::volume::Bypass;
 use everdisk_proto::{
     ids::VolumeName,
     nbd::{BadNbdAddress, NbdAddress},
@@ -185,6 +186,10 @@ pub(crate) struct Create {
     /// Write buffer, from 2M to 1G; 0: every write goes through to the storage nodes before it is acknowledged
     #[arg(long, value_name = "SIZE", value_parser = quantity::buffer, default_value = "64M")]
     pub(crate) buffer: u64,
+    /// Whether writes may pass the write buffer by where the storage nodes are as quick: auto, or never. Never is for nodes that tell of
+    /// a failed write late or not at all (thin disks, NFS): nothing is then acknowledged from their page cache alone
+    #[arg(long, value_name = "WHEN", value_parser = bypass, default_value = "auto")]
+    pub(crate) bypass: Bypass,
 }
 
 #[derive(Debug, Args)]
@@ -280,6 +285,14 @@ fn mode(text: &str) -> Result<u32, String> {
 fn owner(text: &str) -> Result<(u32, u32), String> {
     let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
     pair.ok_or_else(|| format!("{text:?} is no owner: write user and group id as numbers, such as 1000:1000"))
+}
+
+fn bypass(text: &str) -> Result<Bypass, String> {
+    match text {
+        "auto" => Ok(Bypass::Auto),
+        "never" => Ok(Bypass::Never),
+        _ => Err("give auto or never".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -227,9 +227,9 @@ impl Session {
     }
 
     fn create(&self, create: Create) -> Result<(), Failure> {
-        let Create { name, size, stripe, buffer, nodes, create_dir, .. } = create;
+        let Create { name, size, stripe, buffer, bypass, nodes, create_dir, .. } = create;
         let words = format!("{name} is made");
-        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, nodes, create_dir }, &words)
+        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, bypass, nodes, create_dir }, &words)
     }
 
     fn attach(&self, attach: Attach) -> Result<(), Failure> {

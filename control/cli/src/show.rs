@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(frontend(&Frontend::file(Path::new("/srv/v"))), "/srv/v");
         let address = "unix:/run/v.sock".parse().unwrap();
         assert_eq!(frontend(&Frontend::nbd(&address)), "unix:/run/v.sock");
-        let seen = NbdStatus { address, connections: 1, accepted: 4, carried: 2, broken: 0 };
+        let seen = NbdStatus { address, bound: None, connections: 1, accepted: 4, carried: 2, broken: 0 };
         let words = "unix:/run/v.sock (1 connected of 4 accepted, 2 carried over, 0 broken)";
         assert_eq!(frontend(&Frontend::from(&seen)), words);
     }

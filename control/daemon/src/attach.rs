@@ -1,10 +1,9 @@
 //! Attach: interface, core, front ends; all of it or nothing.
 
 use std::{
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -12,11 +11,12 @@ use std::{
 
 use everdisk_api::frontends::{FileOptions, NbdOptions, exposure};
 use everdisk_proto::{frame::FileAttach, journal::CoreBuild, limits::PEER_DEADLINE};
-use everdisk_sys::fuse;
+use everdisk_sys::{file, fuse};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
 use crate::{
+    catalogue::Catalogue,
     error::{Doing, Error, Result},
     give_up::does_not_end,
     limits, nodes, places,
@@ -31,7 +31,13 @@ use crate::{
 ///
 /// # Errors
 /// Why not; nothing is left of the attempt then.
-pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOptions], progress: &Progress) -> Result<()> {
+pub fn attach(
+    catalogue: &Catalogue,
+    volume: &Arc<Volume>,
+    file: Option<&FileOptions>,
+    nbd: &[NbdOptions],
+    progress: &Progress,
+) -> Result<()> {
     let _operation = volume.begin("attach")?;
     let _hands = crate::volume::lock(&volume.hands);
     if let Some(old) = volume.record().attachment {
@@ -45,9 +51,13 @@ pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOption
         clear_away(volume)?;
     }
     limits::check(&volume.spec(), file.is_some())?;
+    refuse_strays(volume)?;
+    // Before anything is done, and again when nobody else claims a place at the same time.
+    places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
-    let places = places::look_at(file, nbd, &volume.spec())?;
     let build = first_build(volume, progress)?;
+    let claim = catalogue.claim();
+    let places = places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     let attachment = Attachment {
         boot_id: boot_id(),
         phase: Phase::Attaching,
@@ -57,9 +67,11 @@ pub fn attach(volume: &Arc<Volume>, file: Option<&FileOptions>, nbd: &[NbdOption
         interface: None,
         cores: Vec::new(),
         started: 0,
+        home: volume.paths.home(),
     };
     volume.paths.make_run().doing(|| format!("make {}", volume.paths.run.display()))?;
     volume.update(|record| record.attachment = Some(attachment))?;
+    drop(claim);
     volume.set_trouble(None);
     if let Err(e) = bring_up(volume, &build, progress) {
         if let Err(left) = clear_away(volume) {
@@ -83,13 +95,15 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     start::core_armed(volume, &core, ARMED_WITHIN)?;
     progress.step("open the front ends");
     let Attachment { file, nbd, .. } = volume.attached()?;
-    if let Some(file) = &file {
-        make_file(volume, file)?;
-    }
+    let target = file.as_ref().map(|file| make_target(volume, file)).transpose()?;
+    let file = volume.attached()?.file;
     volume.interface().attach(file.clone(), nbd, core.id.pid).map_err(|e| match core.id.alive() {
         true => e,
         false => Error::Failed(format!("{e}; the core ended: {}", core.last_words())),
     })?;
+    if let Some(target) = target.flatten() {
+        file::close_to_all(target.as_fd()).doing(|| "close the file below the volume's to writers".to_owned())?;
+    }
     // The kernel learns the file's size when it is first asked for it. Before, a mapping is empty and writes go one by
     // one. It refuses us where the file is another user's; then it is that user's first question that does it.
     if let Some(file) = file {
@@ -98,6 +112,23 @@ fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Res
     // Of a port that the system chose, nobody else knows which one it is.
     let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     volume.update_attachment(|attachment| attachment.opened(&bound))
+}
+
+/// Processes that run for the volume although no attachment tells of them, its record being lost, may serve it: nothing is done to
+/// them, and nothing beside them.
+fn refuse_strays(volume: &Volume) -> Result<()> {
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        strays.iter().map(|(process, program)| format!("process {} ({})", process.pid, program.display())).collect();
+    Err(Error::State(format!(
+        "processes of volume {} run that its record does not tell of, and may serve it: {}; see who uses them, end them, and \
+         attach again",
+        volume.name,
+        named.join(", ")
+    )))
 }
 
 /// A question to the mounted file, which a core that hangs leaves open.
@@ -118,14 +149,19 @@ fn first_build(volume: &Volume, progress: &Progress) -> Result<CoreBuild> {
     Ok(build)
 }
 
-/// Makes the file to mount on, if there is none.
-fn make_file(volume: &Volume, file: &FileAttach) -> Result<()> {
-    let mut options = OpenOptions::new();
-    match options.write(true).create_new(true).mode(0o600).open(&file.path) {
-        Ok(_) => volume.update_attachment(|attachment| attachment.created_file = true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(e).doing(|| format!("make {}", file.path.display())),
-    }
+/// Finds or makes the file to mount on, and remembers which it is. A regular file that was made is closed to writers once something is
+/// mounted on it: for that it is pinned here.
+fn make_target(volume: &Volume, file: &FileAttach) -> Result<Option<OwnedFd>> {
+    let target = places::make_target(&file.path)?;
+    volume.update_attachment(|attachment| {
+        attachment.created_file = target.is_ours;
+        if let Some(file) = &mut attachment.file {
+            file.target = Some(target.id);
+        }
+    })?;
+    let pinned = file::pin_parent(&file.path).and_then(|(directory, name)| file::pin(directory.as_fd(), name));
+    let pinned = pinned.doing(|| format!("open {}", file.path.display()))?;
+    Ok(target.is_ours.then_some(pinned))
 }
 
 /// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not ask whether somebody
@@ -144,11 +180,10 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
         );
         return Err(Error::Failed(does_not_end(&volume.spec(), &processes)));
     }
-    if let Some(FileAttach { path, .. }) = &attachment.file {
-        unmount(path)?;
-        let empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
-        if attachment.created_file && empty {
-            let _ = fs::remove_file(path);
+    if let Some(file) = &attachment.file {
+        unmount(file)?;
+        if let Some(target) = file.target.filter(|_| attachment.created_file) {
+            places::remove_target(&file.path, target);
         }
     }
     places::remove_sockets(&attachment.nbd);
@@ -157,48 +192,84 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
     volume.update(|record| record.attachment = None)
 }
 
-/// Takes our mount on `path` out of the tree, if there is one.
-fn unmount(path: &Path) -> Result<()> {
-    let found = fuse::find_mount(path).doing(|| "read /proc/self/mountinfo".to_owned())?;
-    match found {
-        Some(mounted) if mounted.source == "everdisk" => {
-            fuse::unmount(path, true).doing(|| format!("unmount {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+/// Takes the volume's mount out of the tree, if it is there, and no other that is at its path.
+fn unmount(file: &FileAttach) -> Result<()> {
+    let found = places::mount_of(file).doing(|| "read /proc/self/mountinfo".to_owned())?;
+    let unmounted = found.map_or(Ok(()), |mount| fuse::unmount(&mount, true));
+    unmounted.doing(|| format!("unmount {}", file.path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::{os::unix::net::UnixListener, path::Path};
 
-    use everdisk_proto::{frame::NbdListen, nbd::NbdAddress};
+    use everdisk_proto::{file_id::FileId, frame::NbdListen, nbd::NbdAddress};
 
     use super::*;
 
+    /// An attachment of another boot: nothing of it runs or is mounted, and files may have been put in the place of what it made.
+    fn left(path: &Path, socket: &Path, target: Option<FileId>, bound: Option<FileId>) -> Attachment {
+        Attachment {
+            boot_id: "another".to_owned(),
+            phase: Phase::Attached,
+            file: Some(FileAttach {
+                path: path.to_owned(),
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                allow_other: false,
+                source: Some("everdisk:v:gone".to_owned()),
+                target,
+            }),
+            nbd: vec![NbdListen { address: NbdAddress::Unix(socket.to_owned()), mode: 0o600, uid: 0, gid: 0, bound }],
+            created_file: true,
+            interface: None,
+            cores: Vec::new(),
+            started: 1,
+            home: None,
+        }
+    }
+
+    fn id(path: &Path) -> FileId {
+        let (directory, name) = file::pin_parent(path).unwrap();
+        file::look_at(directory.as_fd(), name).unwrap().unwrap().id
+    }
+
     #[test]
-    fn only_an_empty_file_that_attach_made_is_removed_and_every_dead_socket() {
+    fn only_what_attach_made_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let volume = crate::volume::tests::volume(dir.path());
-        for (created, content, stays) in [(true, "", false), (true, "data", true), (false, "", true)] {
-            let path = dir.path().join("file");
-            fs::write(&path, content).unwrap();
-            let socket = dir.path().join("socket");
-            drop(UnixListener::bind(&socket).unwrap());
-            let attachment = Attachment {
-                boot_id: "another".to_owned(),
-                phase: Phase::Attached,
-                file: Some(FileAttach { path: path.clone(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
-                nbd: vec![NbdListen { address: NbdAddress::Unix(socket.clone()), mode: 0o600, uid: 0, gid: 0 }],
-                created_file: created,
-                interface: None,
-                cores: Vec::new(),
-                started: 1,
-            };
+        let root = fs::canonicalize(dir.path()).unwrap();
+        let (path, socket) = (root.join("file"), root.join("socket"));
+        let clear = |attachment: Attachment| {
             volume.update(|record| record.attachment = Some(attachment)).unwrap();
             clear_away(&volume).unwrap();
-            assert_eq!((path.exists(), socket.exists()), (stays, false));
             assert_eq!(volume.record().attachment, None);
+        };
+        let make = || {
+            let target = places::make_target(&path).unwrap();
+            drop(UnixListener::bind(&socket).unwrap());
+            (Some(target.id), Some(id(&socket)))
+        };
+        let (target, bound) = make();
+        clear(left(&path, &socket, target, bound));
+        assert!(!path.exists() && !socket.exists(), "what was made goes");
+        // Somebody put files of his own in their places.
+        let (target, bound) = make();
+        for made in [&path, &socket] {
+            fs::rename(made, made.with_extension("moved")).unwrap();
+            fs::write(made, "").unwrap();
         }
+        clear(left(&path, &socket, target, bound));
+        assert!(path.exists() && socket.exists(), "what others made stays");
+        // Or wrote into it.
+        let target = Some(id(&path));
+        fs::write(&path, "data").unwrap();
+        clear(left(&path, &socket, target, None));
+        assert_eq!(fs::read(&path).unwrap(), b"data");
+        let kept = Attachment { created_file: false, ..left(&path, &socket, target, None) };
+        fs::write(&path, "").unwrap();
+        clear(kept);
+        assert!(path.exists(), "and what was there before the attach");
     }
 }

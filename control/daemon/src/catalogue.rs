@@ -1,10 +1,10 @@
 //! All volumes of this host: making, finding, growing and deleting them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use crate::{
     programs::Programs,
     progress::Progress,
     supervise::supervise,
+    territory::Territory,
     volume::{Volume, lock, read_spec},
 };
 
@@ -45,6 +46,8 @@ pub struct Shape {
     pub stripe: u64,
     /// Bytes of the write buffer; 0: none.
     pub buffer: u64,
+    /// Whether writes may pass it by.
+    pub bypass: Bypass,
 }
 
 /// Why the files of a volume cannot be read, and the way out.
@@ -59,7 +62,9 @@ pub struct Catalogue {
     /// Those whose files could not be read, and why.
     damaged: Mutex<BTreeMap<VolumeName, Damaged>>,
     /// Those that are being made.
-    drafts: Mutex<BTreeSet<VolumeName>>,
+    drafts: Mutex<BTreeMap<VolumeName, VolumeSpec>>,
+    /// Held while places are looked at and entered, so that two wishes at once do not get one place.
+    claims: Mutex<()>,
 }
 
 impl Catalogue {
@@ -102,6 +107,7 @@ impl Catalogue {
             volumes: Mutex::new(volumes),
             damaged: Mutex::new(damaged),
             drafts: Mutex::default(),
+            claims: Mutex::default(),
         })
     }
 
@@ -124,6 +130,18 @@ impl Catalogue {
             Some(why) => Error::State(format!("volume {name} cannot be used: {why}")),
             None => Error::NotFound(name.to_string()),
         })
+    }
+
+    /// Has nobody else claim places until the result is dropped; what was claimed is in a volume's record, or a draft, by then.
+    pub fn claim(&self) -> MutexGuard<'_, ()> {
+        lock(&self.claims)
+    }
+
+    /// What volumes have of the file system.
+    pub fn territory(&self) -> Territory {
+        let volumes = self.all().into_iter().map(|volume| (volume.spec(), volume.attachment()));
+        let drafts: Vec<_> = lock(&self.drafts).values().map(|spec| (spec.clone(), None)).collect();
+        Territory::of(&volumes.chain(drafts).collect::<Vec<_>>())
     }
 
     /// An error of the storage nodes' with the names of the volumes that it knows by their identities.
@@ -156,11 +174,10 @@ impl Catalogue {
         create_dir: bool,
         progress: &Progress,
     ) -> Result<(Arc<Volume>, Vec<String>)> {
-        let Shape { size, stripe, buffer } = shape;
+        let Shape { size, stripe, buffer, bypass } = shape;
         let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
-        let spec =
-            VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass: Bypass::Auto, nodes };
+        let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
         let paths = VolumePaths::new(&self.directories, &name);
         paths.check_sockets().map_err(Error::BadRequest)?;
@@ -172,7 +189,7 @@ impl Catalogue {
                 }
             }));
         }
-        let mut draft = Draft::new(self, name.clone())?;
+        let mut draft = Draft::new(self, &spec)?;
         let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
         let file = draft.path.join("volume.json");
         durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
@@ -362,9 +379,15 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(catalogue: &'a Catalogue, name: VolumeName) -> Result<Self> {
-        if !lock(&catalogue.drafts).insert(name.clone()) {
-            return Err(Error::State(format!("a volume {name} is being made at this moment")));
+    fn new(catalogue: &'a Catalogue, spec: &VolumeSpec) -> Result<Self> {
+        let name = spec.name.clone();
+        {
+            let _claim = catalogue.claim();
+            if lock(&catalogue.drafts).contains_key(&name) {
+                return Err(Error::State(format!("a volume {name} is being made at this moment")));
+            }
+            catalogue.territory().refuse_nodes(spec)?;
+            lock(&catalogue.drafts).insert(name.clone(), spec.clone());
         }
         let path = catalogue.directories.state.join("volumes").join(format!("{NEW}{name}"));
         let left = path.exists();

@@ -28,8 +28,8 @@ use crate::{
 pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -> Result<Value> {
     match request {
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
-        Request::VolumeCreate { name, size, stripe, buffer, nodes, create_dir } => {
-            let shape = Shape { size, stripe, buffer };
+        Request::VolumeCreate { name, size, stripe, buffer, bypass, nodes, create_dir } => {
+            let shape = Shape { size, stripe, buffer, bypass };
             let (volume, warnings) = catalogue.create(name, shape, nodes, create_dir, progress)?;
             with(&status::describe(&volume), "warnings", json!(warnings))
         }
@@ -54,7 +54,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
         }
         Request::Attach { name, file, nbd } => {
             let volume = catalogue.get(&name)?;
-            attach(&volume, file.as_ref(), &nbd, progress)?;
+            attach(catalogue, &volume, file.as_ref(), &nbd, progress)?;
             shown(&status::status(&volume))
         }
         Request::Detach { name, force, yes } => {

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use everdisk_sys::fuse;
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
@@ -16,6 +15,7 @@ use crate::{
     flush::{Patience, Synchronous, flush},
     give_up::{Force, Stake, does_not_end},
     peers::{DETACH_DEADLINE, NotDetached},
+    places,
     process::ProcessId,
     progress::Progress,
     record::{Attachment, Phase},
@@ -107,16 +107,17 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
 /// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that nobody uses, if
 /// there are such.
 fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), NotDetached> {
-    let path = attachment.file.as_ref().map(|file| file.path.as_path());
-    let before = attachment.file.as_ref().and_then(|file| fuse::find_mount(&file.path).ok().flatten());
-    let closed = volume.interface().detach(force == Force::Agreed, path);
-    let (Err(NotDetached::InUse(_)), Some(before), Some(path)) = (&closed, before, path) else { return closed };
-    if fuse::find_mount(path).is_ok_and(|now| now.is_none()) {
-        let users = users::of_mount(before.connection, path).unwrap_or_default();
+    let file = attachment.file.as_ref();
+    let before = file.and_then(|file| places::mount_of(file).ok().flatten());
+    let closed = volume.interface().detach(force == Force::Agreed, file);
+    let (Err(NotDetached::InUse(_)), Some(before), Some(file)) = (&closed, before, file) else { return closed };
+    if places::mount_of(file).is_ok_and(|now| now.is_none()) {
+        let connection = before.device.1;
+        let users = users::of_mount(connection, &file.path).unwrap_or_default();
         if users.found.is_empty() && users.copies > 0 {
-            return volume.interface().detach(true, Some(path));
+            return volume.interface().detach(true, Some(file));
         }
-        *lock(&volume.served_elsewhere) = Some(before.connection);
+        *lock(&volume.served_elsewhere) = Some(connection);
     }
     closed
 }
@@ -146,7 +147,7 @@ fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> 
 /// Who uses the file, as far as it can be found out.
 fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
     let Some(file) = &attachment.file else { return Users::default() };
-    let mounted = fuse::find_mount(&file.path).ok().flatten().map(|mounted| mounted.connection);
+    let mounted = places::mount_of(file).ok().flatten().map(|mounted| mounted.device.1);
     let Some(connection) = mounted.or_else(|| *lock(&volume.served_elsewhere)) else { return Users::default() };
     users::of_mount(connection, &file.path).unwrap_or_else(|e| {
         // The kernel is asked after the unmount, so that nobody is cut off all the same.
@@ -186,11 +187,10 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
 pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
-    let path = attachment.file.as_ref().map(|file| file.path.as_path());
     let deadline = Instant::now() + DETACH_DEADLINE;
     loop {
         let serving = volume.interface().status().ok().and_then(|status| status.serving);
-        let refused = match volume.interface().detach(false, path) {
+        let refused = match volume.interface().detach(false, attachment.file.as_ref()) {
             Ok(()) => return finish(volume, &attachment, serving),
             Err(NotDetached::InUse(_)) => return stay(volume),
             Err(NotDetached::Other(e)) => e,
@@ -200,7 +200,7 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
         }
         // Else it may be unmounting still, as it was told by the predecessor. Where nothing is mounted, the cores tell by
         // their leaving that it had done so.
-        if (path.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
+        if (attachment.file.is_some() && !attachment.interface_alive()) || Instant::now() > deadline {
             stay(volume)?;
             return Err(refused);
         }
@@ -238,7 +238,7 @@ fn given_up(attachment: &Attachment) -> Result<bool> {
     let Some(file) = &attachment.file else {
         return Ok(!attachment.interface_alive() && attachment.live_cores().next().is_none());
     };
-    Ok(fuse::find_mount(&file.path).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
+    Ok(places::mount_of(file).doing(|| "read /proc/self/mountinfo".to_owned())?.is_none())
 }
 
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.

@@ -115,12 +115,21 @@ impl Interface {
         let attachment = Attachment {
             boot_id: boot_id(),
             phase: Phase::Attached,
-            file: Some(FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+            file: Some(FileAttach {
+                path: "/srv/v".into(),
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                allow_other: false,
+                source: None,
+                target: None,
+            }),
             nbd: Vec::new(),
             created_file: false,
             interface: ProcessId::of(std::process::id()),
             cores: Vec::new(),
             started: 0,
+            home: None,
         };
         volume.update(|record| record.attachment = Some(attachment)).unwrap();
         let status = InterfaceStatus {

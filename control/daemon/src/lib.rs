@@ -10,7 +10,7 @@
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
 //!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
-//!  peers · places · start · child · process · programs · origin · durable · paths      what all of them stand on
+//!  owner · territory · peers · places · start · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
@@ -24,12 +24,13 @@ pub mod detach;
 pub mod durable;
 pub mod error;
 pub mod flush;
+pub mod give_up;
 pub mod health;
 pub mod limits;
 pub mod look;
-pub mod origin;
-pub mod give_up;
 pub mod nodes;
+pub mod origin;
+pub mod owner;
 pub mod paths;
 pub mod peers;
 pub mod places;
@@ -43,6 +44,7 @@ pub mod status;
 pub mod stuck;
 pub mod supervise;
 pub mod take_over;
+pub mod territory;
 pub mod upgrade;
 pub mod users;
 pub mod volume;
@@ -50,14 +52,7 @@ pub mod volume;
 #[cfg(test)]
 mod fake;
 
-use std::{
-    fs::{self, File, TryLockError},
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, thread, time::Duration};
 
 use everdisk_api::directories::Directories;
 use everdisk_proto::version::PRODUCT;
@@ -88,8 +83,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     paths::check_socket(&socket).map_err(Error::Failed)?;
     let shortest = "v".parse().map_err(|_| Error::Failed("no volume name".to_owned()))?;
     paths::VolumePaths::new(&directories, &shortest).check_sockets().map_err(Error::Failed)?;
-    // The lock is released when this process ends, however it does.
-    let _lock = only_one(&directories.run.join("everdiskd.lock"))?;
+    let _owned = owner::own(&directories)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
     let mut programs = Programs::find().doing(|| "find the programs".to_owned())?;
     programs.hang_limit = hang_limit;
@@ -124,19 +118,6 @@ fn refuse_shared(path: &Path) -> Result<()> {
         return refused("can be written by others than its owner", "chmod go-w it if it is used for nothing else");
     }
     Ok(())
-}
-
-fn only_one(path: &Path) -> Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path);
-    let file = file.doing(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::State(format!(
-            "another everdiskd runs with this run directory ({} is locked): stop it first, or give another --run-dir",
-            path.display()
-        ))),
-        Err(TryLockError::Error(source)) => Err(Error::Io { doing: format!("lock {}", path.display()), source }),
-    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use everdisk_api::directories::Directories;
-use everdisk_proto::ids::VolumeName;
+use everdisk_proto::{file_id::FileId, ids::VolumeName};
+use everdisk_sys::file;
 
 use crate::durable::make_dir;
 
@@ -73,6 +75,12 @@ impl VolumePaths {
     /// What the n-th core since the attach says.
     pub fn core_log(&self, n: u64) -> PathBuf {
         self.run.join(format!("core-{}.log", n % CORE_LOGS))
+    }
+
+    /// Identity of the state directory.
+    pub fn home(&self) -> Option<FileId> {
+        let real = std::fs::canonicalize(&self.state).and_then(|path| file::pin_directory(&path));
+        real.and_then(|directory| file::look(directory.as_fd())).ok().map(|found| found.id)
     }
 
     /// Makes the run directory.

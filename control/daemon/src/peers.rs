@@ -10,12 +10,12 @@ use everdisk_proto::{
     },
     limits::PEER_DEADLINE,
 };
-use everdisk_sys::{
-    fuse,
-    link::{Link, LinkError},
-};
+use everdisk_sys::link::{Link, LinkError};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    places,
+};
 
 /// The interface says how it stands within this time.
 pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
@@ -141,13 +141,13 @@ impl Interface<'_> {
     ///
     /// # Errors
     /// [`NotDetached`].
-    pub fn detach(self, force: bool, file: Option<&Path>) -> Result<(), NotDetached> {
+    pub fn detach(self, force: bool, file: Option<&FileAttach>) -> Result<(), NotDetached> {
         let limit = if force { FORCED_DETACH_DEADLINE } else { DETACH_DEADLINE };
         match self.ask(Request::Detach { force }, limit) {
             Ok(Answer::Done) => Ok(()),
             // It ended: having unmounted, and before its answer could be read, or in the middle of it. Of NBD front ends
             // nothing tells which: the cores have their sockets too.
-            Err(e @ Error::Peer { source: LinkError::Closed, .. }) => match file.map(fuse::find_mount) {
+            Err(e @ Error::Peer { source: LinkError::Closed, .. }) => match file.map(places::mount_of) {
                 Some(Ok(None)) => Ok(()),
                 Some(Err(source)) => Err(NotDetached::Other(Error::Io { doing: MOUNTINFO.to_owned(), source })),
                 Some(Ok(Some(_))) | None => Err(NotDetached::Other(e)),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use everdisk_api::LastUpgrade;
 use everdisk_proto::{
+    file_id::FileId,
     frame::{FileAttach, NbdListen, NbdStatus},
     journal::CoreBuild,
 };
@@ -59,6 +60,9 @@ pub struct Attachment {
     pub cores: Vec<KnownCore>,
     /// Cores started so far.
     pub started: u64,
+    /// The directory in which this record was written: a copy of it says nothing about who may end these processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<FileId>,
 }
 
 /// Where an attach is.
@@ -115,6 +119,7 @@ impl Attachment {
         if seen.len() == self.nbd.len() {
             for (nbd, seen) in self.nbd.iter_mut().zip(seen) {
                 nbd.address.clone_from(&seen.address);
+                nbd.bound = seen.bound;
             }
         }
     }
@@ -122,6 +127,16 @@ impl Attachment {
     /// Whether it was made in this boot.
     pub fn of_this_boot(&self) -> bool {
         self.boot_id == boot_id()
+    }
+
+    /// Whether it is under way.
+    pub fn is_being_made(&self) -> bool {
+        self.phase == Phase::Attaching
+    }
+
+    /// Whether a process of it runs.
+    pub fn lives(&self) -> bool {
+        self.interface_alive() || self.live_cores().next().is_some()
     }
 
     /// Whether the interface runs.
@@ -182,7 +197,7 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// As the control module wrote it when a file was the only front end.
@@ -195,6 +210,11 @@ mod tests {
         },
         "last_upgrade": null, "unfinished": null
     }"#;
+
+    /// The attachment of it.
+    pub(crate) fn attachment() -> Attachment {
+        serde_json::from_str::<Record>(FILE_ONLY).unwrap().attachment.unwrap()
+    }
 
     #[test]
     fn a_record_from_before_nbd_is_read_and_one_without_nbd_is_written_as_before() {
@@ -212,7 +232,8 @@ mod tests {
     fn every_front_end_is_recorded_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
-        let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2 };
+        let listen =
+            |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2, bound: None };
         let record: Record = serde_json::from_str(FILE_ONLY).unwrap();
         let attachment = Attachment {
             file: None,
@@ -226,6 +247,7 @@ mod tests {
         assert_eq!(opened, attachment, "an interface that says nothing changes nothing");
         let seen = |text: &str| NbdStatus {
             address: text.parse().unwrap(),
+            bound: None,
             connections: 0,
             accepted: 0,
             carried: 0,

@@ -104,10 +104,16 @@ mod tests {
     /// An attach that was left counts as done when every front end is open, and is undone otherwise.
     #[test]
     fn an_attach_that_was_left_is_ended_where_every_front_end_is_open_and_undone_elsewhere() {
-        let file = LentFile { path: "/srv/v".into(), channels: 1 };
+        let file = LentFile { path: "/srv/v".into(), channels: 1, source: None };
         let address = |text: &str| text.parse().unwrap();
-        let nbd =
-            NbdStatus { address: address("tcp:127.0.0.1:4321"), connections: 0, accepted: 0, carried: 0, broken: 0 };
+        let nbd = NbdStatus {
+            address: address("tcp:127.0.0.1:4321"),
+            bound: None,
+            connections: 0,
+            accepted: 0,
+            carried: 0,
+            broken: 0,
+        };
         for (opened, bound, gate, stays) in [
             (Some(&file), vec![nbd.clone()], GateState::Serving, true),
             (Some(&file), Vec::new(), GateState::Serving, false),
@@ -117,7 +123,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let volume = volume(dir.path());
             let interface = fake::Interface::start(&volume);
-            let listen = NbdListen { address: address("tcp:127.0.0.1:0"), mode: 0o600, uid: 0, gid: 0 };
+            let listen = NbdListen { address: address("tcp:127.0.0.1:0"), mode: 0o600, uid: 0, gid: 0, bound: None };
             volume
                 .update_attachment(|attachment| {
                     // Not this process, for it would be ended.

@@ -103,7 +103,7 @@ fn mounted(line: &str) -> Option<Mounted> {
     let mut fields = line.split(' ');
     let id = fields.next()?.parse().ok()?;
     let (major, minor) = fields.nth(1)?.split_once(':')?;
-    let target = everdisk_sys::fuse::unescape(fields.nth(1)?);
+    let target = everdisk_sys::mounts::unescape(fields.nth(1)?.as_bytes());
     Some(Mounted { id, minor_of_fuse: minor.parse().ok().filter(|_| major == "0"), target })
 }
 

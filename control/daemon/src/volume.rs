@@ -12,6 +12,7 @@ use std::{
 
 use everdisk_api::directories::Directories;
 use everdisk_proto::{ids::VolumeName, journal::CoreBuild, volume::VolumeSpec};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
@@ -119,7 +120,12 @@ impl Volume {
     pub fn load(directories: &Directories, name: VolumeName, programs: Programs) -> Result<Self> {
         let paths = VolumePaths::new(directories, &name);
         let spec = read_spec(&paths, &name)?;
-        let record = Record::load(&paths.record())?;
+        let mut record = Record::load(&paths.record())?;
+        let home = paths.home();
+        if record.attachment.as_ref().is_some_and(|attachment| attachment.home.is_some() && attachment.home != home) {
+            warn!(volume = %name, "the state directory is a copy: the attachment that it tells of is another's");
+            record.attachment = None;
+        }
         Ok(Self {
             name,
             interface_socket: paths.interface_socket(),
@@ -392,6 +398,28 @@ pub(crate) mod tests {
         durable::write(&paths.spec(), text.as_bytes()).unwrap();
         let programs = Programs::find().unwrap();
         Arc::new(Volume::load(&directories, name, programs).unwrap())
+    }
+
+    /// Whoever copies a state directory gets no right to end what the original serves.
+    #[test]
+    fn an_attachment_in_a_copied_state_directory_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let mut attachment = crate::record::tests::attachment();
+        attachment.home = volume.paths.home();
+        volume.update(|record| record.attachment = Some(attachment)).unwrap();
+        let load = |root: &Path| {
+            let directories = Directories { run: root.join("run"), state: root.join("state") };
+            Volume::load(&directories, volume.name.clone(), volume.programs.clone()).unwrap().record().attachment
+        };
+        assert!(load(dir.path()).is_some());
+        let copy = dir.path().join("copy");
+        let state = copy.join("state/volumes/v");
+        durable::make_dir(&state).unwrap();
+        for file in ["volume.json", "state.json"] {
+            std::fs::copy(volume.paths.state.join(file), state.join(file)).unwrap();
+        }
+        assert_eq!(load(&copy), None);
     }
 
     #[test]

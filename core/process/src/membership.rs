@@ -14,7 +14,7 @@ use everdisk_proto::{
     frame::{FromInterface, LentConnection, LentFile, NbdListen, ToInterface},
     gate_word::GateWord,
     ids::Slot,
-    limits::PEER_DEADLINE,
+    limits::{FRAME_FDS_MAX, PEER_DEADLINE},
     version::CoreIdentity,
     volume::VolumeSpec,
 };
@@ -45,6 +45,8 @@ struct Lent {
     file: Option<(LentFile, Vec<Arc<OwnedFd>>)>,
     /// Where NBD clients are awaited: by the interface, or by the next one, for which this core keeps the sockets.
     nbd: Option<(Vec<NbdListen>, Vec<OwnedFd>)>,
+    /// The locks of the storage nodes, in the order of the layout: kept for the volume, whoever dies.
+    locks: Vec<OwnedFd>,
     /// Connections for which there was no worker yet, and what was lent with them.
     waiting: Vec<(LentConnection, [OwnedFd; 2])>,
     workers: Workers,
@@ -149,7 +151,8 @@ fn join(
             Err(_) => thread::sleep(RECONNECT),
         }
     };
-    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None }, &[]).map_err(refused)?;
+    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None, keeps_locks: true }, &[])
+        .map_err(refused)?;
     let (frame, mut fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
     let (slot, fronts) = match frame.body {
         FromInterface::Welcome { slot, fronts } => (slot, fronts),
@@ -170,7 +173,7 @@ fn join(
     let disk =
         VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
     let workers = Workers::new(&segment, slot, &Arc::new(disk))?;
-    let mut lent = Lent { slot, segment, file: None, nbd: None, waiting: Vec::new(), workers };
+    let mut lent = Lent { slot, segment, file: None, nbd: None, locks: Vec::new(), waiting: Vec::new(), workers };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
         if let Some(other) = take(&mut lent, frame.body, fds)? {
@@ -199,6 +202,11 @@ fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Opti
                 lent.waiting.push((connection, [socket, memory]));
             }
             lent.serve_waiting();
+        }
+        // Lent once more to a core that comes back; they are the same.
+        FromInterface::LendLocks { from, .. } => {
+            lent.locks.truncate(usize::from(from));
+            lent.locks.extend(fds);
         }
         other => return Ok(Some(other)),
     }
@@ -286,7 +294,13 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
     });
     let connections = lent.workers.connections();
     let count = u32::try_from(connections.len() + lent.waiting.len()).unwrap_or(0);
-    link.send(3, ToInterface::Returned { file, nbd, connections: count }, &fds)?;
+    let locks = u32::try_from(lent.locks.len()).expect("a volume has at most 64 nodes");
+    link.send(3, ToInterface::Returned { file, nbd, connections: count, locks }, &fds)?;
+    for some in lent.locks.chunks(FRAME_FDS_MAX) {
+        let fds: Vec<_> = some.iter().map(AsFd::as_fd).collect();
+        let locks = u8::try_from(fds.len()).expect("a frame has at most 16 descriptors");
+        link.send(3, ToInterface::ReturnedLocks { locks }, &fds)?;
+    }
     for connection in connections.iter().filter_map(|served| served.connection()) {
         let fds = [connection.socket(), connection.memory().as_fd()];
         link.send(3, ToInterface::ReturnedConnection(connection.lent), &fds)?;
@@ -314,7 +328,7 @@ fn reconnect(identity: &CoreIdentity, lent: &mut Lent, socket: &Path) -> Option<
             return None;
         }
         let Ok(link) = InterfaceLink::connect(socket) else { continue };
-        let hello = ToInterface::Hello { identity: identity.clone(), slot: Some(lent.slot) };
+        let hello = ToInterface::Hello { identity: identity.clone(), slot: Some(lent.slot), keeps_locks: true };
         if link.send(1, hello, &[]).is_ok() && link.send(2, armed(lent), &[]).is_ok() {
             return Some(link);
         }

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use everdisk_proto::{superblock::BadSuperblock, volume::NodeUrl};
+use everdisk_sys::lock::Holders;
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -193,6 +194,31 @@ pub enum OpenError {
         path: PathBuf,
         /// The operating system's word.
         source: io::Error,
+    },
+    /// Somebody serves the node, or changes it.
+    #[error("{path}: it is in use by {holders}. Detach the volume there, or end that process")]
+    Held {
+        /// The node's directory.
+        path: PathBuf,
+        /// Who has it.
+        holders: Holders,
+    },
+    /// Nothing would keep others off.
+    #[error(
+        "{path}: its file system gives no locks ({source}). Mount it with locks (NFS: the server's lock service, or \
+         local_lock=flock where one computing node alone uses it)"
+    )]
+    NoLocks {
+        /// The node's directory.
+        path: PathBuf,
+        /// The operating system's word.
+        source: io::Error,
+    },
+    /// Another file system hides the file.
+    #[error("{path}: something is mounted over it. Unmount that: a storage node's files are its own")]
+    Covered {
+        /// Superblock or data file.
+        path: PathBuf,
     },
     /// The directory is a node already.
     #[error("{path}: it is a storage node of volume {volume} already. Choose another directory")]

@@ -39,12 +39,20 @@ pub(crate) struct Core {
     pub(crate) leaves: bool,
     /// Why this interface killed it.
     pub(crate) killed: Option<String>,
+    /// It takes the locks of the storage nodes; cores of earlier builds do not know of them.
+    pub(crate) keeps_locks: bool,
 }
 
 impl Core {
     /// A core that has joined.
-    pub(crate) const fn new(pid: u32, handle: OwnedFd, identity: CoreIdentity, link: Option<PeerLink>) -> Self {
-        Self { pid, handle, identity, link, unlinked: None, leaves: false, killed: None }
+    pub(crate) const fn new(
+        pid: u32,
+        handle: OwnedFd,
+        identity: CoreIdentity,
+        link: Option<PeerLink>,
+        keeps_locks: bool,
+    ) -> Self {
+        Self { pid, handle, identity, link, unlinked: None, leaves: false, killed: None, keeps_locks }
     }
 
     /// Its connection has ended. Its process may live on and serve; only its death, told by its handle, is a death.

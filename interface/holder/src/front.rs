@@ -15,6 +15,7 @@ use everdisk_proto::{
 };
 use everdisk_sys::{
     fuse::{self, MountOptions, WaitingCounter},
+    mounts::{self, Mount},
     process::lockable_bytes,
 };
 use everdisk_transport::fuse::{abi, handshake, serve::Buffers};
@@ -28,6 +29,8 @@ const INIT_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct FileFront {
     path: PathBuf,
+    /// What the mount is called in the kernel's table. A front end from before mounts had a name of their own has none.
+    source: Option<String>,
     channels: Vec<OwnedFd>,
     /// Number of the kernel's connection, where it could be found out.
     connection: Option<u32>,
@@ -49,10 +52,13 @@ impl FileFront {
     /// Mounts, agrees with the kernel and makes the channels. On failure nothing is left mounted. `alone`: the volume gets no other front
     /// end as long as this one is there.
     pub(crate) fn mount(attach: &FileAttach, segment: &Segment, alone: bool) -> io::Result<Self> {
-        let options = MountOptions { uid: attach.uid, gid: attach.gid, allow_other: attach.allow_other };
-        let mounted = fuse::mount(&attach.path, options)?;
+        let source = attach.source.as_deref().ok_or_else(|| io::Error::other("the mount was given no name"))?;
+        let FileAttach { uid, gid, allow_other, target, .. } = *attach;
+        let mounted = fuse::mount(&attach.path, MountOptions { uid, gid, allow_other, source, target })?;
         Self::set_up(attach, segment, mounted, alone).inspect_err(|_| {
-            if let Err(e) = fuse::unmount(&attach.path, true) {
+            let found =
+                mounts::from_source(source).and_then(|mount| mount.map_or(Ok(()), |mount| fuse::unmount(&mount, true)));
+            if let Err(e) = found {
                 tracing::error!(path = %attach.path.display(), "a mount that could not be served stays behind: {e}");
             }
         })
@@ -80,28 +86,38 @@ impl FileFront {
         front.gid.store(attach.gid, Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         front.attached_at.store(now, Relaxed);
-        Ok(Self::adopt(attach.path.clone(), channels))
+        let lent = LentFile { path: attach.path.clone(), channels: 0, source: attach.source.clone() };
+        Ok(Self::adopt(lent, channels))
     }
 
     /// Takes up a front end whose descriptors a core gave back.
-    pub(crate) fn adopt(path: PathBuf, channels: Vec<OwnedFd>) -> Self {
-        let connection = fuse::find_mount(&path).ok().flatten().map(|mount| mount.connection);
+    pub(crate) fn adopt(lent: LentFile, channels: Vec<OwnedFd>) -> Self {
+        let LentFile { path, source, .. } = lent;
+        let found = match &source {
+            Some(source) => mounts::from_source(source),
+            None => mounts::at(&path).map(|mount| mount.filter(|mount| mount.source == "everdisk")),
+        };
+        let connection = found.ok().flatten().map(|mount| mount.device.1);
         let waiting = connection.and_then(WaitingCounter::open);
-        Self { path, channels, connection, waiting, served_elsewhere: false }
+        Self { path, source, channels, connection, waiting, served_elsewhere: false }
     }
 
-    /// Where it is mounted now; none when it was unmounted here, though it may still be in use elsewhere.
-    pub(crate) fn mounted_at(&self) -> Option<PathBuf> {
-        let found = match self.connection {
-            Some(connection) => fuse::find_path(connection),
-            None => fuse::find_mount(&self.path).map(|mount| mount.map(|_| self.path.clone())),
-        };
-        found.unwrap_or_else(|_| Some(self.path.clone()))
+    /// The mount, wherever it is now; `None` when it is in no tree any more, though it may still be in use elsewhere. While the
+    /// connection lives its number is no other's.
+    pub(crate) fn mount_now(&self) -> io::Result<Option<Mount>> {
+        let is_ours = |mount: &Mount| mount.kind.starts_with("fuse") && Some(mount.device.1) == self.connection;
+        Ok(mounts::all()?.into_iter().find(is_ours))
+    }
+
+    /// Unmounts it.
+    pub(crate) fn unmount(&self) -> io::Result<()> {
+        self.mount_now()?.map_or(Ok(()), |mount| fuse::unmount(&mount, true))
     }
 
     /// How it is described to the cores it is lent to.
     pub(crate) fn lent(&self) -> LentFile {
-        LentFile { path: self.path.clone(), channels: u8::try_from(self.channels.len()).unwrap_or(u8::MAX) }
+        let channels = u8::try_from(self.channels.len()).unwrap_or(u8::MAX);
+        LentFile { path: self.path.clone(), channels, source: self.source.clone() }
     }
 
     /// The channels.

@@ -6,6 +6,7 @@ use everdisk_sys::link::LinkError;
 use crate::{
     cores::{Core, Cores},
     front::FileFront,
+    locks::NodeLocks,
     nbd::NbdFront,
 };
 
@@ -14,6 +15,8 @@ use crate::{
 pub(crate) struct Fronts {
     pub(crate) file: Option<FileFront>,
     pub(crate) nbd: Option<NbdFront>,
+    /// What keeps everybody else off the storage nodes while the front ends are open.
+    pub(crate) locks: NodeLocks,
 }
 
 impl Fronts {
@@ -22,14 +25,18 @@ impl Fronts {
         u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
     }
 
-    /// Frames by which they are lent.
-    pub(crate) fn frames(&self) -> u8 {
+    /// Frames by which they are lent to a core.
+    pub(crate) fn frames(&self, core: &Core) -> u8 {
         let connections = self.nbd.as_ref().map_or(0, |nbd| nbd.connections().len());
-        self.kinds() + u8::try_from(connections).unwrap_or(u8::MAX)
+        let locks = if core.keeps_locks { self.locks.frames() } else { 0 };
+        self.kinds() + u8::try_from(connections + locks).unwrap_or(u8::MAX)
     }
 
     /// Lends them to a core. What it has already it passes over.
     pub(crate) fn lend(&self, core: &mut Core) -> Result<(), LinkError> {
+        if core.keeps_locks {
+            self.locks.lend(core)?;
+        }
         if let Some(file) = &self.file {
             core.tell(FromInterface::LendFile(file.lent()), &file.channels())?;
         }

@@ -3,13 +3,10 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
-    sync::{
-        atomic::{
-            AtomicU64,
-            Ordering::{Relaxed, Release},
-        },
-        mpsc,
+    path::{Path, PathBuf},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, Release},
     },
     time::{Duration, Instant},
 };
@@ -24,11 +21,12 @@ use everdisk_proto::{
     ids::Slot,
     segment::MAGIC,
     version::{ABI, BUFFER, CoreIdentity},
-    volume::VolumeSpec,
+    volume::{NodeUrl, VolumeSpec},
 };
 use everdisk_sys::{
     clock::monotonic_ns,
     link::LinkError,
+    lock::{self, Holders, LockError},
     memory::SharedSegment,
     packet,
     process::{self, pidfd},
@@ -69,8 +67,8 @@ pub(crate) enum Fatal {
     #[error("cannot listen at {0}: {1}")]
     Socket(String, io::Error),
     /// Another interface keeps the volume.
-    #[error("another interface keeps this volume (it holds the lock beside {0})")]
-    Second(String),
+    #[error("another interface keeps this volume (it holds the lock beside {0}): {1}; end it first")]
+    Second(String, Holders),
     /// Memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -104,6 +102,8 @@ pub(crate) struct Holder {
     pub(crate) deaths: Vec<CoreDeath>,
     /// The core that served has died, and nobody has the gate since then.
     pub(crate) orphaned: Option<Instant>,
+    /// The volume's storage nodes.
+    pub(crate) nodes: Vec<NodeUrl>,
     retried: Instant,
     listener: OwnedFd,
 }
@@ -112,7 +112,7 @@ pub(crate) struct Holder {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
-    let _lock = lock(&arguments.socket)?;
+    let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
@@ -120,7 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec);
-        Holder::new(listener, segment, Custody::new(), arguments)
+        Holder::new(listener, &spec, segment, Custody::new(), arguments)
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -131,14 +131,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
 }
 
 /// Two interfaces of one volume would both believe that the gate is theirs.
-fn lock(socket: &Path) -> Result<fs::File, Fatal> {
+fn only_one(socket: &Path) -> Result<fs::File, Fatal> {
     let path = socket.with_extension("lock");
     let fault = |e| Fatal::Socket(path.display().to_string(), e);
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(fault)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    match lock::exclusive(file.as_fd()) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Fatal::Second(socket.display().to_string())),
-        Err(errno) => Err(fault(errno.into())),
+        Err(LockError::Held(holders)) => Err(Fatal::Second(socket.display().to_string(), holders)),
+        Err(LockError::Unsupported(e) | LockError::Io(e)) => Err(fault(e)),
     }
 }
 
@@ -177,7 +177,13 @@ fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
 }
 
 impl Holder {
-    pub(crate) fn new(listener: OwnedFd, segment: SharedSegment, custody: Custody, arguments: &Arguments) -> Self {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        spec: &VolumeSpec,
+        segment: SharedSegment,
+        custody: Custody,
+        arguments: &Arguments,
+    ) -> Self {
         Self {
             segment,
             custody,
@@ -190,6 +196,7 @@ impl Holder {
             watchdog: Watchdog::new(arguments.hang_limit),
             deaths: Vec::new(),
             orphaned: None,
+            nodes: spec.nodes.iter().map(|node| node.url.clone()).collect(),
             retried: Instant::now(),
             listener,
         }
@@ -356,7 +363,8 @@ impl Holder {
                         self.arm(slot, fronts);
                     }
                     // One core's descriptors were enough, but for connections that it had not been lent yet.
-                    Ok((frame, _)) if matches!(frame.body, ToInterface::Returned { .. }) => {}
+                    Ok((frame, _))
+                        if matches!(frame.body, ToInterface::Returned { .. } | ToInterface::ReturnedLocks { .. }) => {}
                     Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedConnection(_)) => {
                         let ToInterface::ReturnedConnection(lent) = frame.body else { break };
                         self.take_back(lent, fds);
@@ -381,7 +389,9 @@ impl Holder {
             match hear(&peer.link) {
                 None => self.peers.push(peer),
                 Some(Ok((frame, _))) => match frame.body {
-                    ToInterface::Hello { identity, slot } => self.welcome(peer, identity, slot),
+                    ToInterface::Hello { identity, slot, keeps_locks } => {
+                        self.welcome(peer, identity, slot, keeps_locks);
+                    }
                     ToInterface::Request(request) => {
                         peer.is_control = true;
                         let answer = self.handle(request, &peer, frame.id);
@@ -391,7 +401,10 @@ impl Holder {
                             self.peers.push(peer);
                         }
                     }
-                    ToInterface::Armed { .. } | ToInterface::Returned { .. } | ToInterface::ReturnedConnection(_) => {
+                    ToInterface::Armed { .. }
+                    | ToInterface::Returned { .. }
+                    | ToInterface::ReturnedLocks { .. }
+                    | ToInterface::ReturnedConnection(_) => {
                         refuse(&peer, "introduce yourself first");
                     }
                 },
@@ -426,13 +439,14 @@ impl Holder {
     }
 
     /// A core joins, or comes back to a new interface process.
-    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>) {
+    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>, keeps_locks: bool) {
         if let Some(slot) = had.filter(|slot| restore::is_of(&self.segment, *slot, peer.pid)) {
             if let Some(core) = self.cores.get_mut(slot) {
                 core.link = Some(peer.link);
                 core.identity = identity;
+                core.keeps_locks = keeps_locks;
             } else if let Ok(handle) = pidfd(peer.pid) {
-                self.cores.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link)));
+                self.cores.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
@@ -456,9 +470,9 @@ impl Holder {
         let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
         let Ok(handle) = pidfd(peer.pid) else { return };
         cores::enrol(&self.segment, slot, peer.pid);
-        let mut core = Core::new(peer.pid, handle, identity, Some(peer.link));
+        let mut core = Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks);
         let lend = |core: &mut Core| -> Result<(), LinkError> {
-            let fronts = self.fronts.frames();
+            let fronts = self.fronts.frames(core);
             core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
             self.fronts.lend(core)
         };

@@ -12,6 +12,8 @@ mod front;
 mod fronts;
 mod holder;
 mod life;
+mod listen;
+mod locks;
 mod nbd;
 mod requests;
 mod restore;

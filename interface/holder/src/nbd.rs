@@ -2,16 +2,7 @@
 //! or written to a client here; that is the serving core's.
 
 use std::{
-    fs, io,
-    net::TcpListener,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{
-            fs::{FileTypeExt, PermissionsExt},
-            net::UnixListener,
-        },
-    },
-    path::Path,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering::{Acquire, Relaxed},
     time::{Duration, Instant},
 };
@@ -21,11 +12,13 @@ use everdisk_proto::{
     limits::{CONNECTIONS_MAX, LISTENERS_MAX},
     nbd::NbdAddress,
 };
-use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, packet, process};
+use everdisk_sys::{clock::monotonic_ns, connection::ConnectionMemory, process};
 use rustix::{
     io::Errno as Os,
     net::{Shutdown, SocketFlags, sockopt},
 };
+
+use crate::listen;
 
 /// Socket buffers: room for a full batch of requests or replies, so that neither side sleeps half-way.
 const SOCKET_BUFFER: usize = 1 << 20;
@@ -105,7 +98,7 @@ impl NbdFront {
         }
         let mut front = Self { listeners: Vec::new(), connections: Vec::new(), paused_until: None, spare: spare() };
         for place in places {
-            match listen(place) {
+            match listen::listen(place) {
                 Ok((listen, socket)) => {
                     front.listeners.push(Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
                 }
@@ -259,6 +252,7 @@ impl NbdFront {
         let of = |index: usize| self.connections.iter().filter(move |held| usize::from(held.lent.listener) == index);
         let status = |(index, listener): (usize, &Listener)| NbdStatus {
             address: listener.listen.address.clone(),
+            bound: listener.listen.bound,
             connections: u32::try_from(of(index).count()).unwrap_or(u32::MAX),
             accepted: listener.accepted,
             carried: listener.carried + of(index).map(|held| held.memory.carried.load(Relaxed)).sum::<u64>(),
@@ -276,9 +270,7 @@ impl NbdFront {
         for listener in self.listeners.drain(..) {
             // Cores may keep the socket a moment longer: nobody is to be left waiting in its queue.
             let _ = rustix::net::shutdown(&listener.socket, Shutdown::Both);
-            if let NbdAddress::Unix(path) = &listener.listen.address {
-                let _ = fs::remove_file(path);
-            }
+            listen::remove(&listener.listen);
         }
     }
 }
@@ -292,45 +284,6 @@ fn spare() -> Option<OwnedFd> {
 fn connections_room(descriptors: Option<u64>) -> usize {
     let room = descriptors.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS) / DESCRIPTORS_EACH);
     usize::try_from(room).unwrap_or(usize::MAX)
-}
-
-fn listen(place: &NbdListen) -> io::Result<(NbdListen, OwnedFd)> {
-    match &place.address {
-        NbdAddress::Unix(path) => {
-            remove_stale(path)?;
-            let listener = UnixListener::bind(path)?;
-            let set = || {
-                fs::set_permissions(path, fs::Permissions::from_mode(place.mode & 0o777))?;
-                std::os::unix::fs::chown(path, Some(place.uid), Some(place.gid))?;
-                listener.set_nonblocking(true)
-            };
-            set().inspect_err(|_| drop(fs::remove_file(path)))?;
-            Ok((place.clone(), listener.into()))
-        }
-        NbdAddress::Tcp { host, port } => {
-            let listener = TcpListener::bind((host.as_str(), *port))?;
-            listener.set_nonblocking(true)?;
-            let address = NbdAddress::Tcp { host: host.clone(), port: listener.local_addr()?.port() };
-            Ok((NbdListen { address, ..place.clone() }, listener.into()))
-        }
-    }
-}
-
-/// Removes the socket of a server that is gone; anything else at the path stays, and is an error.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let found = match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let in_use = |why| io::Error::new(io::ErrorKind::AddrInUse, why);
-    if !found.file_type().is_socket() {
-        return Err(in_use("there is something else than a socket at that path"));
-    }
-    // Of another type than the listener's: a server that lives refuses it (EPROTOTYPE) and sees nothing of it.
-    match packet::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Err(in_use("somebody listens there")),
-    }
 }
 
 /// Sets what makes a difference; where the system refuses, it goes without.

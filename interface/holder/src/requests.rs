@@ -12,12 +12,13 @@ use everdisk_proto::{
     limits::{LEASE_DEFAULT, LEASE_MAX},
     version::PRODUCT,
 };
-use everdisk_sys::{clock::monotonic_ns, fuse};
+use everdisk_sys::clock::monotonic_ns;
 
 use crate::{
     cores,
     front::FileFront,
     holder::{Holder, Peer},
+    locks::NodeLocks,
     nbd::NbdFront,
     suspension::{self, Until, not_drained},
     unmounting::Unmounting,
@@ -113,7 +114,7 @@ impl Holder {
         if self.custody.seat(slot) != Seat::Armed {
             return Err(refused(Refusal::NotArmed));
         }
-        self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts(file))?;
+        self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts())?;
         self.fronts.lend_to_all(&mut self.cores);
         let others: Vec<_> = self.cores.iter().map(|(other, _)| other).filter(|other| *other != slot).collect();
         for other in others {
@@ -128,13 +129,14 @@ impl Holder {
         if failure.is_none() && self.custody.serving() == Some(slot) {
             return Ok(());
         }
-        self.close_fronts(file);
+        self.close_fronts();
         self.custody.detached();
         let why = failure.unwrap_or_else(|| "it did not take the gate".to_owned());
         Err(format!("the core (process {core}) does not serve: {why}"))
     }
 
     fn open_fronts(&mut self, file: Option<&FileAttach>, nbd: &[NbdListen]) -> Result<(), String> {
+        self.fronts.locks = NodeLocks::take(&self.nodes)?;
         if !nbd.is_empty() {
             self.fronts.nbd = Some(NbdFront::listen(nbd)?);
         }
@@ -145,13 +147,14 @@ impl Holder {
         Ok(())
     }
 
-    fn close_fronts(&mut self, file: Option<&FileAttach>) {
+    fn close_fronts(&mut self) {
         if let Some(mut nbd) = self.fronts.nbd.take() {
             nbd.close();
         }
-        if let Some(attach) = file.filter(|_| self.fronts.file.take().is_some()) {
-            let _ = fuse::unmount(&attach.path, true);
+        if let Some(Err(e)) = self.fronts.file.take().map(|front| front.unmount()) {
+            tracing::error!("a mount that could not be served stays behind: {e}");
         }
+        self.fronts.locks = NodeLocks::default();
     }
 
     /// Suspend, switch, probe, resume. At the end a core serves: the successor, else the predecessor.
@@ -243,7 +246,7 @@ impl Holder {
             self.end();
             return Some(Answer::Done);
         };
-        self.unmounting = Some(Unmounting::begin(front.mounted_at(), force, peer.number, id));
+        self.unmounting = Some(Unmounting::begin(front.mount_now(), force, peer.number, id));
         None
     }
 }

@@ -16,7 +16,7 @@ use everdisk_proto::{
     ids::{Generation, Slot},
     limits::PEER_DEADLINE,
     segment::Segment,
-    version::ABI,
+    version::{ABI, CoreIdentity},
     volume::VolumeSpec,
 };
 use everdisk_sys::{
@@ -31,6 +31,7 @@ use crate::{
     front::FileFront,
     fronts::Fronts,
     holder::{Fatal, Holder, Peer, accept_peer, hear, make_room, refuse},
+    locks::NodeLocks,
     nbd::NbdFront,
 };
 
@@ -45,16 +46,27 @@ struct Returned {
     fronts: Fronts,
 }
 
-/// Whether the core in `slot` has this process id by the segment.
+/// A core that comes back.
+struct Returning {
+    peer: Peer,
+    identity: CoreIdentity,
+    slot: Slot,
+    keeps_locks: bool,
+}
+
+/// Whether the core in `slot` is this process, by the segment: another that was given its number later is not.
 pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
-    cores::area(segment, slot).is_some_and(|area| area.pid.load(Acquire) == pid)
+    cores::area(segment, slot).is_some_and(|area| {
+        let started = start_time(pid).is_ok_and(|started| started == area.started.load(Relaxed));
+        area.pid.load(Acquire) == pid && started
+    })
 }
 
 /// Waits for a core that returns the descriptors and takes up its duties.
 pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Arguments) -> Result<Holder, Fatal> {
     let deadline = Instant::now() + RESTORE_LIMIT;
     let mut peers: Vec<Peer> = Vec::new();
-    let mut returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)> = Vec::new();
+    let mut returning: Vec<Returning> = Vec::new();
     while Instant::now() < deadline {
         if wait_readable(listener.as_fd(), LOOK)? {
             make_room(&mut peers);
@@ -64,9 +76,9 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Argument
             match hear(&peer.link) {
                 None => peers.push(peer),
                 Some(Ok((frame, _))) => match frame.body {
-                    ToInterface::Hello { identity, slot: Some(slot) } => {
+                    ToInterface::Hello { identity, slot: Some(slot), keeps_locks } => {
                         if peer.link.send(0, FromInterface::Recall, &[]).is_ok() {
-                            returning.push((peer, identity, slot));
+                            returning.push(Returning { peer, identity, slot, keeps_locks });
                         }
                     }
                     ToInterface::Request(_) => {
@@ -80,9 +92,9 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Argument
             }
         }
         for index in 0..returning.len() {
-            let Some((peer, _, _)) = returning.get(index) else { break };
-            if let Some(returned) = receive(&peer.link, spec) {
-                return take_up(listener, returned, peers, returning, arguments);
+            let Some(core) = returning.get(index) else { break };
+            if let Some(returned) = receive(&core.peer.link, spec) {
+                return take_up(listener, spec, returned, peers, returning, arguments);
             }
         }
     }
@@ -99,7 +111,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
             return None;
         }
     };
-    let ToInterface::Returned { file, nbd, connections } = frame.body else { return None };
+    let ToInterface::Returned { file, nbd, connections, locks } = frame.body else { return None };
     let mut channels = fds.split_off(1);
     let sockets = channels.split_off(file.as_ref().map_or(0, |file| usize::from(file.channels)));
     let segment = SharedSegment::adopt(fds.pop()?).inspect_err(|e| tracing::warn!("a core returned {e}")).ok()?;
@@ -112,6 +124,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
         tracing::warn!("a core returned the segment of another volume or ABI");
         return None;
     }
+    let locks = receive_locks(link, usize::try_from(locks).unwrap_or(0));
     let mut front = (!nbd.is_empty()).then(|| NbdFront::adopt(nbd, sockets));
     for _ in 0..connections {
         // The core sends them right behind.
@@ -125,20 +138,50 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
             front.adopt_connection(lent, socket, memory);
         }
     }
-    let file = file.map(|file| FileFront::adopt(file.path, channels));
-    Some(Returned { segment, fronts: Fronts { file, nbd: front } })
+    let file = file.map(|file| FileFront::adopt(file, channels));
+    Some(Returned { segment, fronts: Fronts { file, nbd: front, locks } })
+}
+
+/// The locks of the storage nodes, which the core sends right behind.
+fn receive_locks(link: &PeerLink, announced: usize) -> NodeLocks {
+    let mut locks = Vec::new();
+    while locks.len() < announced {
+        match link.recv_within(PEER_DEADLINE) {
+            Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedLocks { locks } if locks > 0) => {
+                locks.extend(fds);
+            }
+            _ => {
+                tracing::error!(announced, came = locks.len(), "a core announced more locks than it returned");
+                break;
+            }
+        }
+    }
+    NodeLocks::adopt(locks)
+}
+
+/// Cores of a build that did not know of locks gave none back: then they are taken now. Whoever has them goes on, and so does the
+/// volume, which serves already.
+fn complete_locks(holder: &mut Holder) {
+    if holder.fronts.kinds() == 0 || holder.fronts.locks.len() > 0 {
+        return;
+    }
+    match NodeLocks::take(&holder.nodes) {
+        Ok(locks) => holder.fronts.locks = locks,
+        Err(error) => tracing::error!(error, "the storage nodes are not locked: another may serve them too"),
+    }
 }
 
 fn take_up(
     listener: OwnedFd,
+    spec: &VolumeSpec,
     returned: Returned,
     peers: Vec<Peer>,
-    returning: Vec<(Peer, everdisk_proto::version::CoreIdentity, Slot)>,
+    returning: Vec<Returning>,
     arguments: &Arguments,
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, segment, custody, arguments);
+    let mut holder = Holder::new(listener, spec, segment, custody, arguments);
     holder.fronts = returned.fronts;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {
@@ -152,12 +195,12 @@ fn take_up(
         if pid == 0 {
             continue;
         }
-        let came =
-            returning.iter().find(|(peer, _, at)| *at == slot && peer.pid == pid).map(|(_, identity, _)| identity);
-        let identity = came.cloned().unwrap_or_else(everdisk_proto::version::CoreIdentity::current);
+        let came = returning.iter().find(|core| core.slot == slot && core.peer.pid == pid);
+        let identity = came.map_or_else(CoreIdentity::current, |core| core.identity.clone());
+        let keeps_locks = came.is_some_and(|core| core.keeps_locks);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
-                holder.cores.seat(slot, Core::new(pid, handle, identity, None));
+                holder.cores.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
                 if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
@@ -168,10 +211,15 @@ fn take_up(
             }
         }
     }
-    for (peer, _, slot) in returning {
+    for Returning { peer, slot, .. } in returning {
         if let Some(core) = holder.cores.get_mut(slot).filter(|core| core.pid == peer.pid) {
             core.link = Some(peer.link);
         }
+    }
+    complete_locks(&mut holder);
+    for core in holder.cores.all_mut().filter(|core| core.keeps_locks && core.link.is_some()) {
+        // Whoever does not listen loses its connection, and is lent them when it comes back.
+        let _ = holder.fronts.locks.lend(core);
     }
     if let Some(slot) = had_gate.filter(|slot| holder.cores.get(*slot).is_none()) {
         let (noticed, generation) = (Instant::now(), holder.custody.generation());
@@ -229,4 +277,28 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         Some(word) => (State::Recovering, word.generation),
     };
     Custody::restore(state, generation, synchronous, crashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Release;
+
+    use super::*;
+
+    /// A process that was given the number of a core that has died is not taken for it: nobody waits for it, nobody lends it
+    /// anything, and the slot is free.
+    #[test]
+    fn d3_a_process_that_was_given_the_number_of_a_dead_core_is_not_that_core() {
+        let segment = SharedSegment::create(0).unwrap();
+        let (slot, pid) = (Slot::FIRST, std::process::id());
+        cores::enrol(&segment, slot, pid);
+        assert!(living(&segment, slot, pid).unwrap().is_some() && is_of(&segment, slot, pid));
+        let area = cores::area(&segment, slot).unwrap();
+        area.started.store(start_time(pid).unwrap() - 1, Release);
+        assert!(living(&segment, slot, pid).unwrap().is_none(), "a living process of another start is no core");
+        assert!(!is_of(&segment, slot, pid), "it may not come back as that core");
+        assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "nobody has that number");
+        cores::enrol(&segment, slot, pid);
+        assert!(!is_of(&segment, slot, pid + 1));
+    }
 }

@@ -4,14 +4,13 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use everdisk_proto::frame::Answer;
-use everdisk_sys::fuse;
+use everdisk_sys::{fuse, mounts::Mount};
 
 /// Whoever only looks at the file (`df`, a scan of open files) has gone within this time.
 const USERS_GO_WITHIN: Duration = Duration::from_secs(1);
@@ -28,11 +27,13 @@ pub(crate) struct Unmounting {
 }
 
 impl Unmounting {
-    /// Begins it. Without a path it is another attempt, after one that found the file in use elsewhere.
-    pub(crate) fn begin(path: Option<PathBuf>, force: bool, peer: u64, id: u64) -> Self {
+    /// Begins it. Without a mount it is another attempt, after one that found the file in use elsewhere, or somebody else took the mount
+    /// out of the tree: the connection tells whether it is in use still.
+    pub(crate) fn begin(mount: io::Result<Option<Mount>>, force: bool, peer: u64, id: u64) -> Self {
         let (sender, result) = mpsc::channel();
         thread::spawn(move || {
-            let _ = sender.send(path.map_or(Ok(()), |path| fuse::unmount(&path, force)));
+            let unmounted = mount.and_then(|mount| mount.map_or(Ok(()), |mount| fuse::unmount(&mount, force)));
+            let _ = sender.send(unmounted);
         });
         Self { result, unmounted: None, force, peer, id }
     }

@@ -9,14 +9,45 @@ fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize
     assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
 }
 
+/// What was added to ABI 3 as optional: who has a volume's places and nodes, byte for byte.
+#[test]
+fn golden_frames_about_owners() {
+    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 3..3, buffer 0..1)").unwrap();
+    let id = || Some(FileId { device: 65024, inode: 12, born_ns: Some(1_700_000_000_000_000_001) });
+    let address = || "unix:/run/v.sock".parse().unwrap();
+    let source = || Some("everdisk:v:1".to_owned());
+    let file = FileAttach {
+        path: "/srv/v".into(),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        allow_other: false,
+        source: source(),
+        target: Some(FileId { device: 65024, inode: 11, born_ns: None }),
+    };
+    let listen = NbdListen { address: address(), mode: 0o600, uid: 0, gid: 0, bound: id() };
+    let lent = LentFile { path: "/srv/v".into(), channels: 1, source: source() };
+    let lines: Vec<&str> = include_str!("../../golden/frames-v3-owners.jsonl").lines().collect();
+    golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: true }, 0);
+    golden(lines[1], ToInterface::Request(Request::Attach { file: Some(file), nbd: vec![listen], core: 42 }), 0);
+    golden(lines[2], ToInterface::Returned { file: Some(lent), nbd: Vec::new(), connections: 0, locks: 2 }, 2);
+    golden(lines[3], ToInterface::ReturnedLocks { locks: 2 }, 2);
+    golden(lines[4], FromInterface::LendLocks { from: 16, locks: 2 }, 2);
+    let seen = NbdStatus { address: address(), bound: id(), connections: 0, accepted: 0, carried: 0, broken: 0 };
+    assert_eq!(serde_json::to_string(&seen).unwrap(), lines[5]);
+    assert_eq!(serde_json::from_str::<NbdStatus>(lines[5]).unwrap(), seen);
+    assert_eq!(lines.len(), 6);
+}
+
 /// What ABI 3 has beside the frames of ABI 1 and 2, byte for byte.
 #[test]
 fn golden_frames_of_abi_3() {
-    let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0 };
+    let listen =
+        |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };
     let lines: Vec<&str> = include_str!("../../golden/frames-v3.jsonl").lines().collect();
     let nbd = || vec![listen("unix:/run/v.sock"), listen("tcp:127.0.0.1:10809")];
     golden(lines[0], ToInterface::Request(Request::Attach { file: None, nbd: nbd(), core: 42 }), 0);
-    golden(lines[1], ToInterface::Returned { file: None, nbd: nbd(), connections: 2 }, 3);
+    golden(lines[1], ToInterface::Returned { file: None, nbd: nbd(), connections: 2, locks: 0 }, 3);
     golden(lines[2], ToInterface::ReturnedConnection(LentConnection { number: 9, listener: 1 }), 2);
     golden(lines[3], FromInterface::LendNbd { nbd: nbd() }, 2);
     golden(lines[4], FromInterface::LendConnection(LentConnection { number: 9, listener: 1 }), 2);
@@ -28,7 +59,7 @@ fn golden_frames_of_abi_3() {
 fn golden_frames_of_abi_2() {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 2..2, buffer 0..1)").unwrap();
     let lines: Vec<&str> = include_str!("../../golden/frames-v2.jsonl").lines().collect();
-    golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
+    golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);
     golden(lines[1], ToInterface::Request(Request::Synchronous { on: true }), 0);
     golden(lines[2], CoreRequest::Flush { limit_ms: 250 }, 0);
     golden(lines[3], CoreRequest::Follow, 0);
@@ -56,11 +87,11 @@ fn golden_frames_of_abi_2() {
 #[test]
 fn golden_frames_of_abi_1() {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
-    let lent = || LentFile { path: "/srv/v".into(), channels: 2 };
+    let lent = || LentFile { path: "/srv/v".into(), channels: 2, source: None };
     let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
-    golden(lines[0], ToInterface::Hello { identity, slot: None }, 0);
+    golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);
     golden(lines[1], ToInterface::Armed { fronts: 1 }, 0);
-    golden(lines[2], ToInterface::Returned { file: Some(lent()), nbd: Vec::new(), connections: 0 }, 3);
+    golden(lines[2], ToInterface::Returned { file: Some(lent()), nbd: Vec::new(), connections: 0, locks: 0 }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
     golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1 }, 1);
     golden(lines[5], FromInterface::LendFile(lent()), 2);

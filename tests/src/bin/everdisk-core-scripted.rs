@@ -85,7 +85,7 @@ fn join(script: &str, identity: &CoreIdentity, arguments: &[String]) -> Result<(
         thread::sleep(FOREVER);
     }
     let link = Link::<ToInterface, FromInterface>::connect(&interface)?;
-    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None }, &[])?;
+    link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None, keeps_locks: false }, &[])?;
     let (frame, mut fds) = link.recv_within(FOREVER)?;
     let FromInterface::Welcome { slot, .. } = frame.body else { return Err(format!("{frame:?}").into()) };
     let segment = SharedSegment::adopt(fds.pop().ok_or("no segment")?)?;

@@ -146,9 +146,15 @@ fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
     let volume = volume(dir.path());
     let fake = fake::Interface::start(&volume);
     let address = |text: &str| text.parse().unwrap();
-    let listen = |text| NbdListen { address: address(text), mode: 0o600, uid: 0, gid: 0 };
-    let seen =
-        |text, connections| NbdStatus { address: address(text), connections, accepted: 9, carried: 0, broken: 0 };
+    let listen = |text| NbdListen { address: address(text), mode: 0o600, uid: 0, gid: 0, bound: None };
+    let seen = |text, connections| NbdStatus {
+        address: address(text),
+        bound: None,
+        connections,
+        accepted: 9,
+        carried: 0,
+        broken: 0,
+    };
     volume.update_attachment(|a| a.nbd = vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")]).unwrap();
     fake.set(|status| status.nbd = vec![seen("unix:/run/v.sock", 2), seen("tcp:[::1]:10809", 0)]);
     fake.is_in_use();

@@ -24,29 +24,29 @@ where
     (dir, path, server)
 }
 
-/// Any FUSE mount of this machine.
-fn mounted_fuse() -> Option<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = text.lines().find(|line| line.contains(" - fuse ") || line.contains(" - fuse."))?;
-    line.split(' ').nth(4).filter(|path| !path.contains('\\')).map(PathBuf::from)
+/// A volume's file whose mount is called so.
+fn file(source: &str) -> FileAttach {
+    let source = Some(source.to_owned());
+    FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false, source, target: None }
 }
 
 #[test]
 fn a_busy_file_is_told_from_other_failures_and_a_closed_socket_is_a_detach_where_nothing_is_mounted() {
+    let gone = file("everdisk:v:gone");
     let failed = |busy| FromInterface::Answer(Answer::Failed { reason: "why".to_owned(), busy });
     let (_dir, path, server) = scripted::<_, ToInterface>(Some(failed(true)));
-    assert!(matches!(Interface(&path).detach(false, Some(Path::new("/srv/v"))), Err(NotDetached::InUse(_))));
+    assert!(matches!(Interface(&path).detach(false, Some(&gone)), Err(NotDetached::InUse(_))));
     assert_eq!(server.join().unwrap(), ToInterface::Request(Request::Detach { force: false }));
     let (_dir, path, _server) = scripted::<_, ToInterface>(Some(failed(false)));
-    assert!(matches!(Interface(&path).detach(true, Some(Path::new("/srv/v"))), Err(NotDetached::Other(_))));
+    assert!(matches!(Interface(&path).detach(true, Some(&gone)), Err(NotDetached::Other(_))));
     let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
-    assert!(Interface(&path).detach(true, Some(Path::new("/srv/v"))).is_ok());
+    assert!(Interface(&path).detach(true, Some(&gone)).is_ok());
     let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
     assert!(matches!(Interface(&path).detach(true, None), Err(NotDetached::Other(_))), "its cores may serve on");
-    if let Some(mounted) = mounted_fuse() {
-        let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
-        assert!(matches!(Interface(&path).detach(false, Some(&mounted)), Err(NotDetached::Other(_))));
-    }
+    // Any mount that is there stands for the volume's.
+    let mounted = file(&everdisk_sys::mounts::all().unwrap()[0].source);
+    let (_dir, path, _server) = scripted::<FromInterface, ToInterface>(None);
+    assert!(matches!(Interface(&path).detach(false, Some(&mounted)), Err(NotDetached::Other(_))));
 }
 
 #[test]

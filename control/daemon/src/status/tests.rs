@@ -46,12 +46,21 @@ fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachme
     Attachment {
         boot_id: boot_id(),
         phase: Phase::Attached,
-        file: Some(FileAttach { path: "/srv/v".into(), mode: 0o600, uid: 0, gid: 0, allow_other: false }),
+        file: Some(FileAttach {
+            path: "/srv/v".into(),
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            allow_other: false,
+            source: None,
+            target: None,
+        }),
         nbd: Vec::new(),
         created_file: false,
         interface,
         cores: core.map(known).into_iter().collect(),
         started: 1,
+        home: None,
     }
 }
 
@@ -124,7 +133,8 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
 
 #[test]
 fn front_ends_are_as_recorded_and_nbd_is_as_the_interface_says() {
-    let listen = |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0 };
+    let listen =
+        |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };
     let nbd = vec![listen("unix:/run/v.sock"), listen("tcp:localhost:0")];
     let attached = Attachment { nbd, ..attachment(None, None) };
     let shown = |attachment: &Attachment, nbd| {
@@ -136,6 +146,7 @@ fn front_ends_are_as_recorded_and_nbd_is_as_the_interface_says() {
     assert_eq!(shown(&attached, Vec::new()), recorded, "it has not got them back yet");
     let bound = |address: &str, connections| NbdStatus {
         address: address.parse().unwrap(),
+        bound: None,
         connections,
         accepted: 4,
         carried: 2,

@@ -11,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use everdisk_proto::superblock::{SUPERBLOCK_BYTES, Superblock};
+use everdisk_proto::superblock::{DATA_FILE as DATA, SUPERBLOCK_BYTES, Superblock};
+use everdisk_sys::lock::{self, LockError};
 use rustix::{
-    fs::{Access, AtFlags, Mode, OFlags, SeekFrom},
+    fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, SeekFrom},
     io::{Errno, retry_on_intr},
 };
 use uuid::Uuid;
@@ -22,7 +23,6 @@ use crate::{NodeFormat, OpenError};
 
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_NEW: &str = "superblock.new";
-const DATA: &str = "data";
 /// Stands for the data file while it is tried out how long that may be.
 const DATA_TRY: &str = "data.try";
 /// What an empty directory may hold: mkfs makes it in every ext file system.
@@ -42,11 +42,13 @@ pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
     refuse_used(directory.as_fd(), path)?;
 
     let data = make_file(directory.as_fd(), path, DATA, OFlags::EXCL, &mut undo)?;
+    take_lock(&data, path)?;
     set_length(&data, path, format.len)?;
     sync(&data, &path.join(DATA))?;
     sync_directory(directory.as_fd(), path)?;
     undo.files.push(path.join(SUPERBLOCK));
     put_superblock(directory.as_fd(), path, &format.superblock, &mut undo)?;
+    undo.locks.push(data);
     Ok(undo)
 }
 
@@ -99,6 +101,7 @@ impl Resizable {
         let size = found.size.max(old.superblock.size);
         check_superblock(&found, &Superblock { size, ..old.superblock }, path)?;
         let data = open_data(directory.as_fd(), path)?;
+        take_lock(&data, path)?;
         let len = length(&data, path)?;
         if len < old.len {
             return Err(wrong_length(path, len, old.len));
@@ -180,6 +183,9 @@ pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<bool, OpenError>
         Err(OpenError::NoSuperblock { .. }) => return Ok(false),
         Err(e) => return Err(e),
     }
+    // An interrupted removal has taken the data, and then nobody can serve the node.
+    let data = open_file(directory.as_fd(), path, DATA, OFlags::RDWR)?;
+    data.as_ref().map_or(Ok(()), |data| take_lock(data, path))?;
     for name in [DATA, DATA_TRY, SUPERBLOCK_NEW, SUPERBLOCK] {
         remove(directory.as_fd(), path, name)?;
     }
@@ -214,6 +220,23 @@ pub(super) fn read_superblock(directory: BorrowedFd<'_>, path: &Path) -> Result<
     match file.take(SUPERBLOCK_BYTES as u64).read_to_end(&mut bytes) {
         Ok(_) => Superblock::decode(&bytes).map_err(|source| OpenError::BadSuperblock { path, source }),
         Err(source) => Err(OpenError::Io { path, action: "read it", source }),
+    }
+}
+
+/// Takes the node for as long as the file is open: nobody else serves, grows or removes it meanwhile.
+fn take_lock(data: &File, path: &Path) -> Result<(), OpenError> {
+    let file = path.join(DATA);
+    let locked = lock::exclusive(data.as_fd()).and_then(|()| Ok(lock::is_at(data.as_fd(), &file)?));
+    match locked {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(OpenError::Io {
+            path: file,
+            action: "lock it",
+            source: io::Error::other("it was removed or replaced at this moment"),
+        }),
+        Err(LockError::Held(holders)) => Err(OpenError::Held { path: path.to_owned(), holders }),
+        Err(LockError::Unsupported(source)) => Err(OpenError::NoLocks { path: path.to_owned(), source }),
+        Err(LockError::Io(source)) => Err(OpenError::Io { path: file, action: "lock it", source }),
     }
 }
 
@@ -274,11 +297,12 @@ fn length(data: &File, path: &Path) -> Result<u64, OpenError> {
 }
 
 /// Opens a regular file of the node; `None` when there is none. Never follows a link and never waits for a peer, so
-/// that neither a symlink nor a fifo in its place does harm.
+/// that neither a symlink nor a fifo in its place does harm. What is mounted over it is not the node's file.
 fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags) -> Result<Option<File>, OpenError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let path = path.join(name);
-    match retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::empty())) {
+    let inside = || rustix::fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
+    match retry_on_intr(inside) {
         Ok(fd) => {
             let file = File::from(fd);
             match file.metadata() {
@@ -288,6 +312,7 @@ fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags)
             }
         }
         Err(Errno::NOENT) => Ok(None),
+        Err(Errno::XDEV) => Err(OpenError::Covered { path }),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Err(OpenError::NotFile { path }),
         Err(e) => Err(os_error(&path, "open it", e)),
     }
@@ -392,6 +417,8 @@ fn io_error(path: &Path, action: &'static str, source: io::Error) -> OpenError {
 pub struct Created {
     files: Vec<PathBuf>,
     directories: Vec<PathBuf>,
+    /// The node is locked until then.
+    locks: Vec<File>,
 }
 
 impl Created {

@@ -234,3 +234,60 @@ fn d11_recheck_notices_another_superblock_and_reads_notice_lost_data() {
     let error = store.read_at(LEN / 2 - 10, &mut [0; 20]).unwrap_err();
     assert!(matches!(error, StoreError::Truncated { at, .. } if at == LEN / 2), "{error}");
 }
+
+/// Whoever serves a node has the lock of its data file.
+#[test]
+fn a_node_that_somebody_has_is_neither_grown_nor_removed_and_the_refusal_names_who_has_it() {
+    let parent = TempDir::new().unwrap();
+    let path = node(&parent, LEN);
+    let (old, new) = (format(LEN), format(2 * LEN));
+    let (volume, uuid) = (old.superblock.volume, old.superblock.node);
+    let served = File::options().read(true).write(true).open(path.join("data")).unwrap();
+    rustix::fs::flock(&served, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    for refused in [check_resize(&path, &old, &new), resize(&path, &old, &new), destroy(&path, volume, uuid)] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, OpenError::Held { .. }), "{error:?}");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    }
+    DirStore::open(&path, &old).expect("as it was; the cores of one volume have it open together");
+    drop(served);
+    resize(&path, &old, &new).unwrap();
+    resize(&path, &old, &new).expect("nothing is left locked");
+    destroy(&path, volume, uuid).unwrap();
+    assert!(!path.exists());
+}
+
+/// Nobody serves a node before all nodes of its volume are made.
+#[test]
+fn a_node_is_locked_until_its_creation_is_confirmed() {
+    let parent = TempDir::new().unwrap();
+    let path = parent.path().join("node");
+    let made = create(&path, &format(LEN)).unwrap();
+    let file = File::open(path.join("data")).unwrap();
+    let lock = || rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    assert_eq!(lock(), Err(Errno::WOULDBLOCK));
+    made.confirm();
+    lock().unwrap();
+}
+
+/// What somebody mounts over a node's file is not the node's.
+#[test]
+fn d11_a_file_that_is_covered_by_a_mount_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for name in ["data", "superblock"] {
+        let parent = TempDir::new().unwrap();
+        let path = node(&parent, LEN);
+        let copy = parent.path().join("copy");
+        fs::copy(path.join(name), &copy).unwrap();
+        rustix::mount::mount_bind(&copy, path.join(name)).unwrap();
+        let error = DirStore::open(&path, &format(LEN));
+        let kept = destroy(&path, format(LEN).superblock.volume, format(LEN).superblock.node);
+        rustix::mount::unmount(path.join(name), rustix::mount::UnmountFlags::DETACH).unwrap();
+        for error in [error.map(drop).unwrap_err(), kept.unwrap_err()] {
+            assert!(matches!(error, OpenError::Covered { .. }), "{name}: {error:?}");
+        }
+        DirStore::open(&path, &format(LEN)).unwrap();
+    }
+}

@@ -1,0 +1,110 @@
+//! The locks of the storage nodes: as long as the front ends of a volume are open, nobody else serves, grows or deletes its nodes.
+//!
+//! A node is locked by an exclusive flock(2) on its data file, the file that is written to; it is never replaced, only grown in its place.
+//! The interface takes the locks when it opens the front ends and lends them to every core, so no death of a process gives them up
+//! while another serves, and they go with the last.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use everdisk_proto::{frame::FromInterface, limits::FRAME_FDS_MAX, superblock::DATA_FILE, volume::NodeUrl};
+use everdisk_sys::{
+    link::LinkError,
+    lock::{self, LockError},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::retry_on_intr,
+};
+
+use crate::cores::Core;
+
+/// The locks, in the order of the layout.
+#[derive(Debug, Default)]
+pub(crate) struct NodeLocks(Vec<OwnedFd>);
+
+impl NodeLocks {
+    /// Takes every node's lock, or none.
+    pub(crate) fn take(nodes: &[NodeUrl]) -> Result<Self, String> {
+        let locks = nodes.iter().map(|node| {
+            let NodeUrl::Dir(path) = node;
+            take(path).map_err(|e| match e {
+                LockError::Held(_) => format!("storage node {node}: {e}; detach the volume there, or end that process"),
+                LockError::Unsupported(_) => format!(
+                    "storage node {node}: {e}, so nothing would keep another control module off it; mount it with locks \
+                     (NFS: the server's lock service, or local_lock=flock where one computing node alone uses it)"
+                ),
+                LockError::Io(_) => format!("storage node {node}: {e}"),
+            })
+        });
+        locks.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Takes up those that a core gave back.
+    pub(crate) fn adopt(locks: Vec<OwnedFd>) -> Self {
+        Self(locks)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Frames by which they are lent.
+    pub(crate) fn frames(&self) -> usize {
+        self.0.len().div_ceil(FRAME_FDS_MAX)
+    }
+
+    /// Lends them to a core.
+    pub(crate) fn lend(&self, core: &mut Core) -> Result<(), LinkError> {
+        for (index, locks) in self.0.chunks(FRAME_FDS_MAX).enumerate() {
+            let from = u8::try_from(index * FRAME_FDS_MAX).expect("a volume has at most 64 nodes");
+            let fds: Vec<BorrowedFd<'_>> = locks.iter().map(AsFd::as_fd).collect();
+            let count = u8::try_from(fds.len()).expect("a frame has at most 16 descriptors");
+            core.tell(FromInterface::LendLocks { from, locks: count }, &fds)?;
+        }
+        Ok(())
+    }
+}
+
+fn take(node: &Path) -> Result<OwnedFd, LockError> {
+    let path = node.join(DATA_FILE);
+    // For writing, which the locks of NFS want.
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty())).map_err(std::io::Error::from)?;
+    lock::exclusive(file.as_fd())?;
+    if !lock::is_at(file.as_fd(), &path)? {
+        return Err(std::io::Error::other("it was replaced at this moment; try again").into());
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn nodes(paths: &[std::path::PathBuf]) -> Vec<NodeUrl> {
+        paths.iter().cloned().map(NodeUrl::Dir).collect()
+    }
+
+    #[test]
+    fn all_nodes_are_locked_or_none_and_the_refusal_names_node_and_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| dir.path().join(name));
+        for path in &paths {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join(DATA_FILE), "").unwrap();
+        }
+        let second = NodeLocks::take(&nodes(&paths[1..])).unwrap();
+        let refused = NodeLocks::take(&nodes(&paths)).unwrap_err();
+        let (node, holder) = (format!("dir:{}", paths[1].display()), format!("process {}", std::process::id()));
+        assert!(refused.contains(&node) && refused.contains(&holder) && refused.contains("detach"), "{refused}");
+        let first = NodeLocks::take(&nodes(&paths[..1])).unwrap();
+        drop((first, second));
+        assert_eq!(NodeLocks::take(&nodes(&paths)).unwrap().len(), 2);
+    }
+}
