@@ -13,6 +13,7 @@ mod handovers;
 mod hostile_peers;
 mod identity;
 mod kills_fio;
+mod mappings;
 mod module_deaths;
 mod nbd_clients;
 mod nbd_guest;

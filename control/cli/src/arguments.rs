@@ -163,7 +163,7 @@ pub(crate) struct Create {
 pub(crate) struct Attach {
     /// The volume
     pub(crate) name: VolumeName,
-    /// Mount it on this file, which is made if need be
+    /// Mount it on this file, which is made if need be. Beside --nbd it cannot be mapped shared (mmap fails with ENODEV)
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
     /// Serve it to NBD clients at unix:PATH or tcp:HOST:PORT (an IPv6 host in brackets; port 0 lets the system choose); at

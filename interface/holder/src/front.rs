@@ -44,23 +44,24 @@ fn channel_count() -> usize {
 }
 
 impl FileFront {
-    /// Mounts, agrees with the kernel and makes the channels. On failure nothing is left mounted.
-    pub(crate) fn mount(attach: &FileAttach, segment: &Segment) -> io::Result<Self> {
+    /// Mounts, agrees with the kernel and makes the channels. On failure nothing is left mounted. `alone`: the volume gets no other front
+    /// end as long as this one is there.
+    pub(crate) fn mount(attach: &FileAttach, segment: &Segment, alone: bool) -> io::Result<Self> {
         let options = MountOptions { uid: attach.uid, gid: attach.gid, allow_other: attach.allow_other };
         let mounted = fuse::mount(&attach.path, options)?;
-        Self::set_up(attach, segment, mounted).inspect_err(|_| {
+        Self::set_up(attach, segment, mounted, alone).inspect_err(|_| {
             if let Err(e) = fuse::unmount(&attach.path, true) {
                 tracing::error!(path = %attach.path.display(), "a mount that could not be served stays behind: {e}");
             }
         })
     }
 
-    fn set_up(attach: &FileAttach, segment: &Segment, mounted: OwnedFd) -> io::Result<Self> {
+    fn set_up(attach: &FileAttach, segment: &Segment, mounted: OwnedFd, alone: bool) -> io::Result<Self> {
         let mut request = vec![0; REQUEST_BYTES_MAX + 4096];
         let len = fuse::read_within(mounted.as_fd(), &mut request, INIT_DEADLINE)?;
         let max_write = u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX);
         let (agreed, reply) =
-            handshake::answer(request.get(..len).unwrap_or_default(), max_write).map_err(io::Error::other)?;
+            handshake::answer(request.get(..len).unwrap_or_default(), max_write, alone).map_err(io::Error::other)?;
         rustix::io::write(&mounted, &reply)?;
         let mut channels = vec![mounted];
         while channels.len() < channel_count() {

@@ -135,7 +135,7 @@ impl Holder {
             self.fronts.nbd = Some(NbdFront::listen(nbd)?);
         }
         if let Some(attach) = file {
-            let front = FileFront::mount(attach, &self.segment);
+            let front = FileFront::mount(attach, &self.segment, nbd.is_empty());
             self.fronts.file = Some(front.map_err(|e| format!("cannot mount on {}: {e}", attach.path.display()))?);
         }
         Ok(())

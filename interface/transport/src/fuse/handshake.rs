@@ -12,8 +12,11 @@ const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::MAX_PAGES
     | init_flag::HANDLE_KILLPRIV_V2
     | init_flag::INIT_EXT
-    | init_flag::DIRECT_IO_ALLOW_MMAP
     | init_flag::HAS_RESEND;
+/// What we would like as well where the file is the only front end. The pages of a shared mapping are a cache that lies in the kernel: a
+/// write by another front end would not be seen there, and would be overwritten when such a page is written back. Without this flag
+/// mmap(2) with MAP_SHARED fails with ENODEV.
+const WANTED_ALONE: u64 = init_flag::DIRECT_IO_ALLOW_MMAP;
 /// Asynchronous requests the kernel has under way with us before it makes submitters wait; its own default of 12
 /// would cap the queue depth.
 const MAX_BACKGROUND: u16 = 512;
@@ -45,11 +48,11 @@ pub enum BadInit {
     NoResend,
 }
 
-/// Reads the INIT request and makes the reply to it.
+/// Reads the INIT request and makes the reply to it. `alone`: the file is the volume's only front end, as long as it is mounted.
 ///
 /// # Errors
 /// [`BadInit`]; answer nothing and unmount.
-pub fn answer(request: &[u8], max_write: u32) -> Result<(Agreement, Vec<u8>), BadInit> {
+pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<(Agreement, Vec<u8>), BadInit> {
     let (header, rest) = InHeader::read_from_prefix(request).map_err(|_| BadInit::NotInit)?;
     let (init, _) = InitIn::read_from_prefix(rest).map_err(|_| BadInit::NotInit)?;
     if header.opcode != opcode::INIT {
@@ -66,7 +69,7 @@ pub fn answer(request: &[u8], max_write: u32) -> Result<(Agreement, Vec<u8>), Ba
     if offered & init_flag::HAS_RESEND == 0 {
         return Err(BadInit::NoResend);
     }
-    let flags = offered & WANTED;
+    let flags = offered & if alone { WANTED | WANTED_ALONE } else { WANTED };
     let minor = init.minor.min(MINOR);
     let [low, high] = [flags & u64::from(u32::MAX), flags >> 32].map(|half| u32::try_from(half).unwrap_or(0));
     let body = InitOut {

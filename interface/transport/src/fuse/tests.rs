@@ -198,12 +198,13 @@ fn m5_the_serving_core_names_itself() {
 
 #[test]
 fn init_wants_a_kernel_that_gives_requests_out_anew() {
-    let ask = |major, minor, flags: u64| {
+    let ask_as = |alone, major, minor, flags: u64| {
         let [low, high] = [flags & 0xffff_ffff, flags >> 32].map(|half| u32::try_from(half).unwrap());
         let init = InitIn { major, minor, flags: low, flags2: high, ..InitIn::zeroed() };
         let head = InHeader { len: 104, opcode: opcode::INIT, unique: 2, ..InHeader::zeroed() };
-        handshake::answer(&[head.as_bytes(), init.as_bytes()].concat(), 1 << 20)
+        handshake::answer(&[head.as_bytes(), init.as_bytes()].concat(), 1 << 20, alone)
     };
+    let ask = |major, minor, flags| ask_as(true, major, minor, flags);
     let all = init_flag::INIT_EXT | init_flag::HAS_RESEND | init_flag::ASYNC_DIO | 1 << 50;
     let (agreed, reply) = ask(7, 45, all).unwrap();
     assert_eq!(agreed.flags, init_flag::INIT_EXT | init_flag::HAS_RESEND | init_flag::ASYNC_DIO);
@@ -211,7 +212,15 @@ fn init_wants_a_kernel_that_gives_requests_out_anew() {
     assert_eq!(ask(7, 39, init_flag::INIT_EXT), Err(BadInit::NoResend));
     assert_eq!(ask(7, 39, init_flag::HAS_RESEND), Err(BadInit::NoResend), "the second word counts only with INIT_EXT");
     assert_eq!(ask(7, 19, all), Err(BadInit::Version(7, 19)));
-    assert_eq!(handshake::answer(b"", 4096), Err(BadInit::NotInit));
+    assert_eq!(handshake::answer(b"", 4096, true), Err(BadInit::NotInit));
+    // Shared mappings are a cache that no other front end knows of.
+    let maps = all | init_flag::DIRECT_IO_ALLOW_MMAP;
+    for alone in [true, false] {
+        let (agreed, reply) = ask_as(alone, 7, 45, maps).unwrap();
+        let out = InitOut::read_from_bytes(&reply[16..]).unwrap();
+        assert_eq!(agreed.flags & init_flag::DIRECT_IO_ALLOW_MMAP != 0, alone);
+        assert_eq!(u64::from(out.flags2) << 32 & init_flag::DIRECT_IO_ALLOW_MMAP != 0, alone);
+    }
 }
 
 proptest! {
@@ -225,7 +234,7 @@ proptest! {
         let bytes = [head.as_bytes(), body.as_slice()].concat();
         let _ = Operations { disk: &d, front: &front }.execute(&Held { comes_back: true }, &bytes, &mut reply);
         let _ = Operations { disk: &d, front: &front }.execute(&Held { comes_back: true }, &body, &mut reply);
-        let _ = handshake::answer(&bytes, 4096);
+        let _ = handshake::answer(&bytes, 4096, false);
     }
 }
 
