@@ -108,3 +108,190 @@ fn no_two_generations_write_to_the_storage_nodes_at_once() {
         sender.join().unwrap();
     });
 }
+
+/// One ticket, and who executes: never two of different generations.
+struct Door {
+    word: AtomicU64,
+    old: AtomicU32,
+    executing: AtomicUsize,
+}
+
+impl Door {
+    fn new(old_word: GateWord, state: u32) -> Arc<Self> {
+        let (word, old) = (AtomicU64::new(old_word.encode()), AtomicU32::new(state));
+        Arc::new(Self { word, old, executing: AtomicUsize::new(0) })
+    }
+
+    fn execute(&self) {
+        assert_eq!(self.executing.fetch_add(1, SeqCst), 0, "two generations execute at once");
+        self.executing.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Every way into the gate: a worker asks to be let in while the interface closes the gate, finds it in, and gives it to another core, which
+/// executes at once. Whoever comes is seen, or not let in: from a node for which nobody waits ([`AWAY`]), from a write that may
+/// still be under way ([`WRITING`]), with a request that was read ([`READING`]) or kept ([`PARKED`]), and between two requests that
+/// came together ([`BUSY`], and [`leave`] before it).
+#[test]
+fn who_comes_from_anywhere_is_seen_or_not_let_in() {
+    for from in [PARKED, READING, AWAY, WRITING, BUSY] {
+        loom::model(move || {
+            let old_word = word(Mode::Open, 0, 1);
+            let door = Door::new(old_word, from);
+            let pass = Pass(old_word.encode());
+            let d = Arc::clone(&door);
+            let old = thread::spawn(move || {
+                if from == BUSY {
+                    leave(&d.old);
+                }
+                if enter(&d.word, &d.old, pass) {
+                    d.execute();
+                    leave(&d.old);
+                }
+                park(&d.old);
+            });
+            set(&door.word, word(Mode::Closed, 0, 1));
+            if is_in(&door.old) {
+                set(&door.word, word(Mode::Open, 1, 2));
+                door.execute();
+            }
+            old.join().unwrap();
+        });
+    }
+}
+
+/// A worker is let in, goes to a node, and comes back to change and answer something: each time it is let in anew, and what it did in between
+/// is nobody else's concern.
+#[test]
+fn who_goes_to_a_node_and_comes_back_is_let_in_anew() {
+    for go in [away as fn(&AtomicU32), writing] {
+        loom::model(move || {
+            let door = Door::new(word(Mode::Open, 0, 1), PARKED);
+            let d = Arc::clone(&door);
+            let old = thread::spawn(move || {
+                if let Admission::Admitted(pass) = unpark(&d.word, &d.old, Slot::new(0).unwrap())
+                    && enter(&d.word, &d.old, pass)
+                {
+                    d.execute();
+                    go(&d.old);
+                    if enter(&d.word, &d.old, pass) {
+                        d.execute();
+                        leave(&d.old);
+                    }
+                }
+                park(&d.old);
+            });
+            set(&door.word, word(Mode::Closed, 0, 1));
+            if is_in(&door.old) {
+                set(&door.word, word(Mode::Open, 1, 2));
+                door.execute();
+            }
+            old.join().unwrap();
+        });
+    }
+}
+
+/// The fence for workers: one of the old core that was let in writes to a node, and is not waited for; the new core writes only when
+/// that is over. Also where the worker came from a node first.
+#[test]
+fn no_worker_writes_beside_the_next_generation() {
+    for from in [READING, AWAY] {
+        loom::model(move || {
+            let (old_word, new_word) = (word(Mode::Open, 0, 1), word(Mode::Open, 1, 2));
+            let door = Door::new(old_word, from);
+            let d = Arc::clone(&door);
+            let old = thread::spawn(move || {
+                if enter(&d.word, &d.old, Pass(old_word.encode())) {
+                    writing(&d.old);
+                    d.execute();
+                    away(&d.old);
+                }
+                park(&d.old);
+            });
+            set(&door.word, word(Mode::Closed, 0, 1));
+            if is_in(&door.old) {
+                set(&door.word, new_word);
+                let sender = AtomicU32::new(PARKED);
+                if begin_sending(&door.word, &sender, new_word.slot, new_word.generation) && may_write([&door.old]) {
+                    door.execute();
+                }
+            }
+            old.join().unwrap();
+        });
+    }
+}
+
+/// The sender of the old core asks while the gate goes to another one whose worker writes: the sender is seen, or does not send.
+#[test]
+fn a_sender_that_begins_is_seen_or_does_not_send() {
+    for mode in [Mode::Open, Mode::Synchronous, Mode::Closed, Mode::Probe] {
+        loom::model(move || {
+            let (old_word, new_word) = (word(mode, 0, 1), word(Mode::Open, 1, 2));
+            let door = Door::new(old_word, PARKED);
+            let d = Arc::clone(&door);
+            let sender = thread::spawn(move || {
+                for _ in 0..2 {
+                    if begin_sending(&d.word, &d.old, old_word.slot, old_word.generation) {
+                        d.execute();
+                        park(&d.old);
+                    }
+                }
+            });
+            set(&door.word, new_word);
+            let worker = AtomicU32::new(READING);
+            assert!(enter(&door.word, &worker, Pass(new_word.encode())));
+            writing(&worker);
+            if may_write([&door.old]) {
+                door.execute();
+            }
+            sender.join().unwrap();
+        });
+    }
+}
+
+/// A successor that opens the gate too late: it was taken back, and the predecessor executes under a generation of its own.
+#[test]
+fn who_probes_too_late_executes_nothing() {
+    loom::model(|| {
+        let probe = word(Mode::Probe, 1, 2);
+        let door = Door::new(probe, PARKED);
+        let d = Arc::clone(&door);
+        let late = thread::spawn(move || {
+            let slot = Slot::new(1).unwrap();
+            if let Admission::Probe(seen) = unpark(&d.word, &d.old, slot)
+                && open_after_probe(&d.word, seen)
+                && let Admission::Admitted(pass) = unpark(&d.word, &d.old, slot)
+            {
+                if enter(&d.word, &d.old, pass) {
+                    d.execute();
+                    leave(&d.old);
+                }
+                park(&d.old);
+            }
+        });
+        if revoke_probe(&door.word, probe) {
+            set(&door.word, word(Mode::Open, 0, 3));
+            door.execute();
+        }
+        late.join().unwrap();
+    });
+}
+
+/// Two workers of one core probe at once, and the gate is closed as soon as one has opened it: the other opens nothing.
+#[test]
+fn of_two_that_probe_one_opens_the_gate_once() {
+    loom::model(|| {
+        let probe = word(Mode::Probe, 1, 2);
+        let gate = Arc::new(AtomicU64::new(probe.encode()));
+        let g = Arc::clone(&gate);
+        let other = thread::spawn(move || open_after_probe(&*g, probe));
+        let opened = open_after_probe(&*gate, probe);
+        let closed = word(Mode::Closed, 1, 2);
+        if opened {
+            set(&*gate, closed);
+        }
+        assert_ne!(other.join().unwrap(), opened);
+        let found = GateWord::decode(Cell::load(&*gate, SeqCst)).unwrap();
+        assert_eq!(found, if opened { closed } else { probe.with(Mode::Open) });
+    });
+}
