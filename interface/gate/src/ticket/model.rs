@@ -221,6 +221,54 @@ fn no_worker_writes_beside_the_next_generation() {
     }
 }
 
+/// A worker that was seen parked after the gate was closed reads nothing: what it read would be kept by it, and given out to nobody.
+#[test]
+fn who_is_seen_parked_reads_nothing() {
+    loom::model(|| {
+        let door = Door::new(word(Mode::Open, 0, 1), PARKED);
+        let d = Arc::clone(&door);
+        let worker = thread::spawn(move || {
+            if let Admission::Admitted(pass) = unpark(&d.word, &d.old, Slot::new(0).unwrap()) {
+                if holds(&d.word, pass) {
+                    d.execute();
+                }
+                park(&d.old);
+            }
+        });
+        set(&door.word, word(Mode::Closed, 0, 1));
+        if is_in(&door.old) {
+            door.execute();
+        }
+        worker.join().unwrap();
+    });
+}
+
+/// The fence where the new core is neither the interface nor told by it: it finds the gate word to be its own.
+#[test]
+fn who_finds_the_gate_its_own_writes_beside_nobody() {
+    loom::model(|| {
+        let (old_word, new_word) = (word(Mode::Open, 0, 1), word(Mode::Open, 1, 2));
+        let door = Door::new(old_word, PARKED);
+        let d = Arc::clone(&door);
+        let old = thread::spawn(move || {
+            if begin_sending(&d.word, &d.old, old_word.slot, old_word.generation) {
+                d.execute();
+                park(&d.old);
+            }
+        });
+        let d = Arc::clone(&door);
+        let new = thread::spawn(move || {
+            let sender = AtomicU32::new(PARKED);
+            if begin_sending(&d.word, &sender, new_word.slot, new_word.generation) && may_write([&d.old]) {
+                d.execute();
+            }
+        });
+        set(&door.word, new_word);
+        old.join().unwrap();
+        new.join().unwrap();
+    });
+}
+
 /// The sender of the old core asks while the gate goes to another one whose worker writes: the sender is seen, or does not send.
 #[test]
 fn a_sender_that_begins_is_seen_or_does_not_send() {

@@ -25,6 +25,8 @@ use everdisk_proto::{
 use everdisk_sys::connection::ConnectionMemory;
 use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
+#[cfg(test)]
+use super::death::stored;
 use super::{negotiation::State, request::Request};
 use crate::{channel::Lead, disk::FileRange};
 
@@ -188,8 +190,10 @@ impl Connection {
         let turn = self.memory.turn.load(Relaxed).wrapping_add(1);
         for (place, word) in self.memory.records[usize::from(turn % 2 == 1)].iter().zip(record.encode()) {
             place.store(word, Relaxed);
+            stored();
         }
         self.memory.turn.store(turn, Release);
+        stored();
         shared.record = record;
         if shared.waiting > 0 {
             self.changed.notify_all();
@@ -219,6 +223,7 @@ impl Connection {
         let [a, b, c, d] = request.to_words();
         for (word, value) in words.iter().zip([a, b, c, d, payload]) {
             word.store(value, Relaxed);
+            stored();
         }
     }
 
@@ -269,6 +274,7 @@ impl Connection {
             return false;
         }
         let written = self.memory.write_output(place(record.committed, OUTPUT_BYTES), reply);
+        stored();
         record.committed += if written { reply.len() as u64 } else { 0 };
         written
     }
@@ -369,6 +375,11 @@ fn place(position: u64, ring: usize) -> usize {
     usize::try_from(position % ring as u64).unwrap_or(0)
 }
 
+/// Where tests have a worker die.
+#[cfg(not(test))]
+const fn stored() {}
+
 fn os(result: io::Result<usize>) -> Result<usize, Os> {
+    stored();
     result.map_err(|e| Os::from_io_error(&e).unwrap_or(Os::IO))
 }

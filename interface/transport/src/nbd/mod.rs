@@ -11,6 +11,8 @@
 //! [`connection`]'s, and what a worker does with them [`serve`]'s.
 
 pub mod connection;
+#[cfg(test)]
+mod death;
 mod execute;
 pub mod negotiation;
 mod option;

@@ -36,9 +36,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     disk::{FileRange, Hold},
-    nbd::protocol::{REQUEST_MAGIC, cmd},
+    nbd::{
+        death::{Death, await_death},
+        protocol::{REQUEST_MAGIC, cmd},
+    },
 };
 
+mod death;
 mod team;
 
 const SIZE: u64 = 4 << 20;
@@ -135,6 +139,11 @@ struct Stage {
 
 impl Stage {
     fn new(disk: &Arc<FileDisk>) -> Self {
+        Self::with(disk, None)
+    }
+
+    /// The core that serves first dies so, if it is to.
+    fn with(disk: &Arc<FileDisk>, mut death: Option<Death>) -> Self {
         signal::install_evict().unwrap();
         let segment = Arc::new(SharedSegment::create(0).unwrap());
         let memory = ConnectionMemory::create().unwrap();
@@ -150,7 +159,11 @@ impl Stage {
             let memory = ConnectionMemory::adopt(stage.memory.as_fd().try_clone_to_owned().unwrap()).unwrap();
             let socket = server.try_clone().unwrap().into();
             let stopped = Arc::clone(&stop);
+            let death = if index == 1 { death.take() } else { None };
             let thread = thread::spawn(move || {
+                if let Some(death) = death {
+                    await_death(death);
+                }
                 let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0).unwrap();
                 let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped).unwrap();
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
@@ -243,7 +256,9 @@ impl Drop for Stage {
             self.rouse(index);
             let worker = &self.segment.cores[index].tickets[0];
             signal::evict(std::process::id(), worker.tid.load(Acquire));
-            let ended = self.cores[index].1.take().unwrap().join();
+            // One that died was buried before.
+            let Some(core) = self.cores[index].1.take() else { continue };
+            let ended = core.join();
             assert!(ended.is_ok() || thread::panicking());
         }
     }

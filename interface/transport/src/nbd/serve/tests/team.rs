@@ -7,6 +7,8 @@ use std::{
 
 use super::*;
 
+mod rings;
+
 /// What the node does at some offsets.
 #[derive(Default)]
 struct Node {
