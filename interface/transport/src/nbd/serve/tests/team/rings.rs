@@ -15,14 +15,14 @@ fn beyond7_beyond4_what_is_received_behind_a_write_put_aside_leaves_its_data_alo
     team.lead(1);
     // Each by itself, so that nothing else stands in the ring in between; then more than it holds.
     for cookie in 2..40_u64 {
-        team.send(cmd::WRITE, cookie, 2 << 20, 20_000, &[0xee; 20_000]);
+        team.send(cmd::WRITE, cookie, 2 << 20, 20_000, &vec![0xee; 20_000]);
         assert_eq!(team.reply(), (cookie, 0));
     }
     assert_eq!(team.connection.lock().record.aside.count_ones(), 1, "it was put aside");
     let mut client = team.client.try_clone().unwrap();
     let more = thread::spawn(move || {
         let mut bytes = Vec::new();
-        (0..60).for_each(|_| request(&mut bytes, cmd::WRITE, 0, 3 << 20, 40_000, &[0xdd; 40_000]));
+        (0..60).for_each(|_| request(&mut bytes, cmd::WRITE, 0, 3 << 20, 40_000, &vec![0xdd; 40_000]));
         client.write_all(&bytes).unwrap();
     });
     until("the ring is full", || !team.connection.has_room(&team.connection.lock().record) || more.is_finished());
