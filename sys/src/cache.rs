@@ -4,12 +4,15 @@ use std::{fs::File, io, os::fd::AsFd, ptr::NonNull};
 
 use rustix::{
     fs::Advice,
+    io::Errno,
     mm::{MapFlags, ProtFlags},
 };
 
 const PAGE: u64 = 4096;
 /// Pages that are asked about at once.
 const PAGES: usize = 512;
+/// A file system with fewer free blocks is full: some are kept for what describes the data.
+const FULL_BLOCKS: u64 = 64;
 /// File systems on which reading what lies in memory waits for nobody (include/uapi/linux/magic.h): ext4, Btrfs, tmpfs. Others take a lock
 /// that a writer holds (XFS), or ask a server whether the file has changed (NFS).
 const SURE: [u64; 3] = [0xef53, 0x9123_683e, 0x0102_1994];
@@ -77,6 +80,32 @@ impl Resident {
             at += part;
         }
         true
+    }
+}
+
+/// Has a file system that cannot reserve space do so all the same: the pages of the range are made writable, as for a program that is about
+/// to store to them, and no byte changes, whoever writes meanwhile. The range must lie inside the file.
+///
+/// # Errors
+/// `NOSPC` where there is no more space, `IO` where it fails otherwise, and the operating system's; `INVAL` before Linux 5.14.
+pub fn reserve(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
+    if len == 0 {
+        return Ok(());
+    }
+    let begin = offset / PAGE * PAGE;
+    let len = offset.checked_add(len).and_then(|end| usize::try_from(end - begin).ok()).ok_or(Errno::INVAL)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh mapping at an address the kernel chooses, which nobody but the kernel accesses.
+    let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file, begin) }?;
+    // SAFETY: the range is the whole mapping; populating it changes no byte, and fails where a store would.
+    let reserved = unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxPopulateWrite) };
+    // SAFETY: base and length are those of the mapping, and nobody has a reference into it.
+    unsafe { rustix::mm::munmap(base, len) }?;
+    match reserved {
+        // A store would meet with SIGBUS; why, is not told.
+        Err(Errno::FAULT) if rustix::fs::fstatvfs(file)?.f_bavail < FULL_BLOCKS => Err(Errno::NOSPC),
+        Err(Errno::FAULT) => Err(Errno::IO),
+        done => done,
     }
 }
 

@@ -20,6 +20,7 @@ mod nbd_guest;
 mod nbd_hostile;
 mod nbd_kills;
 mod nbd_upgrades;
+mod plain_nodes;
 mod power_loss;
 mod qemu;
 mod refusals;

@@ -6,8 +6,21 @@
 //! ```
 //! Reads and writes go through the page cache; a flush is fdatasync. A worker may get a signal at any moment, so every
 //! system call is taken up again after EINTR.
+//!
+//! What a file system need not be able to do has another way each:
+//!
+//! | operation | system call | else | else |
+//! |---|---|---|---|
+//! | discard | fallocate, PUNCH_HOLE | zeros are written over what is not zero; the space stays taken | |
+//! | write zeros | fallocate, ZERO_RANGE | PUNCH_HOLE | zeros are written |
+//! | allocate | fallocate | the range is mapped, and its pages made writable | |
+//! | look for data, holes | lseek, SEEK_DATA and SEEK_HOLE | everything is data | |
+//! | read at once | preadv2, RWF_NOWAIT | a read that may wait | |
+//! | send from memory | mmap, mincore, sendfile | a read, and a copy | |
 
 mod format;
+#[cfg(test)]
+mod plain;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
@@ -25,7 +38,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_sys::cache::Resident;
+use everdisk_sys::cache::{Resident, reserve};
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags, retry_on_intr},
@@ -38,6 +51,13 @@ use crate::{FileRange, NodeFormat, OpenError, Sought, Store, StoreError};
 
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;
+/// Where it makes no holes, so much is looked at at once whether it is zero.
+const CLEARED_PIECE: usize = 64 << 10;
+
+/// Whether the file system cannot do such a thing at all.
+const fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS)
+}
 
 /// A directory that is open as a storage node.
 #[derive(Debug)]
@@ -105,6 +125,34 @@ impl DirStore {
 
     fn zero_range(&self, offset: u64, len: u64) -> Result<(), Errno> {
         self.fallocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    /// Zeros over what is not zero: for a file system that makes no holes. What takes no space goes on to take none.
+    #[cold]
+    fn clear(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let Some(data) = self.next(at, Sought::Data)?.filter(|data| *data < end) else { return Ok(()) };
+            at = self.next(data, Sought::Hole)?.map_or(end, |hole| hole.min(end));
+            self.clear_data(data, at)?;
+        }
+        Ok(())
+    }
+
+    /// The same of what may be data, but need not: not every file system tells holes.
+    fn clear_data(&self, mut at: u64, end: u64) -> Result<(), StoreError> {
+        let mut piece = vec![0; CLEARED_PIECE];
+        while at < end {
+            let n = usize::try_from(end - at).unwrap_or(usize::MAX).min(CLEARED_PIECE);
+            let found = piece.get_mut(..n).unwrap_or_default();
+            self.read_at(at, found)?;
+            if found.iter().any(|byte| *byte != 0) {
+                found.fill(0);
+                self.write_at(at, found)?;
+            }
+            at += n as u64;
+        }
+        Ok(())
     }
 
     /// For a file system that knows neither zeroed ranges nor holes.
@@ -179,7 +227,10 @@ impl Store for DirStore {
         if len == 0 {
             return Ok(());
         }
-        self.punch(offset, len).map_err(|e| self.failed("discard", e))
+        match self.punch(offset, len) {
+            Err(e) if is_unsupported(e) => self.clear(offset, len),
+            done => done.map_err(|e| self.failed("discard", e)),
+        }
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
@@ -188,19 +239,24 @@ impl Store for DirStore {
             return Ok(());
         }
         let done = match self.zero_range(offset, len) {
-            Err(Errno::OPNOTSUPP) => self.punch(offset, len),
+            Err(e) if is_unsupported(e) => self.punch(offset, len),
             done => done,
         };
         match done {
-            Err(Errno::OPNOTSUPP) => self.write_zero_bytes(offset, len),
+            Err(e) if is_unsupported(e) => self.write_zero_bytes(offset, len),
             done => done.map_err(|e| self.failed("write zeros", e)),
         }
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.inside(offset, len)?;
-        whole::pieces(offset, len, |at, n| rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, at, n))
-            .map_err(|e| self.failed("reserve space", e))
+        let reserved =
+            whole::pieces(offset, len, |at, n| rustix::fs::fallocate(&self.data, FallocateFlags::KEEP_SIZE, at, n));
+        let reserved = match reserved {
+            Err(e) if is_unsupported(e) => whole::pieces(offset, len, |at, n| reserve(&self.data, at, n)),
+            done => done,
+        };
+        reserved.map_err(|e| self.failed("reserve space", e))
     }
 
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
@@ -214,6 +270,10 @@ impl Store for DirStore {
         match retry_on_intr(|| rustix::fs::seek(&self.data, from)) {
             Ok(at) => Ok(Some(at)),
             Err(Errno::NXIO) => Ok(None),
+            Err(e) if is_unsupported(e) || e == Errno::INVAL => Ok(match sought {
+                Sought::Data => Some(offset),
+                Sought::Hole => Some(self.format.len),
+            }),
             Err(e) => Err(self.failed("look for data and holes", e)),
         }
     }

@@ -98,20 +98,6 @@ fn conforms_on_disk() {
     conformance::run(&mut Directories::on("/var/tmp"));
 }
 
-/// The last resort of `write_zeroes`; no file system here lacks the better ways.
-#[test]
-fn zeros_are_written_where_nothing_better_works() {
-    let parent = TempDir::new().unwrap();
-    let store = DirStore::open(&node(&parent, 4 << 20), &format(4 << 20)).unwrap();
-    let mut expected = vec![7; 4 << 20];
-    store.write_at(0, &expected).unwrap();
-    store.write_zero_bytes(12_345, (2 << 20) + 99).unwrap();
-    expected[12_345..12_345 + (2 << 20) + 99].fill(0);
-    let mut bytes = vec![1; 4 << 20];
-    store.read_at(0, &mut bytes).unwrap();
-    assert!(bytes == expected);
-}
-
 /// A full disk is ENOSPC, not a dead node: what is there is still read, and space given back can be used again.
 #[test]
 fn enospc_is_reported_and_the_store_goes_on() {
