@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash_consistency;
+mod failed_flush;
 mod failed_upgrades;
 mod file_semantics;
 mod filesystems;
