@@ -46,7 +46,7 @@ impl Mounted {
         };
         Self::new(|directory, at| {
             let image = directory.join("image");
-            fs::File::create(&image)?.set_len(mib << 20)?;
+            File::create(&image)?.set_len(mib << 20)?;
             run(Command::new("mkfs.ext2").args(["-q", "-b", "4096"]).arg(&image))?;
             run(Command::new("mount").args(["-t", "ext2", "-o", "loop"]).args([&image, at]))
         })
@@ -137,7 +137,7 @@ fn a_discard_without_holes_writes_over_data_only() {
     assert_eq!(store.allocated_bytes().unwrap(), taken, "what took no space takes some now");
     store.write_at(0, &data).unwrap();
     store.clear(4097, 77).unwrap();
-    let mut expected = data.clone();
+    let mut expected = data;
     expected[4097..4097 + 77].fill(0);
     let mut found = vec![1; 1 << 20];
     store.read_at(0, &mut found).unwrap();
