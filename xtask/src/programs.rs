@@ -249,6 +249,7 @@ mod tests {
         for name in ["fio", "fusermount3", "cargo", "ceph"] {
             executable(from.path(), name);
         }
+        std::fs::set_permissions(to.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         lay(DEMO, &[from.path().to_path_buf()], to.path()).unwrap();
         let laid = std::fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let mut laid: Vec<_> = laid.collect();
