@@ -28,16 +28,9 @@ const WITHIN: Duration = Duration::from_secs(10);
 /// So many users are named.
 const NAMED: usize = 5;
 
-/// A user of the file.
+/// A user of the file; the most telling kinds first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum User {
-    /// A process has it open or mapped.
-    Process {
-        /// Its id.
-        pid: u32,
-        /// Its name.
-        command: String,
-    },
     /// It is mounted at another place too.
     Mount {
         /// Where, as the process sees it.
@@ -47,6 +40,13 @@ pub enum User {
     },
     /// A loop device.
     Loop(String),
+    /// A process has it open or mapped.
+    Process {
+        /// Its id.
+        pid: u32,
+        /// Its name.
+        command: String,
+    },
 }
 
 impl fmt::Display for User {
