@@ -140,7 +140,11 @@ fn a_detach_removes_its_own_socket_and_nothing_that_took_its_place() {
     assert_eq!(fs::read(&socket).unwrap(), b"precious");
     fs::remove_file(&socket).unwrap();
 
-    // Of a volume that is dead.
+    // Of a volume that is dead: ours goes, although the interface that made it cannot remove it any more.
+    attach(&host);
+    kill_all(&mut host, "v");
+    host.everdisk(&["detach", "v", "--force"]).ok();
+    assert!(!socket.exists(), "its own");
     attach(&host);
     kill_all(&mut host, "v");
     fs::remove_file(&socket).unwrap();
