@@ -83,7 +83,13 @@ mod tests {
         let name: everdisk_proto::ids::VolumeName = "v".parse().unwrap();
         assert_eq!(act(&Request::Status { name: None }), None);
         assert_eq!(act(&Request::VolumeShow { name: name.clone() }), None);
-        assert_eq!(act(&Request::VolumeDelete { name: name.clone() }), Some(("delete", "v".to_owned(), false)));
-        assert_eq!(act(&Request::Detach { name, force: true }), Some(("forced detach", "v".to_owned(), false)));
+        assert_eq!(
+            act(&Request::VolumeDelete { name: name.clone(), force: false }),
+            Some(("delete", "v".to_owned(), false))
+        );
+        assert_eq!(
+            act(&Request::Detach { name, force: true, yes: true }),
+            Some(("forced detach", "v".to_owned(), false))
+        );
     }
 }

@@ -185,7 +185,7 @@ fn a_forced_detach_asks_where_something_is_given_up() {
         let (volume, fake, process) = attached(dir.path(), "60");
         let buffered = if flushed { 0 } else { 4096 };
         let address = "unix:/run/v.sock".parse().unwrap();
-        let client = NbdStatus { address, connections: clients, accepted: 3, carried: 0, broken: 0 };
+        let client = NbdStatus { address, connections: clients, accepted: 3, carried: 0, broken: 0, bound: None };
         fake.set(|status| {
             status.serving = Some(7);
             status.buffer = Some(fake::buffer(buffered));

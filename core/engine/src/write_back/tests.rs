@@ -356,7 +356,7 @@ fn d5_a_full_buffer_holds_writers_back_without_an_error() {
     thread::scope(|scope| {
         let _let_go = at_end(|| {
             bench.faults("");
-            bench.core.stop_sender();
+            bench.core.stop_tending();
         });
         let sender = scope.spawn(|| bench.core.run_sender());
         // The volume is smaller than the buffer: its blocks are written again and again.
