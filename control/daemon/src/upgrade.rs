@@ -417,7 +417,7 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/old".into(), identity: identity("0..1"), digest: None };
+        let from = CoreBuild { program: "/old".into(), identity: identity("0..2"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         let planned = |buffer: &str, handover| {
             let core = dir.path().join(buffer);
@@ -430,11 +430,11 @@ mod tests {
         let without = planned("0..0", Handover::Carry).unwrap();
         assert!(has(&without, "no write buffer") && without.handover == Handover::Carry);
         interface.set(|status| status.buffer = Some(fake::buffer(4096)));
-        let flush = planned("0..1", Handover::Flush).unwrap();
-        assert!(has(&flush, "version 1, and both cores adopt it") && has(&flush, "4096 buffered bytes are sent"));
+        let flush = planned("0..2", Handover::Flush).unwrap();
+        assert!(has(&flush, "version 2, and both cores adopt it") && has(&flush, "4096 buffered bytes are sent"));
         let step = flush.steps.iter().find(|step| step.step == "flush").unwrap();
         assert_eq!((step.deadline_ms, step.undo.as_str()), (7000, "writes are buffered again"));
-        let carry = planned("0..1", Handover::Carry).unwrap();
+        let carry = planned("0..2", Handover::Carry).unwrap();
         assert!(has(&carry, "4096 buffered bytes go over") && carry.steps.iter().all(|step| step.step != "flush"));
         assert!(has(&planned("0..0", Handover::Flush).unwrap(), "adopts 0..0: it has to be empty"));
         let refused = planned("0..0", Handover::Carry).unwrap_err().to_string();
@@ -447,11 +447,11 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/new".into(), identity: identity("0..1"), digest: None };
+        let from = CoreBuild { program: "/new".into(), identity: identity("0..2"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Carry);
         interface.set(|status| status.buffer = Some(fake::buffer(4096)));
         assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Flush);
-        assert_eq!(way_back(&volume, &identity("1..1")).unwrap(), Handover::Carry);
+        assert_eq!(way_back(&volume, &identity("1..2")).unwrap(), Handover::Carry);
     }
 }

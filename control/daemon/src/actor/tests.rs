@@ -1,6 +1,6 @@
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, NodeStatus},
-    version::CoreIdentity,
+    version::{BUFFER, CoreIdentity},
 };
 
 use super::*;
@@ -270,7 +270,7 @@ fn the_buffer_is_the_serving_cores_and_writes_are_buffered_again_only_where_they
         status.cores[0].identity.version = "the old one".to_owned();
     });
     let buffer = world.act(|a| a.buffer()).unwrap().unwrap();
-    assert_eq!((buffer.version, buffer.bytes, buffer.holder.version.as_str()), (1, 4096, "the old one"));
+    assert_eq!((buffer.version, buffer.bytes, buffer.holder.version.as_str()), (BUFFER, 4096, "the old one"));
     world.act(|a| a.synchronous()).unwrap();
     world.act(|a| a.write_back());
     world.act(|a| a.write_back());
