@@ -20,14 +20,14 @@ const SIZE: usize = 8 << 20;
 /// What is written after the last good flush: on both nodes.
 const AT: u64 = 100_000;
 const LEN: usize = 1_200_000;
-/// So large that no write passes it by.
-const BUFFER: &str = "32M";
+/// No write passes it by.
+const BUFFERED: &[&str] = &["--buffer", "32M", "--bypass", "never"];
 const NBD_EIO: u32 = 5;
 
 /// A host of volatile nodes.
-fn host(buffer: &str) -> Host {
+fn host(options: &[&str]) -> Host {
     let host = Host::faulty();
-    host.create_with("v", "8M", 2, &["--buffer", buffer]);
+    host.create_with("v", "8M", 2, options);
     host
 }
 
@@ -109,7 +109,7 @@ fn refused(output: Output) {
 /// semantics 7: the application's own fsync fails, as often as the nodes do; then one succeeds, and means it.
 #[test]
 fn d5_the_applications_next_fsync_after_a_failed_one_means_durable() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     for (node, times) in [(0, 1), (1, 1), (0, 3)] {
         flushed.write(AT, 2 + node as u64 + times);
@@ -128,7 +128,7 @@ fn d5_the_applications_next_fsync_after_a_failed_one_means_durable() {
 /// semantics 7: an application that wrote nothing is told of the failure; the one that wrote is not told that it is durable when it is not.
 #[test]
 fn d5_anothers_failed_fsync_makes_no_later_one_lie() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     flushed.write(AT, 2);
     flushed.faults.set(FAILS);
@@ -144,7 +144,7 @@ fn d5_anothers_failed_fsync_makes_no_later_one_lie() {
 /// semantics 8: `everdisk flush` fails as long as the nodes do, and the application whose data it was learns of it once.
 #[test]
 fn d5_a_failed_flush_by_the_operator_is_told_again_and_to_the_application() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     flushed.write(AT, 2);
     flushed.faults.set(FAILS);
@@ -166,7 +166,7 @@ fn d5_a_failed_flush_by_the_operator_is_told_again_and_to_the_application() {
 /// nodes.
 #[test]
 fn d5_a_detach_after_a_failed_one_means_durable() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     flushed.write(AT, 2);
     let Flushed { volume, faults, file, bytes } = flushed;
@@ -188,7 +188,7 @@ fn d5_a_detach_after_a_failed_one_means_durable() {
 /// learns of it once.
 #[test]
 fn m2_d5_the_failed_flush_of_an_upgrade_loses_nothing_and_is_told_to_the_application() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     for handover in ["flush", "carry"] {
         flushed.write(AT, 2);
@@ -209,7 +209,7 @@ fn m2_d5_the_failed_flush_of_an_upgrade_loses_nothing_and_is_told_to_the_applica
 /// The application learns of it once, and then durable means durable.
 #[test]
 fn beyond2_d5_a_failed_flush_is_not_forgotten_with_the_core_that_saw_it() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     flushed.write(AT, 2);
     flushed.faults.set(FAILS);
@@ -235,7 +235,7 @@ fn beyond2_d5_a_failed_flush_is_not_forgotten_with_the_core_that_saw_it() {
 /// durable.
 #[test]
 fn d5_a_write_back_that_fails_by_itself_is_told_and_loses_nothing() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let mut flushed = Flushed::new(&host);
     for change in [false, true] {
         flushed.write(AT, 2 + u64::from(change));
@@ -258,7 +258,7 @@ fn d5_a_write_back_that_fails_by_itself_is_told_and_loses_nothing() {
 /// one says durable, it is.
 #[test]
 fn d5_each_nbd_connection_and_the_file_learn_of_a_failed_flush() {
-    let host = host(BUFFER);
+    let host = host(BUFFERED);
     let volume = Volume::new(&host, "v");
     let faults = Faults::volatile(&volume);
     let exported = Exported::attach(volume.clone());
@@ -297,7 +297,7 @@ fn d5_each_nbd_connection_and_the_file_learn_of_a_failed_flush() {
 #[test]
 fn d5_what_passed_the_buffer_by_is_lost_by_a_failed_flush_until_it_is_written_anew() {
     const AT: u64 = 1 << 20;
-    let host = host("0");
+    let host = host(&["--buffer", "0"]);
     let mut flushed = Flushed::new(&host);
     let [lost, anew] = [2, 3].map(|seed| pattern(seed, 1 << 20));
     flushed.file.write_all_at(&lost, AT).unwrap();

@@ -62,7 +62,7 @@ fn kept(volume: &Volume, error: &Error) -> String {
     let buffer = volume.interface().status().ok().and_then(|status| status.buffer);
     let mut known = Vec::new();
     if let Some(buffer) = &buffer
-        && buffer.capacity > 0
+        && buffer.buffered_bytes > 0
     {
         let mebibytes = mebibytes(buffer.buffered_bytes);
         known.push(format!(
