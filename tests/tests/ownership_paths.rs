@@ -59,7 +59,7 @@ fn a_front_end_lies_in_no_node_of_any_volume_and_no_node_in_what_another_has() {
         host.everdisk(&["attach", "f", "--nbd", &socket]).refused(1, &["storage node", "volume e"]);
         let create = |path: &Path| {
             let url = format!("dir:{}", path.display());
-            host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &url])
+            host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &url, "--create-dir"])
         };
         for inside in ["", "deep", "deep/er", "deep/../else"] {
             for directory in [&node, &link, &bound] {
@@ -73,11 +73,12 @@ fn a_front_end_lies_in_no_node_of_any_volume_and_no_node_in_what_another_has() {
     e.attach(&[]);
     refuse();
     let over = format!("dir:{}", e.path.display());
-    let output = host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &over]);
+    let output = host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &over, "--create-dir"]);
     output.refused(1, &["where volume e is attached"]);
     let twice = format!("dir:{}", host.node("twice").display());
     let again = format!("dir:{}/../twice", host.node("twice").display());
-    let output = host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &twice, "--node", &again]);
+    let output =
+        host.everdisk(&["volume", "create", "g", "--size", "16M", "--node", &twice, "--node", &again, "--create-dir"]);
     output.refused(1, &["of the same volume"]);
     e.detach();
     assert_eq!(f.status().state(), "detached");
@@ -204,7 +205,7 @@ fn two_attaches_at_one_place_at_the_same_time_give_one_volume() {
     }
     let second = Second::start(&host, "run2", "state2");
     let node = format!("dir:{}", host.node("c").display());
-    second.everdisk(&["volume", "create", "c", "--size", "16M", "--node", &node]).ok();
+    second.everdisk(&["volume", "create", "c", "--size", "16M", "--node", &node, "--create-dir"]).ok();
     let path = host.file("one.img");
     let socket = format!("unix:{}", host.file("one.sock").display());
     for (front, place) in [("--file", text(&path)), ("--nbd", &socket), ("--file", text(&path)), ("--nbd", &socket)] {

@@ -24,7 +24,7 @@ fn m7_what_a_node_cannot_do_by_itself_is_done_all_the_same() {
         fs::create_dir(&plain).unwrap();
         let mount = Mount::new(&["-t", "ramfs", "none"], &plain);
         let nodes = ["a", "b"].map(|name| format!("dir:{}", plain.join(name).display()));
-        let create = ["volume", "create", "v", "--size", "8M", "--stripe", "64K", "--buffer", buffer];
+        let create = ["volume", "create", "v", "--create-dir", "--size", "8M", "--stripe", "64K", "--buffer", buffer];
         host.everdisk(&[&create[..], &["--node", &nodes[0], "--node", &nodes[1]]].concat()).ok();
         let exported = Exported::attach(Volume::new(&host, "v"));
         let (file, mut client) = (exported.volume.open(), exported.unix.client());

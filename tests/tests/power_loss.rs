@@ -176,7 +176,7 @@ fn d5_what_is_said_to_be_durable_has_come_as_far_as_the_disk_of_each_storage_nod
         let disks = [Disk::new(), Disk::new()];
         let host = Host::new();
         let nodes = disks.each_ref().map(|disk| format!("dir:{}", disk.node().display()));
-        let create = ["volume", "create", "v", "--size", "8M", "--stripe", "64K", "--buffer", size];
+        let create = ["volume", "create", "v", "--create-dir", "--size", "8M", "--stripe", "64K", "--buffer", size];
         host.everdisk(&[&create[..], &["--node", &nodes[0], "--node", &nodes[1]]].concat()).ok();
         let exported = Exported::attach(Volume::new(&host, "v"));
         each_way_is_durable(&exported, &|| disks.iter().map(Disk::durable).collect());

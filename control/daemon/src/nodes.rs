@@ -124,9 +124,21 @@ pub fn undo_creation(core: &Path, file: &Path, cores: &Path) -> Result<()> {
     run_well(core, &["--volume".into(), file.as_os_str().to_owned(), OsString::from("--destroy")], WITHIN).map(drop)
 }
 
-/// Ends the tasks on a volume's nodes that a control module left when it died.
+/// Ends the tasks on a volume's nodes that a control module left when it died. Processes that may serve it are left alone, and are an error.
 fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
-    for (process, _) in of_volume(file, cores) {
+    let (tasks, serving): (Vec<_>, Vec<_>) =
+        of_volume(file, cores).into_iter().partition(|(process, _)| is_task(process.pid));
+    if !serving.is_empty() {
+        let named: Vec<String> = serving
+            .iter()
+            .map(|(process, program)| format!("process {} ({})", process.pid, program.display()))
+            .collect();
+        return Err(Error::State(format!(
+            "the volume is in use by {}, of which its record does not tell: see who uses them, end them, and try again",
+            named.join(", ")
+        )));
+    }
+    for (process, _) in tasks {
         if !process.end(Duration::ZERO) {
             return Err(Error::Failed(format!(
                 "process {}, which an earlier everdiskd started on {}, does not end although it was killed",
@@ -136,6 +148,13 @@ fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a process does a task on nodes and ends. One that has gone meanwhile is none.
+fn is_task(pid: u32) -> bool {
+    const TASKS: [&str; 4] = ["--create", "--destroy", "--resize", "--check"];
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| TASKS.iter().any(|task| task.as_bytes() == word))
 }
 
 fn task(volume: &Volume, task: &[&str]) -> Result<Vec<Told>> {
@@ -169,6 +188,8 @@ pub fn resize(volume: &Volume, size: u64, progress: &Progress) -> Result<Vec<Str
     spec.size = size;
     spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
     end_tasks(&volume.paths.spec(), &volume.paths.cores())?;
+    // Before anything is on record: what is refused here has nothing to be undone.
+    task(volume, &["--check", "resize", "--bytes", &size.to_string()])?;
     progress.step("grow the storage nodes");
     volume.update(|record| record.nodes.resizing = Some(size))?;
     // The new size counts once the description says it; until then what was done to the nodes can be undone.

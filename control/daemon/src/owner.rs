@@ -51,8 +51,9 @@ pub fn own(directories: &Directories) -> Result<Owned> {
 }
 
 fn take(path: &Path, what: &str, option: &str, record: &Record) -> Result<File> {
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
-    let mut file = file.doing(|| format!("open {}", path.display()))?;
+    // Kept for reading only: who keeps a file open for writing keeps its file system from being mounted read-only anew.
+    let open = || File::options().create(true).truncate(false).write(true).open(path).and_then(|_| File::open(path));
+    let mut file = open().doing(|| format!("open {}", path.display()))?;
     match lock::exclusive(file.as_fd()) {
         Ok(()) => {}
         Err(LockError::Held(holders)) => {
@@ -72,7 +73,7 @@ fn take(path: &Path, what: &str, option: &str, record: &Record) -> Result<File> 
         Err(LockError::Io(source)) => return Err(Error::Io { doing: format!("lock {}", path.display()), source }),
     }
     // Only a help to who is refused: a full disk is no reason not to start.
-    if let Err(e) = write(&mut file, record) {
+    if let Err(e) = File::options().write(true).open(path).and_then(|mut file| write(&mut file, record)) {
         warn!("cannot write into {} who has it: {e}", path.display());
     }
     Ok(file)

@@ -205,6 +205,19 @@ impl Engine {
         self.nodes.iter().try_for_each(|node| node.run(|store| store.forget_errors()))
     }
 
+    /// Makes the range read as zero and reserves its space, where the nodes can: a file system that has no other way to zero a range
+    /// makes a hole of it.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn zero_and_keep(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.write_zeroes(offset, len)?;
+        match self.allocate(offset, len) {
+            Err(error) if error.errno() == EOPNOTSUPP => Ok(()),
+            done => done,
+        }
+    }
+
     /// Makes the range read as zero and gives its space back, where the nodes can.
     ///
     /// # Errors

@@ -128,6 +128,20 @@ impl Engine {
         Ok(gone)
     }
 
+    /// Whether [`Engine::resize`] would begin; changes nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first node that is in the way.
+    pub fn check_resize(spec: &VolumeSpec, new_size: u64) -> Result<(), OpenError> {
+        spec.validate()?;
+        VolumeSpec { size: new_size, ..spec.clone() }.validate()?;
+        if new_size < spec.size {
+            return Err(OpenError::Shrink { size: spec.size, new_size });
+        }
+        let mut nodes = formats(spec, spec.size).zip(formats(spec, new_size));
+        Ok(nodes.try_for_each(|((node, old), (_, new))| everdisk_store::check_resize(&node.url, &old, &new))?)
+    }
+
     /// Grows the volume, which no core may have open, from `spec.size` to `new_size` bytes. Until its description says the new size, it may
     /// be repeated with any other, and with `spec.size` it is undone: what an interruption left above that nobody has written to.
     ///
@@ -139,14 +153,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError`]; then every node is as `spec` says, unless it says otherwise.
     pub fn resize(spec: &VolumeSpec, new_size: u64) -> Result<(), OpenError> {
-        spec.validate()?;
-        VolumeSpec { size: new_size, ..spec.clone() }.validate()?;
-        if new_size < spec.size {
-            return Err(OpenError::Shrink { size: spec.size, new_size });
-        }
-        for ((node, old), (_, new)) in formats(spec, spec.size).zip(formats(spec, new_size)) {
-            everdisk_store::check_resize(&node.url, &old, &new)?;
-        }
+        Self::check_resize(spec, new_size)?;
         let resized = bring_to(spec, new_size);
         let Err(refused) = resized else { return Ok(()) };
         match bring_to(spec, spec.size) {

@@ -490,7 +490,7 @@ impl Buffer {
     fn zero(engine: &Engine, kind: ExtentKind, range: Range<u64>, outcome: &Mutex<Outcome>) {
         let len = range.end - range.start;
         let done = match kind {
-            ExtentKind::Zeroes => engine.write_zeroes(range.start, len),
+            ExtentKind::Zeroes => engine.zero_and_keep(range.start, len),
             ExtentKind::Discard | ExtentKind::Data => engine.discard_or_zero(range.start, len),
         };
         if let Err(error) = done {

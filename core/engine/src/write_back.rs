@@ -402,7 +402,7 @@ impl<'a> Content<'a> {
         let len = range.end - range.start;
         match self {
             Self::Data(data) => engine.write(range.start, data),
-            Self::Zeros(ExtentKind::Zeroes) => engine.write_zeroes(range.start, len),
+            Self::Zeros(ExtentKind::Zeroes) => engine.zero_and_keep(range.start, len),
             Self::Zeros(_) => engine.discard_or_zero(range.start, len),
         }
     }

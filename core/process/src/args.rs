@@ -11,6 +11,8 @@ pub(crate) enum Check {
     Serve,
     /// Every storage node is there, is the volume's and may be removed.
     Delete,
+    /// Every storage node is there, is the volume's, is served by nobody and holds a part of --bytes.
+    Resize,
 }
 
 /// The core module of Everdisk: executes a volume's requests on its storage nodes.
@@ -38,6 +40,9 @@ pub(crate) struct Arguments {
     /// Say whether the volume could be served, or deleted, and end. Changes nothing.
     #[arg(long, group = "task", value_name = "WHAT")]
     pub(crate) check: Option<Check>,
+    /// With --check resize: the size in question.
+    #[arg(long, value_name = "BYTES", required_if_eq("check", "resize"))]
+    pub(crate) bytes: Option<u64>,
     /// Remove the volume from its storage nodes, and end.
     #[arg(long, group = "task")]
     pub(crate) destroy: bool,

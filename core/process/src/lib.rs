@@ -113,6 +113,9 @@ fn task(arguments: &args::Arguments, spec: &VolumeSpec) -> Option<Result<(), Fat
         match arguments.check? {
             args::Check::Serve => Engine::check_open(spec),
             args::Check::Delete => Engine::check_destroy(spec),
+            args::Check::Resize => {
+                Engine::check_resize(spec, arguments.bytes.expect("the command line asks for it with this check"))
+            }
         }
     };
     Some(done.map_err(Fatal::from))

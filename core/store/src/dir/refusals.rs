@@ -244,7 +244,8 @@ fn a_node_that_somebody_has_is_neither_grown_nor_removed_and_the_refusal_names_w
     let (volume, uuid) = (old.superblock.volume, old.superblock.node);
     let served = File::options().read(true).write(true).open(path.join("data")).unwrap();
     rustix::fs::flock(&served, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
-    for refused in [check_resize(&path, &old, &new), resize(&path, &old, &new), destroy(&path, volume, uuid).map(drop)] {
+    for refused in [check_resize(&path, &old, &new), resize(&path, &old, &new), destroy(&path, volume, uuid).map(drop)]
+    {
         let error = refused.unwrap_err();
         assert!(matches!(error, OpenError::Held { .. }), "{error:?}");
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
