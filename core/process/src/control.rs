@@ -144,7 +144,7 @@ fn answer_all(
 
 fn flush(engine: &Engine, volume: Option<&Arc<WriteBack>>, limit: Duration) -> Result<CoreAnswer, IoError> {
     let Some(volume) = volume else {
-        return Ok(engine.flush().map(|()| CoreAnswer::Flushed).map_err(|failed| failed.error)?);
+        return engine.flush().map(|()| CoreAnswer::Flushed).map_err(|failed| failed.error);
     };
     match volume.flush_within(limit)? {
         true => Ok(CoreAnswer::Flushed),

@@ -431,7 +431,10 @@ fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
     }));
     bench.core.flush_within(Duration::from_secs(5)).unwrap();
     assert_eq!(bench.core.buffered_bytes(), 4096, "the second is not durable");
-    assert_eq!(bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area), [131_072..135_168]);
+    assert_eq!(
+        bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area),
+        std::slice::from_ref(&(131_072..135_168))
+    );
     bench.core.flush_within(Duration::from_secs(5)).unwrap();
     assert_eq!(bench.core.buffered_bytes(), 0);
     assert!(bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area).is_empty());
@@ -516,7 +519,7 @@ fn d5_room_is_made_by_flushes_that_nobody_asks_for() {
         scope.spawn(move || flusher.run_flusher());
         // Four times what there is room for.
         let written: Result<(), Stopped> =
-            (0..128).try_for_each(|n| bench.core.write(&front(), (n % 16) << 16, &[7; 65_536]));
+            (0..128).try_for_each(|n| bench.core.write(&front(), (n % 16) << 16, &vec![7; 65_536]));
         bench.core.stop_tending();
         written.unwrap();
     });
