@@ -11,8 +11,9 @@ use rustix::thread::{
 /// trace (`O_NOATIME`) too.
 pub const OPENING: CapabilitySet =
     CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER).union(CapabilitySet::IPC_LOCK);
-/// What a core needs while it serves: to lock the buffers of workers that it starts, beyond RLIMIT_MEMLOCK.
-pub const SERVING: CapabilitySet = CapabilitySet::IPC_LOCK;
+/// What a core needs while it serves: to lock the buffers of workers that it starts, beyond RLIMIT_MEMLOCK; and to read its storage nodes'
+/// superblocks anew, and open their data anew for flushes, although they belong to other users.
+pub const SERVING: CapabilitySet = CapabilitySet::IPC_LOCK.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Gives up every capability but `kept` for good, and the gain of any by execve(2) (`no_new_privs`). A capability that the
 /// process has not got is not gained.

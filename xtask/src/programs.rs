@@ -67,6 +67,8 @@ pub(crate) const TESTS: &[Program] = &[
     program("nbdcopy", &["libnbd-bin"], "copies to and from NBD servers"),
     program("nbdsh", &["python3-libnbd"], "sends NBD servers what no other client sends"),
     of_the_base("sh", &["dash", "bash"]),
+    of_the_base("bash", &["bash"]),
+    of_the_base("flock", &["util-linux"]),
     of_the_base("nsenter", &["util-linux"]),
     of_the_base("prlimit", &["util-linux"]),
     of_the_base("setpriv", &["util-linux"]),

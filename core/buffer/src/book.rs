@@ -136,6 +136,14 @@ pub fn copy_out(area: &impl Area, piece: &Piece, into: &mut [u8]) {
     area.read(piece.position % area.geometry().capacity, into);
 }
 
+/// What an extent counts as in a batch, in bytes of data: what has none may have to be written as zeros.
+const fn effort(extent: &Extent) -> u64 {
+    match extent.kind {
+        ExtentKind::Data => extent.len,
+        ExtentKind::Discard | ExtentKind::Zeroes => extent.len / 64,
+    }
+}
+
 /// The part of a buffer from `offset` on that holds a piece's bytes.
 fn part<'a>(buf: &'a mut [u8], offset: u64, piece: &Piece) -> &'a mut [u8] {
     let place = |at: u64| usize::try_from(at - offset).expect("the piece lies within the buffer");
@@ -419,10 +427,11 @@ impl Book {
                 Live::Reserved { .. } => break,
                 Live::Void => batch.extents.push((seq, 0..0)),
                 Live::Published(extent) => {
-                    if taken > 0 && taken + extent.buffered() > bytes {
+                    let cost = effort(extent);
+                    if taken > 0 && taken + cost > bytes {
                         break;
                     }
-                    taken += extent.buffered();
+                    taken += cost;
                     batch.extents.push((seq, extent.offset..extent.end()));
                 }
             }
@@ -541,7 +550,7 @@ impl Book {
     /// A flush has failed on the nodes that `touches` says: what was written to them since the last one that succeeded may be gone.
     /// What is buffered counts as not written; what was written past the buffer is lost. [`Book::settle`] has to follow. Returns how many
     /// bytes of the volume are lost by it.
-    pub fn flush_failed(&mut self, area: &impl Area, touches: impl Fn(&Range<u64>) -> bool) -> u64 {
+    pub fn flush_failed(&mut self, area: &impl Area, touches: impl Fn(&Range<u64>) -> bool + Copy) -> u64 {
         self.failures += 1;
         self.written = self.tail;
         self.sent_end = self.freed;
@@ -549,7 +558,7 @@ impl Book {
         for piece in all.iter().filter(|piece| piece.written == self.epoch && touches(&piece.span())) {
             self.index.set_written(piece, 0);
         }
-        let noted: Vec<Range<u64>> = self.noted.ranges(area).into_iter().filter(|range| touches(range)).collect();
+        let noted: Vec<Range<u64>> = self.noted.parts(area).into_iter().filter(touches).collect();
         // What is buffered there is newer: it is written again.
         let gone: Vec<Range<u64>> = noted.iter().flat_map(|range| self.gaps(range)).collect();
         self.lost.add_all(gone.iter().cloned());

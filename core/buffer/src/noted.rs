@@ -10,9 +10,15 @@
 
 use std::{ops::Range, sync::atomic::Ordering::SeqCst};
 
-use everdisk_proto::buffer::{NOTED_WORDS, noted_granule, word};
+use everdisk_proto::{
+    buffer::{NOTED_WORDS, noted_granule, word},
+    limits::STRIPE_MIN,
+};
 
 use crate::area::Area;
+
+/// The smallest stripe unit: a part of this lies on one storage node.
+const PART_BYTES: u64 = STRIPE_MIN;
 
 /// First words of the two bitmaps.
 const NEW: usize = word::NOTED;
@@ -87,6 +93,21 @@ impl Noted {
             }
         }
         ranges
+    }
+
+    /// As [`Noted::ranges`], in parts that do not cross a multiple of [`PART_BYTES`], where one bit stands for no more.
+    pub fn parts(&self, area: &impl Area) -> Vec<Range<u64>> {
+        let part = PART_BYTES.max(self.granule);
+        let mut parts = Vec::new();
+        for range in self.ranges(area) {
+            let mut at = range.start;
+            while at < range.end {
+                let end = range.end.min((at / part + 1) * part);
+                parts.push(at..end);
+                at = end;
+            }
+        }
+        parts
     }
 
     /// Forgets ranges that [`Noted::ranges`] told of, or parts of them.

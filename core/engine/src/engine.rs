@@ -23,8 +23,9 @@ const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// 2⁶⁴ divided by the golden ratio: its multiples spread over any range without a pattern.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Linux's EOPNOTSUPP.
+/// Linux's EOPNOTSUPP and ENOSPC.
 const EOPNOTSUPP: i32 = 95;
+const ENOSPC: i32 = 28;
 
 /// Some nodes could not make durable what was written to them.
 #[derive(Debug, thiserror::Error)]
@@ -202,7 +203,8 @@ impl Engine {
     /// # Errors
     /// The first [`IoError`]; then they may tell of one again.
     pub(crate) fn forget_errors(&self) -> Result<(), IoError> {
-        self.nodes.iter().try_for_each(|node| node.run(|store| store.forget_errors()))
+        // It says nothing about the nodes' health.
+        self.nodes.iter().try_for_each(|node| Ok(node.store.forget_errors()?))
     }
 
     /// Makes the range read as zero and reserves its space, where the nodes can: a file system that has no other way to zero a range
@@ -211,9 +213,10 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn zero_and_keep(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.write_zeroes(offset, len)?;
-        match self.allocate(offset, len) {
-            Err(error) if error.errno() == EOPNOTSUPP => Ok(()),
+        let no_room = |error: &IoError| [EOPNOTSUPP, ENOSPC].contains(&error.errno());
+        match self.write_zeroes(offset, len).and_then(|()| self.allocate(offset, len)) {
+            // The zeros were acknowledged; that there is space for them was not.
+            Err(error) if no_room(&error) => self.discard_or_zero(offset, len),
             done => done,
         }
     }

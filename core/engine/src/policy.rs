@@ -66,9 +66,10 @@ const CROWDED: u64 = 850;
 /// The storage nodes are flushed when so much of the buffer is written and not known to be durable, in thousandths.
 pub(crate) const FLUSH_ABOVE: u64 = 250;
 /// … when so many bytes were written past the buffer since the last flush: they are lost when it fails.
-pub(crate) const FLUSH_PASSED: u64 = 256 << 20;
-/// With so many none that need not goes past the buffer, until a flush has succeeded.
-pub(crate) const PASSED_MAX: u64 = 1 << 30;
+pub(crate) const FLUSH_PASSED: u64 = 32 << 20;
+/// With so many none that need not goes past the buffer, until a flush has succeeded: so a flush has little enough to do that nobody
+/// who waits for it loses patience, on slow disks too.
+pub(crate) const PASSED_MAX: u64 = 64 << 20;
 
 /// How full the buffer counts as, by what is not written and by all that is in it.
 pub(crate) const fn crowding(dirty: u64, all: u64) -> u64 {

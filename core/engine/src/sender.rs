@@ -278,17 +278,33 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The caller was let in.
-    pub(crate) fn note_through(&self, range: &Range<u64>) {
+    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The caller was let in. False: it
+    /// still counts as lost, see [`IoError::ManyLost`].
+    #[must_use]
+    pub(crate) fn note_through(&self, range: &Range<u64>) -> bool {
+        let mut whole = true;
         if self.any_lost.load(SeqCst) {
             let mut book = self.write_book();
             book.written_through(&self.area, range);
+            whole = !book.lost().overlaps(range);
             self.note_lost(&book);
         } else {
             self.passed_ranges.note(&self.area, range);
         }
         self.any_noted.store(true, SeqCst);
         self.passed.fetch_add(range.end - range.start, Relaxed);
+        whole
+    }
+
+    /// Whether so much was written past the buffer since the last flush that it is time for another.
+    pub(crate) fn is_much_passed(&self) -> bool {
+        self.passed_since_flush() >= policy::FLUSH_PASSED
+    }
+
+    /// A tenure begins: what a predecessor noted is to be flushed some time.
+    pub(crate) fn begin_tenure(&self) {
+        self.passed.fetch_add(1, Relaxed);
+        self.keep_noted();
     }
 
     /// Something may have been lost, or be whole again.
@@ -385,8 +401,11 @@ impl Buffer {
         }
         let runs = runs(&batch.pieces);
         let outcome = self.send_runs(engine, &batch, &extents, &runs);
+        if !ours() {
+            return Turn::NoGate;
+        }
         let mut book = self.write_book();
-        for seq in outcome.damaged.into_iter().filter(|_| ours()) {
+        for seq in outcome.damaged {
             tracing::error!(
                 seq,
                 "buffered data is damaged: what was acknowledged there is lost until it is written anew"

@@ -171,13 +171,13 @@ impl WriteBack {
         // A probe may have come too late: then somebody else appends meanwhile, and what was read is worth nothing.
         fence(Acquire);
         if self.gate.generation() != Some(generation) {
-            *book = Book::new(buffer.area.geometry(), self.engine.size());
+            book.forget_all();
             return;
         }
         let bytes = book.bytes();
         buffer.note_lost(&book);
         drop(book);
-        buffer.keep_noted();
+        buffer.begin_tenure();
         self.gate.taken_over(bytes);
         if followed.damaged > 0 {
             tracing::error!(damaged = followed.damaged, "extents of the write buffer are damaged: their data is lost");

@@ -83,7 +83,7 @@ impl DirStore {
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
-        let flushed = Mutex::new(Arc::new(format::open_data(directory.as_fd(), path)?));
+        let flushed = Mutex::new(Arc::new(format::open_flushed(directory.as_fd(), path)?));
         let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
         Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, flushed, sent })
     }
@@ -234,7 +234,7 @@ impl Store for DirStore {
 
     fn forget_errors(&self) -> Result<(), StoreError> {
         let NodeUrl::Dir(path) = &self.url;
-        let file = format::open_data(self.directory.as_fd(), path)
+        let file = format::open_flushed(self.directory.as_fd(), path)
             .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })?;
         // Another file of the same name is not what the data is written to.
         if !is_same(&self.data, &file).map_err(|e| self.failed("look at the data", e))? {

@@ -49,7 +49,7 @@ fn a_volume_of_version_1_grows_and_stays_one() {
     let grown = before.resize(&name, 2 << 30, &Progress::silent()).unwrap().0.spec();
     assert_eq!((grown.spec_version, grown.buffer, grown.size), (1, 0, 2 << 30));
     assert_eq!(catalogue(dir.path(), "", "").unwrap().get(&name).unwrap().spec(), grown);
-    assert_eq!(log(dir.path()), ["--resize"]);
+    assert_eq!(log(dir.path()), ["--check", "--resize"]);
 }
 
 fn log(root: &Path) -> Vec<String> {

@@ -35,6 +35,10 @@ fn log(root: &Path) -> Vec<String> {
 const OLD: u64 = 1 << 30;
 const NEW: u64 = 2 << 30;
 
+fn check() -> String {
+    format!("--check resize --bytes {NEW}")
+}
+
 #[test]
 fn a_resize_counts_once_the_description_says_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,7 +48,7 @@ fn a_resize_counts_once_the_description_says_it() {
     let words = "the file system of dir:/srv/2 has 5 free, and the volume's part there may come to need 1G: when it is full, writes fail";
     assert_eq!(warnings, [words]);
     assert_eq!((volume.spec().size, volume.record().nodes.resizing), (NEW, None));
-    assert_eq!(log(dir.path()), [format!("--resize {NEW}")]);
+    assert_eq!(log(dir.path()), [check(), format!("--resize {NEW}")]);
     assert!(resize(&volume, OLD, &Progress::silent()).unwrap_err().to_string().contains("can only grow"));
     assert!(log(dir.path()).is_empty());
 }
@@ -57,9 +61,20 @@ fn a_resize_that_fails_or_is_killed_is_undone() {
         let volume = volume(dir.path());
         at(dir.path(), &format!("--resize {NEW}"), end);
         assert!(resize(&volume, NEW, &Progress::silent()).is_err());
-        assert_eq!(log(dir.path()), [format!("--resize {NEW}"), format!("--resize {OLD}")]);
+        assert_eq!(log(dir.path()), [check(), format!("--resize {NEW}"), format!("--resize {OLD}")]);
         assert_eq!((volume.spec().size, volume.record().nodes.resizing), (OLD, None));
     }
+}
+
+/// What is refused before anything is done, because somebody serves a node, say, is not on record as an interrupted resize.
+#[test]
+fn a_resize_that_is_refused_leaves_nothing_to_be_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    at(dir.path(), &check(), "echo 'it is in use' >&2; exit 1");
+    assert!(resize(&volume, NEW, &Progress::silent()).unwrap_err().to_string().contains("it is in use"));
+    assert_eq!(log(dir.path()), [check()]);
+    assert_eq!((volume.spec().size, volume.record().nodes.resizing), (OLD, None));
 }
 
 /// The control module died: before the description said the new size the resize is undone, afterwards it is done.
@@ -91,8 +106,14 @@ fn a_task_that_was_left_running_is_ended_first() {
     let tail = dir.path().join("everdisk-core-left");
     fs::copy(fs::canonicalize("/usr/bin/tail").unwrap(), &tail).unwrap();
     let mut command = std::process::Command::new(&tail);
-    command.arg("-F").arg(volume.paths.spec()).stdout(std::process::Stdio::null());
-    let mut left = crate::programs::spawn(&mut command).unwrap();
+    command.arg("-F").arg(volume.paths.spec()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    // One that may serve the volume is left alone.
+    let mut serving = crate::programs::spawn(&mut command).unwrap();
+    let refused = resize(&volume, NEW, &Progress::silent()).unwrap_err().to_string();
+    let ended = serving.try_wait().unwrap();
+    let _ = (serving.kill(), serving.wait());
+    assert!(ended.is_none() && refused.contains("in use by process"), "{ended:?} {refused}");
+    let mut left = crate::programs::spawn(command.args(["--", "--resize"])).unwrap();
     resize(&volume, NEW, &Progress::silent()).unwrap();
     let ended = left.try_wait().unwrap();
     let _ = left.kill();

@@ -33,22 +33,35 @@ impl Book {
     /// was written after the damage is in the log behind it.
     pub(super) fn settle_lost(&mut self, area: &impl Area) {
         self.lost = Lost::load(area);
-        for range in self.lost.ranges() {
-            self.index.remove(range.clone());
-        }
-        if self.found.is_empty() {
-            return;
-        }
-        for (seq, range) in std::mem::take(&mut self.found) {
-            self.lost.add(range.clone());
-            for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
-                let span = newer.within(&range).span();
-                if self.lost.has_room_to_cut(&span) {
-                    self.lost.remove(&span);
+        // Of many lost ranges some are joined over what is not lost. What is sound in the buffer is not; where there is no room to say
+        // so, the index still has the bytes.
+        for range in self.lost.ranges().to_vec() {
+            let hit: Vec<Piece> = self.index.overlapping(range.clone()).copied().collect();
+            for piece in hit {
+                let span = piece.within(&range).span();
+                if self.extent(piece.seq).is_some_and(|extent| log::data_is_sound(area, extent)) {
+                    self.is_unsaved |= self.lost.remove(&span);
+                } else {
+                    self.index.remove(span);
                 }
             }
         }
-        self.lost.save(area);
+        self.is_unsaved |= !self.found.is_empty();
+        for (seq, range) in std::mem::take(&mut self.found) {
+            self.lost.add(range.clone());
+            for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
+                self.lost.remove(&newer.within(&range).span());
+            }
+        }
+        if std::mem::take(&mut self.is_unsaved) {
+            self.lost.save(area);
+        }
+    }
+
+    /// Forgets everything: what was read is worth nothing.
+    pub fn forget_all(&mut self) {
+        let (epoch, failures) = (self.epoch + 1, self.failures + 1);
+        *self = Self { epoch, failures, ..Self::new(self.geometry, self.size) };
     }
 
     /// Begins anew behind every sequence number that may be known, with nothing certain.

@@ -531,6 +531,24 @@ fn what_was_written_past_the_buffer_is_lost_with_a_flush() {
     assert_eq!(core.book.lost().ranges(), std::slice::from_ref(&(0..50)));
 }
 
+/// Semantics 1: lost ranges that are joined because there are many cost nothing that is buffered between them, in the next core neither.
+#[test]
+fn lost_ranges_that_are_joined_leave_what_is_buffered_alone() {
+    let area = MortalArea::new(2 << 20);
+    let mut core = Core::new(&area, 1);
+    core.book.adopt(&area);
+    assert!(core.write(&area, 100, &content(1, 100)) && core.write(&area, 300, &content(2, 100)));
+    core.book.lost.add(0..1000);
+    core.book.is_unsaved = true;
+    core.book.settle(&area);
+    area.data()[128 + 50] ^= 1;
+    let mut next = Core::new(&area, 2);
+    next.book.adopt(&area);
+    assert_eq!(next.read(&area, &Node::new(), 100..200).unwrap(), content(1, 100));
+    assert_eq!(next.book.lost().ranges(), [0..100, 200..1000]);
+    assert_eq!(Lost::load(&area).ranges(), [0..100, 200..1000]);
+}
+
 /// A discard makes what is buffered of its range moot, and finds room in a buffer that is full of data.
 #[test]
 fn a_discard_drops_what_is_buffered_and_finds_room() {

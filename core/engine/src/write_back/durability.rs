@@ -329,10 +329,13 @@ fn d5_a_failed_flush_concerns_the_node_that_failed() {
     let bench = Bench::with(2 << 20, Bypass::Auto, 2);
     bench.core.write(&synchronous(), 0, &[1; 4096]).unwrap();
     bench.core.write(&synchronous(), KIB64, &[2; 4096]).unwrap();
+    // One range in the volume, on both nodes.
+    bench.core.write(&synchronous(), 4 * KIB64, &vec![3; 131_072]).unwrap();
     bench.files[1].fails.store(true, SeqCst);
     assert!(bench.flush(&front()).is_err());
     assert_eq!(bench.byte(0).unwrap(), 1);
     assert!(bench.byte(KIB64).is_err());
+    assert_eq!((bench.byte(4 * KIB64).ok(), bench.byte(5 * KIB64).ok()), (Some(3), None));
     assert!(bench.files.iter().all(|file| file.flushes.load(SeqCst) == 1), "every node was flushed");
 }
 
@@ -383,8 +386,48 @@ fn d3_a_successor_is_not_told_of_what_was_dealt_with() {
     bench.fails(false);
     bench.core.flush_within(Duration::from_secs(5)).unwrap();
     bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    // Its flusher looks several times a second.
+    standby.0.forget_told_errors();
     bench.succeeded_by(standby);
     bench.flush(&Front { told: AtomicU64::new(1), ..front() }).unwrap();
+    assert_eq!(bench.byte(8192).unwrap(), 8);
+}
+
+/// D3: a core that has lost the gate while it flushed is told of an error, and can put nothing into the segment. The one that has the gate
+/// is told as well, by its own opening: an error that nobody dealt with counts as none that was.
+#[test]
+fn d3_an_error_that_a_core_was_told_of_too_late_is_its_successors_as_well() {
+    let mut bench = Bench::new();
+    let standby = start(&bench.spec, &bench.segment, &bench.files);
+    bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    bench.fails(true);
+    let place = bench.place.clone();
+    // The gate goes to another core in the middle of the flush.
+    *lock(&bench.files[0].in_flush) = Some(Box::new(move || place.0.store(0, SeqCst)));
+    assert!(bench.core.flush_within(Duration::from_secs(5)).is_err());
+    bench.fails(false);
+    standby.0.forget_told_errors();
+    bench.succeeded_by(standby);
+    let flushed = bench.flush(&front());
+    assert!(matches!(flushed, Err(Stopped::Failed(IoError::NotDurable { lost_bytes: 4096, .. }))), "{flushed:?}");
+    assert!(bench.byte(8192).is_err());
+    assert!(bench.flush(&front()).is_err());
+}
+
+/// A flush under a closed gate, that succeeds: what was noted before is forgotten by the next one, and not thought to be lost long after.
+#[test]
+fn d2_what_is_durable_by_a_flush_under_a_closed_gate_is_not_lost_later() {
+    let bench = Bench::new();
+    bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
+    for _ in 0..2 {
+        bench.place.1.store(false, SeqCst);
+        bench.core.flush_within(Duration::from_secs(5)).unwrap();
+        bench.place.1.store(true, SeqCst);
+    }
+    bench.core.flush_within(Duration::from_secs(5)).unwrap();
+    bench.core.write(&front(), 0, &[1; 4096]).unwrap();
+    bench.fails(true);
+    assert!(bench.flush(&front()).is_err());
     assert_eq!(bench.byte(8192).unwrap(), 8);
 }
 

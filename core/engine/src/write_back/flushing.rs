@@ -38,10 +38,12 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 const TAKEN_SOON: Duration = Duration::from_secs(1);
 /// What was written to the nodes is made durable after this time, when nothing else asks for it.
 const UNDURABLE_MAX: Duration = Duration::from_secs(5);
-/// The flusher looks around this often.
+/// The flusher looks around this often, and while its core does not have the gate.
 const FLUSHER_LOOK: Duration = Duration::from_millis(100);
-/// After a failure nobody but who waits for it flushes for this long.
-const BACK_OFF: Duration = Duration::from_secs(1);
+const IDLE_LOOK: Duration = Duration::from_millis(250);
+/// After a failure nobody but who waits for it flushes, at first for this long, then twice as long each time.
+const BACK_OFF_MIN: Duration = Duration::from_millis(500);
+const BACK_OFF_MAX: Duration = Duration::from_secs(8);
 
 /// The flushes of the nodes.
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl WriteBack {
     /// caller was not told.
     pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
         away(caller, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
-        let flushed = self.flush_now(FLUSH_LIMIT, true);
+        let flushed = self.flush_now(Instant::now() + FLUSH_LIMIT, true);
         back(caller)?;
         let errors = self.buffer.area.flush_errors().load(Acquire);
         let is_news = caller.errors_told().is_some_and(|told| told != errors);
@@ -126,9 +128,10 @@ impl WriteBack {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        match self.flush_now(limit, false) {
+        let deadline = Instant::now() + limit;
+        match self.flush_now(deadline, false) {
             // It may have met the error of an attempt that came before; everything is still there to be tried again.
-            Err(IoError::NotDurable { lost_bytes: 0, .. }) => self.flush_now(limit, false),
+            Err(IoError::NotDurable { lost_bytes: 0, .. }) => self.flush_now(deadline, false),
             done => done,
         }
     }
@@ -142,8 +145,7 @@ impl WriteBack {
     }
 
     /// `here`: what is quick may be done on this thread.
-    fn flush_now(&self, limit: Duration, here: bool) -> Result<bool, IoError> {
-        let deadline = Instant::now() + limit;
+    fn flush_now(&self, deadline: Instant, here: bool) -> Result<bool, IoError> {
         let target = self.buffer.read_book().head();
         loop {
             if !self.send_up_to(target, deadline, here)? || !self.flush_nodes(deadline, here)? {
@@ -250,13 +252,17 @@ impl WriteBack {
     /// Flushes the nodes, and draws the conclusions.
     fn flush_once(&self) -> Option<Failure> {
         let (buffer, taken) = (&self.buffer, self.taken.load(Acquire));
-        let errors = buffer.area.flush_errors().load(Acquire);
-        if self.flushes.known_errors.swap(errors, AcqRel) != errors {
-            // Another core has dealt with them; where this cannot be done one may be told again, which is no harm.
-            drop(self.engine.forget_errors());
+        if !self.serves() {
+            // What another core wrote is that one's to flush, and its errors are that one's to be told of.
+            let reason = IoError::NoGate.to_string();
+            return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0 });
         }
         let passed = buffer.passed();
-        let may_change = buffer.take_noted() && self.gate.enter(Work::Flushing, taken);
+        let is_noted = buffer.take_noted();
+        let may_change = is_noted && self.gate.enter(Work::Flushing, taken);
+        if is_noted && !may_change {
+            buffer.keep_noted();
+        }
         let mark = {
             let mut book = buffer.write_book();
             if may_change {
@@ -276,6 +282,9 @@ impl WriteBack {
         let retired = buffer.write_book().flushed(&buffer.area, &mark, may_change);
         if may_change {
             self.gate.leave(Work::Flushing);
+        } else {
+            // What was noted before is still there.
+            buffer.keep_noted();
         }
         buffer.set_flushed(passed);
         lock(&self.flushes.state).failed_at = None;
@@ -293,15 +302,30 @@ impl WriteBack {
             buffer.note_lost(&book);
             (book.head(), lost)
         };
+        // Again: who has looked in between did not see yet that something is lost.
+        buffer.note_failure();
         // Who was told, and has written nothing since, need not be told of the same again.
         let now = (head, buffer.passed());
-        if lock(&self.flushes.state).failed_at.replace(now) != Some(now) {
-            self.flushes.known_errors.fetch_add(1, AcqRel);
-            buffer.area.flush_errors().fetch_add(1, AcqRel);
+        let is_news = lock(&self.flushes.state).failed_at.replace(now) != Some(now);
+        // It is counted when what is lost is in the segment, by the core that has the gate. Where this one has lost it the one that has it
+        // is told of the error by its own opening, which forgets only what was counted.
+        if self.gate.enter(Work::Flushing, taken) {
+            let mut book = buffer.write_book();
+            book.settle(&buffer.area);
+            buffer.note_lost(&book);
+            drop(book);
+            if is_news {
+                self.flushes.known_errors.fetch_add(1, AcqRel);
+                buffer.area.flush_errors().fetch_add(1, AcqRel);
+            }
+            self.gate.leave(Work::Flushing);
+        } else {
+            lock(&self.flushes.state).failed_at = None;
         }
-        buffer.settle(&*self.gate, Work::Flushing, taken);
         let reason = failure.error.to_string();
-        if lost_bytes > 0 {
+        if !is_news {
+            tracing::debug!(error = reason, "a storage node could not make data durable, again");
+        } else if lost_bytes > 0 {
             tracing::error!(
                 lost_bytes,
                 error = reason,
@@ -340,7 +364,8 @@ impl WriteBack {
 
     /// The flusher's thread: flushes when somebody waits for it, when much is written and not durable, and when it has been so for long.
     pub fn run_flusher(&self) {
-        let (mut since, mut last): (Option<Instant>, Option<Instant>) = (None, None);
+        let (mut since, mut not_before): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut back_off = Duration::ZERO;
         self.tended.store(true, Release);
         loop {
             let (wanted, soon) = {
@@ -348,22 +373,42 @@ impl WriteBack {
                 // While another thread flushes there is nothing to do: its end is told.
                 let quiet =
                     |state: &mut State| !state.stop && (state.runs || (state.wanted <= state.begun && !state.soon));
-                let waited = self.flushes.changed.wait_timeout_while(state, FLUSHER_LOOK, quiet);
+                let look = if self.serves() { FLUSHER_LOOK } else { IDLE_LOOK };
+                let waited = self.flushes.changed.wait_timeout_while(state, look, quiet);
                 let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if state.stop {
                     return;
                 }
                 (state.wanted > state.begun, std::mem::take(&mut state.soon))
             };
-            let failed = lock(&self.flushes.state).outcome.is_some();
-            let backing_off = failed && last.is_some_and(|last| last.elapsed() < BACK_OFF);
+            if !self.serves() {
+                self.forget_told_errors();
+            }
+            let backing_off = not_before.is_some_and(|at| Instant::now() < at);
             if wanted || (self.serves() && !backing_off && self.is_flush_due(soon, &mut since)) {
                 self.run_flush();
-                (since, last) = (None, Some(Instant::now()));
+                since = None;
+                let failed = lock(&self.flushes.state).outcome.is_some();
+                back_off = if failed { (back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX) } else { Duration::ZERO };
+                not_before = failed.then(|| Instant::now() + back_off);
             } else if soon {
                 // There is nothing to flush yet, or not again so soon: whoever waits asks again.
                 thread::sleep(Duration::from_millis(1));
             }
+        }
+    }
+
+    /// A core that does not have the gate: of errors that the one that has it was told of and has dealt with, its own openings of the nodes
+    /// tell no more when it is given the gate.
+    pub(super) fn forget_told_errors(&self) {
+        let errors = self.buffer.area.flush_errors().load(Acquire);
+        if self.flushes.known_errors.load(Acquire) == errors {
+            return;
+        }
+        match self.engine.forget_errors() {
+            Ok(()) => self.flushes.known_errors.store(errors, Release),
+            // They are told again then, and what passed the buffer by is thought to be lost.
+            Err(error) => tracing::debug!(%error, "a storage node cannot be opened anew"),
         }
     }
 

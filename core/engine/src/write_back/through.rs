@@ -56,10 +56,19 @@ impl WriteBack {
             if range.is_empty() {
                 return Ok(());
             }
-            self.buffer.note_through(range);
+            if !self.buffer.note_through(range) {
+                return Err(IoError::ManyLost.into());
+            }
+            if self.buffer.is_much_passed() {
+                self.want_flush();
+            }
             // A flush that failed meanwhile may have taken it: it had been told of the error, and this range was not noted yet.
+            if self.buffer.failures() == failures && self.bypass == Bypass::Never {
+                self.make_durable(caller)?;
+            }
+            // Nor is it durable by a flush that succeeded after one that failed.
             if self.buffer.failures() == failures {
-                return if self.bypass == Bypass::Never { self.make_durable(caller) } else { Ok(()) };
+                return Ok(());
             }
         }
         Err(IoError::Late { what: "a write beside which no flush fails", limit_s: 0 }.into())
@@ -113,8 +122,12 @@ impl WriteBack {
         let buffer = &self.buffer;
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
-        let backing_off = buffer.progress().is_backing_off();
-        if self.may_do_it_here(buffer.nodes_are_quick()) && !backing_off {
+        // What fails is tried again by the threads that have patience, not by everybody who waits.
+        let fails = {
+            let progress = buffer.progress();
+            progress.is_backing_off() || progress.flush_error.is_some()
+        };
+        if self.may_do_it_here(buffer.nodes_are_quick() && !fails) {
             match self.turn(BATCH_BYTES) {
                 Turn::Sent => {}
                 Turn::Nothing => thread::sleep(PUBLISHED_SOON),

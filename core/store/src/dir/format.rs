@@ -272,6 +272,11 @@ pub(super) fn open_data(directory: BorrowedFd<'_>, path: &Path) -> Result<File, 
     open_file(directory, path, DATA, OFlags::RDWR)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
 }
 
+/// Opens the data file to flush it, for which reading is enough.
+pub(super) fn open_flushed(directory: BorrowedFd<'_>, path: &Path) -> Result<File, OpenError> {
+    open_file(directory, path, DATA, OFlags::RDONLY)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
+}
+
 /// Opens the data file to send from it: reading it leaves no trace that a disk would have to take. `None` where this user may not.
 pub(super) fn open_sent(directory: BorrowedFd<'_>) -> Option<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME;

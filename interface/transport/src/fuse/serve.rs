@@ -167,7 +167,8 @@ impl Worker<'_, '_> {
         if let Some(errors) = hold.tells() {
             seat.tell_file(errors);
         }
-        seat.leave(done.read, done.written, done.io_error);
+        // A failure that was another core's is no sign against this one.
+        seat.leave(done.read, done.written, done.io_error && hold.tells().is_none());
         true
     }
 }
