@@ -10,8 +10,8 @@ use everdisk_tests::{
 };
 use rustix::fs::{Gid, Uid, chown};
 
-/// The one capability that a core keeps, CAP_IPC_LOCK (capability 14).
-const IPC_LOCK: &str = "0000000000004000";
+/// What a core keeps: CAP_IPC_LOCK (capability 14), and CAP_DAC_READ_SEARCH (capability 2) to read nodes of other users.
+const KEPT: &str = "0000000000004004";
 const NONE: &str = "0000000000000000";
 const NOBODY: u32 = 65_534;
 
@@ -26,7 +26,7 @@ fn has_no_privileges(pid: u32) {
             line.expect("the kernel tells of it").trim_start_matches(':').trim().to_owned()
         };
         let found = ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs"].map(field);
-        assert_eq!(found, [IPC_LOCK, IPC_LOCK, NONE, NONE, NONE, "1"], "thread {:?} of core {pid}", thread.file_name());
+        assert_eq!(found, [KEPT, KEPT, NONE, NONE, NONE, "1"], "thread {:?} of core {pid}", thread.file_name());
     }
 }
 
@@ -85,7 +85,13 @@ fn cores_run_without_privileges_on_nodes_of_another_user() {
             sh("cmp", &[from, copy]);
         };
         holds();
-        volume.upgrade(&core_next());
+        let report = volume.upgrade(&core_next());
+        // The new core has read its nodes' superblocks anew, and found them to be the volume's (D11).
+        assert!(
+            report.0["verified_blocks"].as_u64().unwrap() > 0 && report.0["notes"].as_array().unwrap().is_empty(),
+            "{report:?}"
+        );
+        assert!(volume.settled().0["nodes"].as_array().unwrap().iter().all(|node| node["state"] == "in-step"));
         all_without_privileges(&volume);
         holds();
         volume.kill_core();

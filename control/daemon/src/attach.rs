@@ -10,7 +10,7 @@ use std::{
 };
 
 use everdisk_api::frontends::{FileOptions, NbdOptions, exposure};
-use everdisk_proto::{frame::FileAttach, journal::CoreBuild, limits::PEER_DEADLINE};
+use everdisk_proto::{frame::FileAttach, journal::CoreBuild, limits::PEER_DEADLINE, version::ABI};
 use everdisk_sys::{file, fuse};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
@@ -140,8 +140,15 @@ fn ask_size(path: PathBuf) {
 
 /// The program in use; at the first attach the one beside the control module.
 fn first_build(volume: &Volume, progress: &Progress) -> Result<CoreBuild> {
-    if let Some(build) = volume.record().current {
-        return Ok(build);
+    match volume.record().current {
+        Some(build) if build.identity.abi.contains(ABI) => return Ok(build),
+        Some(old) => warn!(
+            volume = %volume.name,
+            "core {} speaks ABI {}, which this everdiskd does not: the volume goes on with the core that came with it",
+            old.identity.version,
+            old.identity.abi
+        ),
+        None => {}
     }
     progress.step("stage the core");
     let build = start::stage(volume, &volume.programs.core())?;

@@ -57,14 +57,9 @@ impl Audit {
         let Some((act, volume, is_told)) = &self.act else { return };
         let Who { uid, pid } = self.who;
         match ended {
-            Ok(_) if *act == "forced detach" => warn!(
-                event = event::OPERATOR,
-                act,
-                volume,
-                uid,
-                pid,
-                "the volume was detached by force: what was buffered and not flushed is given up"
-            ),
+            Ok(_) if *act == "forced detach" => {
+                warn!(event = event::OPERATOR, act, volume, uid, pid, "the volume was detached by force")
+            }
             Ok(_) if *is_told => {}
             Ok(_) => info!(event = event::OPERATOR, act, volume, uid, pid, "done"),
             // It ended in a line of its own, with the same reason.

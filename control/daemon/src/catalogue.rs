@@ -199,7 +199,10 @@ impl Catalogue {
             draft.unclear = matches!(e, Error::Killed(_));
             self.named(e)
         })?;
+        // Until the volume is entered nobody else knows the nodes' identities: they are undone with the draft.
+        draft.unclear = true;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
+        draft.unclear = false;
         durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
@@ -260,9 +263,8 @@ impl Catalogue {
     /// # Errors
     /// Why not.
     pub fn begin_record_anew(&self, name: &VolumeName, yes: bool) -> Result<Option<Arc<Volume>>> {
-        let mut damaged = lock(&self.damaged);
         let paths = VolumePaths::new(&self.directories, name);
-        if !damaged.contains_key(name) || read_spec(&paths, name).is_err() {
+        if !lock(&self.damaged).contains_key(name) || read_spec(&paths, name).is_err() {
             return Ok(None);
         }
         let running = of_volume(&paths.spec(), &paths.cores());
@@ -281,9 +283,10 @@ impl Catalogue {
         let aside = paths.record().with_extension("json.damaged");
         fs::rename(paths.record(), &aside).doing(|| format!("move {}", paths.record().display()))?;
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
+        health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         lock(&self.volumes).insert(name.clone(), Arc::clone(&volume));
-        damaged.remove(name);
+        lock(&self.damaged).remove(name);
         warn!(volume = %name, "its damaged record lies in {} now, and a new one is begun", aside.display());
         Ok(Some(volume))
     }
@@ -300,6 +303,7 @@ impl Catalogue {
         if let Some(volume) = known {
             let _operation = volume.begin("forget")?;
             refuse_attached(&volume, "forgotten")?;
+            refuse_served(name, &volume.paths)?;
             self.bury(&volume, &grave)?;
         } else {
             let mut damaged = lock(&self.damaged);
@@ -307,13 +311,7 @@ impl Catalogue {
                 return Err(Error::NotFound(name.to_string()));
             }
             let paths = VolumePaths::new(&self.directories, name);
-            if let Some((process, program)) = of_volume(&paths.spec(), &paths.cores()).into_iter().next() {
-                return Err(Error::State(format!(
-                    "volume {name} cannot be forgotten: process {} ({}) may be serving it; end it first",
-                    process.pid,
-                    program.display()
-                )));
-            }
+            refuse_served(name, &paths)?;
             fs::rename(&paths.state, &grave).doing(|| format!("move {}", paths.state.display()))?;
             let _ = durable::sync_dir(&root);
             let _ = fs::remove_dir_all(&paths.run);
@@ -340,6 +338,15 @@ fn way_out(name: &VolumeName, paths: &VolumePaths, error: &Error) -> Damaged {
         )
     };
     format!("{why}. Restore it from a backup and start everdiskd again; or {way}")
+}
+
+fn refuse_served(name: &VolumeName, paths: &VolumePaths) -> Result<()> {
+    let Some((process, program)) = of_volume(&paths.spec(), &paths.cores()).into_iter().next() else { return Ok(()) };
+    Err(Error::State(format!(
+        "volume {name} cannot be forgotten: process {} ({}) may be serving it; end it first",
+        process.pid,
+        program.display()
+    )))
 }
 
 fn refuse_attached(volume: &Volume, what: &str) -> Result<()> {

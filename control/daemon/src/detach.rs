@@ -68,6 +68,7 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
             )));
         }
     };
+    let is_sent = unsent.is_none();
     let stake = Stake::now(volume, unsent, users::in_words(&users.found).or_else(|| clients(volume)));
     if force != Force::No {
         stake.permit(volume, force)?;
@@ -99,8 +100,10 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
     progress.step("wait for the processes");
     match finish(volume, &attachment, serving) {
         Err(e) if force == Force::No || volume.attachment().is_some() => Err(e),
-        Err(_) => Ok(stake.lost(volume)),
-        Ok(()) => Ok(Stake { bytes: Some(0), ..stake }.lost(volume)),
+        // Nothing is given up where the flush before succeeded, or the core that served has said so of its last one.
+        Ok(LastFlush::Succeeded) => Ok(Stake { bytes: Some(0), ..stake }.lost(volume)),
+        Ok(LastFlush::Unknown) if is_sent => Ok(Stake { bytes: Some(0), ..stake }.lost(volume)),
+        Ok(LastFlush::Unknown) | Err(_) => Ok(stake.lost(volume)),
     }
 }
 
@@ -191,12 +194,12 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
     loop {
         let serving = volume.interface().status().ok().and_then(|status| status.serving);
         let refused = match volume.interface().detach(false, attachment.file.as_ref()) {
-            Ok(()) => return finish(volume, &attachment, serving),
+            Ok(()) => return finish(volume, &attachment, serving).map(drop),
             Err(NotDetached::InUse(_)) => return stay(volume),
             Err(NotDetached::Other(e)) => e,
         };
         if given_up(&attachment)? {
-            return finish(volume, &attachment, serving);
+            return finish(volume, &attachment, serving).map(drop);
         }
         // Else it may be unmounting still, as it was told by the predecessor. Where nothing is mounted, the cores tell by
         // their leaving that it had done so.
@@ -245,9 +248,9 @@ fn given_up(attachment: &Attachment) -> Result<bool> {
 ///
 /// # Errors
 /// A process does not go, or the record cannot be written. Or the volume is detached, and yet its last flush failed.
-fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Result<()> {
+fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Result<LastFlush> {
     let last = attachment.cores.iter().find(|core| Some(core.process.pid) == serving);
-    let flushed = last.map_or(Ok(()), |core| last_flush(volume, core.process));
+    let flushed = last.map_or(Ok(LastFlush::Unknown), |core| last_flush(volume, core.process));
     if !end_all(attachment, GONE_WITHIN) {
         let told = does_not_end(&volume.spec(), &attachment.processes());
         volume.set_trouble(Some(told.clone()));
@@ -266,20 +269,30 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
     })
 }
 
+/// What is known of the last flush of the core that served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastFlush {
+    /// The core ended with success.
+    Succeeded,
+    /// No core served, or it was started by an earlier control module.
+    Unknown,
+}
+
 /// Waits for the last flush of the core that served: it ends with success when that is done.
-fn last_flush(volume: &Volume, core: ProcessId) -> Result<(), String> {
+fn last_flush(volume: &Volume, core: ProcessId) -> Result<LastFlush, String> {
     let pid = core.pid;
     if !core.gone_within(LAST_FLUSH_WITHIN) {
         core.end(Duration::ZERO);
         return Err(format!("core process {pid} did not end within {LAST_FLUSH_WITHIN:?} and was killed"));
     }
     // How a core ended that an earlier control module started is not known.
-    let Some(child) = volume.child(core) else { return Ok(()) };
+    let Some(child) = volume.child(core) else { return Ok(LastFlush::Unknown) };
     match child.ended_by_now() {
         Some(status) if !status.success() => {
             Err(format!("core process {pid} ended with {status}: {}", child.last_words()))
         }
-        _ => Ok(()),
+        Some(_) => Ok(LastFlush::Succeeded),
+        None => Ok(LastFlush::Unknown),
     }
 }
 

@@ -58,7 +58,12 @@ impl Stake {
     /// What is in the write buffer now, and could not be sent for this reason; `users` would be cut off.
     pub fn now(volume: &Volume, why: Option<String>, users: Option<String>) -> Self {
         let status = volume.interface().status().ok();
-        let bytes = status.map(|status| status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
+        // What passed the buffer by, or is lost, is in no amount.
+        let known =
+            |buffered: u64, lost: u32| Some(buffered).filter(|bytes| lost == 0 && (*bytes > 0 || why.is_none()));
+        let bytes = status.and_then(|status| {
+            status.buffer.map_or_else(|| known(0, 0), |buffer| known(buffer.buffered_bytes, buffer.damaged_ranges))
+        });
         let age = volume.unflushed_since().and_then(|since| since.elapsed().ok());
         Self { bytes, age, why, users }
     }

@@ -248,7 +248,10 @@ pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<S
             ))
         })?;
     }
-    volume.update(|record| record.nodes.deleting = true)?;
+    // Only where every node was found: a repetition believes that.
+    if !force {
+        volume.update(|record| record.nodes.deleting = true)?;
+    }
     progress.step("delete the data");
     let spec = volume.spec();
     let told = task(volume, &["--destroy"])?;

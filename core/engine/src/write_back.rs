@@ -30,7 +30,7 @@ use std::{
 
 use everdisk_buffer::{
     area::Area,
-    book::{Book, Gaps, Place, Unreadable},
+    book::{Gaps, Place, Unreadable},
     log,
 };
 use everdisk_proto::{

@@ -89,7 +89,9 @@ impl Holder {
                 tracing::warn!(event = "standby_crashed", pid, killed, "a core that did not serve has died");
             }
         }
-        self.orphaned = (death.served && death.successor.is_none()).then(Instant::now);
+        if death.served {
+            self.orphaned = death.successor.is_none().then(Instant::now);
+        }
         if self.deaths.len() >= DEATHS_MAX {
             self.deaths.remove(0);
         }

@@ -105,7 +105,9 @@ impl FileFront {
     /// The mount, wherever it is now; `None` when it is in no tree any more, though it may still be in use elsewhere. While the
     /// connection lives its number is no other's.
     pub(crate) fn mount_now(&self) -> io::Result<Option<Mount>> {
-        let is_ours = |mount: &Mount| mount.kind.starts_with("fuse") && Some(mount.device.1) == self.connection;
+        // The major number tells it from a file system on a block device, whose minor may be the same (fuseblk).
+        let ours = self.connection.map(|connection| (0, connection));
+        let is_ours = |mount: &Mount| mount.kind.starts_with("fuse") && Some(mount.device) == ours;
         Ok(mounts::all()?.into_iter().find(is_ours))
     }
 

@@ -549,6 +549,44 @@ fn lost_ranges_that_are_joined_leave_what_is_buffered_alone() {
     assert_eq!(Lost::load(&area).ranges(), [0..100, 200..1000]);
 }
 
+/// D5: wherever a core dies while it puts into the segment what a failed flush has cost, the next one, whose own flush fails as well, knows it.
+#[test]
+fn what_a_failed_flush_has_cost_survives_a_death_at_any_store() {
+    let mut deaths = 0;
+    for stores in 0..40 {
+        let area = MortalArea::new(2 << 20);
+        let mut node = Node::new();
+        let mut core = Core::new(&area, 1);
+        core.book.adopt(&area);
+        assert!(core.through(&area, &mut node, 0, &content(1, 100)));
+        assert!(core.write(&area, 1000, &content(2, 100)));
+        area.die_after(stores);
+        core.flush(&area, &mut node, true);
+        deaths += u32::from(area.revive());
+        let mut next = Core::new(&area, 2);
+        assert_eq!(next.book.adopt(&area).damaged, 0);
+        next.flush(&area, &mut node, true);
+        assert_eq!(next.book.lost().ranges(), [0..1000, 1100..SIZE], "after {stores} stores");
+        assert_eq!(Lost::load(&area).ranges(), next.book.lost().ranges());
+    }
+    assert!(deaths > 5);
+}
+
+/// D5: an extent is there wholly or not at all: wherever a core dies in an append, the next one finds no damage.
+#[test]
+fn a_death_at_any_store_of_an_append_is_no_damage() {
+    for stores in 0..14 {
+        let area = MortalArea::new(2 << 20);
+        let mut core = Core::new(&area, 1);
+        core.book.adopt(&area);
+        area.die_after(stores);
+        core.write(&area, 0, &content(1, 100));
+        area.revive();
+        let mut next = Core::new(&area, 2);
+        assert_eq!(next.book.adopt(&area).damaged, 0, "after {stores} stores");
+    }
+}
+
 /// A discard makes what is buffered of its range moot, and finds room in a buffer that is full of data.
 #[test]
 fn a_discard_drops_what_is_buffered_and_finds_room() {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use everdisk_buffer::book::Book;
 use everdisk_proto::{
     version::BUFFER,
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
