@@ -58,7 +58,7 @@ impl Audit {
         let Who { uid, pid } = self.who;
         match ended {
             Ok(_) if *act == "forced detach" => {
-                warn!(event = event::OPERATOR, act, volume, uid, pid, "the volume was detached by force")
+                warn!(event = event::OPERATOR, act, volume, uid, pid, "the volume was detached by force");
             }
             Ok(_) if *is_told => {}
             Ok(_) => info!(event = event::OPERATOR, act, volume, uid, pid, "done"),
