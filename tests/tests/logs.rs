@@ -88,7 +88,7 @@ fn the_acts_of_operators_are_logged() {
     }
     assert_eq!(host.logged(&["WARN", "operator", "act=\"attach\"", "already attached"]).len(), 1);
     assert_eq!(host.logged(&["WARN", "operator", "act=\"resume\"", "not suspended"]).len(), 1);
-    assert_eq!(host.logged(&["WARN", "operator", "act=\"forced detach\"", "given up"]).len(), 1);
+    assert_eq!(host.logged(&["WARN", "operator", "act=\"forced detach\"", "by force"]).len(), 1);
     assert_eq!(host.logged(&["INFO", "volume_attached"]).len(), 1);
     assert_eq!(host.logged(&["WARN", "upgrade_ended", "outcome=\"aborted\"", "scripted to fail"]).len(), 1);
 }

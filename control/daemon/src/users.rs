@@ -232,6 +232,11 @@ mod tests {
         fs::copy(fs::canonicalize("/bin/sleep").unwrap(), &program).unwrap();
         let (_, minor) = device_of(&program.display().to_string()).unwrap();
         let mut child = crate::programs::spawn(std::process::Command::new(&program).arg("60")).unwrap();
+        // The kernel maps the program a moment after the start is reported.
+        let deadline = std::time::Instant::now() + WITHIN;
+        while !has_mapped(child.id(), minor) && std::time::Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         let (mapped, open) = (has_mapped(child.id(), minor), has_open(child.id(), minor, &BTreeMap::new()));
         let other = has_mapped(child.id(), minor + 1);
         child.kill().unwrap();

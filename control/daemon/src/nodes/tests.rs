@@ -133,6 +133,13 @@ fn a_delete_touches_nothing_before_every_node_was_found() {
     let left = delete(&volume, true, &Progress::silent()).unwrap();
     assert!(left.len() == 1 && left[0].contains("dir:/srv/2"), "{left:?}");
     assert_eq!(log(dir.path()), ["--destroy"]);
+    // By force nothing was found before: repeated, every node is looked for again.
+    assert!(!volume.record().nodes.deleting);
+    assert!(delete(&volume, false, &Progress::silent()).is_err());
+    assert_eq!(log(dir.path()), ["--check delete"]);
+    fs::remove_file(dir.path().join("at --check delete")).unwrap();
+    delete(&volume, false, &Progress::silent()).unwrap();
+    assert_eq!(log(dir.path()), ["--check delete", "--destroy"]);
     // Repeated after a death: what was found then and is gone now was deleted.
     assert!(volume.record().nodes.deleting);
     assert!(delete(&volume, false, &Progress::silent()).unwrap().is_empty());
