@@ -9,8 +9,7 @@ use rustix::thread::{
 
 /// What a core needs while it opens its storage nodes: they may belong to other users, and a file that is read without a
 /// trace (`O_NOATIME`) too.
-pub const OPENING: CapabilitySet =
-    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER).union(CapabilitySet::IPC_LOCK);
+pub const OPENING: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER).union(SERVING);
 /// What a core needs while it serves: to lock the buffers of workers that it starts, beyond RLIMIT_MEMLOCK; and to read its storage nodes'
 /// superblocks anew, and open their data anew for flushes, although they belong to other users.
 pub const SERVING: CapabilitySet = CapabilitySet::IPC_LOCK.union(CapabilitySet::DAC_READ_SEARCH);
