@@ -83,7 +83,7 @@ pub enum Request {
         name: VolumeName,
         /// Although a front end is in use, or the data could not be flushed.
         force: bool,
-        /// By force: although data is given up, or whoever uses a front end is cut off.
+        /// By force: even if data is given up, or users of a front end are cut off.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         yes: bool,
     },

@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Detach {
         /// The volume
         name: VolumeName,
-        /// Give up what cannot be flushed, and cut off whoever uses the volume: says first what that is, and asks
+        /// Discard what cannot be flushed, and cut off the users of the volume. Prints what would be lost, and asks first
         #[arg(long)]
         force: bool,
         /// With --force: do not ask
@@ -87,7 +87,7 @@ pub(crate) enum Command {
         /// The volume; every volume when it is left out
         name: Option<VolumeName>,
     },
-    /// Say what is wrong with a volume, or with any: exit status 0 when nothing is, 1 when I/O goes on all the same, 2 when it does
+    /// Say what is wrong with a volume, or with any: exit status 0 when nothing is, 1 when I/O still goes on, 2 when it does
     /// not, or when the control module does not answer
     Health {
         /// The volume; every volume when it is left out

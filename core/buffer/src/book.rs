@@ -16,6 +16,9 @@
 //! everything above the tail again.
 
 mod damage;
+mod flushing;
+mod reading;
+mod sending;
 
 use std::{collections::VecDeque, ops::Range, sync::atomic::Ordering::Relaxed};
 
@@ -27,6 +30,12 @@ use crate::{
     log::{self, Slot},
     lost::Lost,
     noted::Noted,
+};
+
+pub use self::{
+    flushing::Mark,
+    reading::{Gaps, Shown, Unreadable, VERIFIED_IN_PART_MAX, copy_out},
+    sending::Batch,
 };
 
 /// A higher sequence number than this is damage: a state word has 62 bits for it, and no core lives that long.
@@ -64,90 +73,6 @@ pub struct Followed {
     pub extents: u64,
     /// Of these, extents whose data or slot was damaged.
     pub damaged: u64,
-}
-
-/// What is to be sent to the storage nodes next.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// Failed flushes when it was chosen: it counts only as long as there is no other.
-    failures: u64,
-    /// The extents that are written when every piece has been sent, in order, with their ranges.
-    pub extents: Vec<(u64, Range<u64>)>,
-    /// What the volume holds now in those ranges, and dirty neighbours of it; in order, without overlaps.
-    pub pieces: Vec<Piece>,
-}
-
-/// The parts of a range that are not buffered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gaps {
-    /// All of it.
-    All,
-    /// These.
-    Some(Vec<Range<u64>>),
-}
-
-impl Gaps {
-    fn some(&mut self) -> &mut Vec<Range<u64>> {
-        if *self == Self::All {
-            *self = Self::Some(Vec::new());
-        }
-        match self {
-            Self::Some(list) => list,
-            Self::All => unreachable!("it was made a list just above"),
-        }
-    }
-}
-
-/// Why a range cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreadable {
-    /// It is lost, and was not written since.
-    Lost,
-    /// The data of the extent with this sequence number does not have its checksum: see [`Book::damaged`].
-    Damaged(u64),
-}
-
-/// How far a flush reaches that begins now.
-#[derive(Clone, Copy, Debug)]
-pub struct Mark {
-    failures: u64,
-    written: u64,
-    /// What was noted has been set aside, so that it can be cleared.
-    set_aside: bool,
-}
-
-/// What the buffer says of the volume from some offset on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
-    /// There is data, also where it is lost.
-    Data,
-    /// There is none: it was discarded.
-    Hole,
-    /// What the storage nodes say.
-    Below,
-}
-
-/// A partly read extent of at most this many bytes is verified as a whole; of a longer one only what is read whole is: for 4 KiB of it
-/// the checksum of 1 MiB would have to be computed.
-pub const VERIFIED_IN_PART_MAX: u64 = 64 << 10;
-
-/// Copies the data of a piece out of the buffer. The piece must not be retired yet.
-pub fn copy_out(area: &impl Area, piece: &Piece, into: &mut [u8]) {
-    area.read(piece.position % area.geometry().capacity, into);
-}
-
-/// What an extent counts as in a batch, in bytes of data: what has none may have to be written as zeros.
-const fn effort(extent: &Extent) -> u64 {
-    match extent.kind {
-        ExtentKind::Data => extent.len,
-        ExtentKind::Discard | ExtentKind::Zeroes => extent.len / 64,
-    }
-}
-
-/// The part of a buffer from `offset` on that holds a piece's bytes.
-fn part<'a>(buf: &'a mut [u8], offset: u64, piece: &Piece) -> &'a mut [u8] {
-    let place = |at: u64| usize::try_from(at - offset).expect("the piece lies within the buffer");
-    &mut buf[place(piece.start)..place(piece.end)]
 }
 
 /// One core's view of the buffer.
@@ -244,7 +169,9 @@ impl Book {
 
     fn thousandths(&self, slots: u64, bytes: u64) -> u64 {
         let Geometry { capacity, slots: all } = self.geometry;
-        (slots * 1000 / all).max((bytes * 1000).checked_div(capacity).unwrap_or(0))
+        // A buffer of no bytes has nothing in it.
+        let bytes = if capacity == 0 { 0 } else { bytes * 1000 / capacity };
+        bytes.max(slots * 1000 / all)
     }
 
     /// What is buffered where.
@@ -260,21 +187,6 @@ impl Book {
     /// What was written past the buffer.
     pub const fn noted(&self) -> &Noted {
         &self.noted
-    }
-
-    /// What the buffer says of the volume from `at` on, and up to where.
-    pub fn shown(&self, at: u64) -> (Shown, u64) {
-        let lost = |range: &&Range<u64>| range.end > at;
-        let lost = self.lost.ranges().iter().find(lost);
-        if let Some(range) = lost.filter(|range| range.start <= at) {
-            return (Shown::Data, range.end);
-        }
-        let end = lost.map_or(self.size, |range| range.start);
-        match self.index.overlapping(at..at.saturating_add(1)).next() {
-            Some(piece) if piece.kind == ExtentKind::Discard => (Shown::Hole, piece.end.min(end)),
-            Some(piece) => (Shown::Data, piece.end.min(end)),
-            None => (Shown::Below, self.index.next_at(at).map_or(end, |next| next.min(end))),
-        }
     }
 
     /// Takes a place for an extent.
@@ -319,31 +231,6 @@ impl Book {
         area.store(word::BYTES, self.bytes, Relaxed);
     }
 
-    /// A range was written to the storage nodes without coming by here: it is noted, and no longer lost.
-    pub fn written_through(&mut self, area: &impl Area, range: &Range<u64>) {
-        // What was noted before the failure is forgotten first.
-        self.settle(area);
-        self.noted.note(area, range);
-        if self.lost.remove(range) {
-            self.is_unsaved = true;
-            self.settle(area);
-        }
-    }
-
-    /// Puts what is lost into the segment. Only for the core that has the gate, and as long as nobody else can be given it.
-    pub fn settle(&mut self, area: &impl Area) {
-        if std::mem::take(&mut self.is_unsaved) {
-            self.lost.save(area);
-        }
-        // After that, so that a death in between forgets nothing.
-        self.noted.forget(area, &std::mem::take(&mut self.lost_noted));
-    }
-
-    /// Whether there is something for [`Book::settle`].
-    pub const fn is_settled(&self) -> bool {
-        !self.is_unsaved && self.lost_noted.is_empty()
-    }
-
     fn enter(&mut self, seq: u64, extent: &Extent) {
         // A core that lost the gate while it copied the data may find the extent retired by another.
         let Some(place) = self.place(seq).and_then(|place| self.live.get_mut(place)) else { return };
@@ -363,224 +250,6 @@ impl Book {
     /// Index in `live` of an extent that is not retired.
     fn place(&self, seq: u64) -> Option<usize> {
         seq.checked_sub(self.tail + 1).and_then(|place| usize::try_from(place).ok())
-    }
-
-    /// Fills the part of `into`, the bytes of the volume from `offset` on, that is buffered. Returns what is not.
-    ///
-    /// # Errors
-    /// [`Unreadable`].
-    pub fn read(&self, area: &impl Area, offset: u64, into: &mut [u8]) -> Result<Gaps, Unreadable> {
-        let range = offset..offset + into.len() as u64;
-        let mut gaps = Gaps::All;
-        let mut at = range.start;
-        let gap = |gap: Range<u64>| if self.lost.overlaps(&gap) { Err(Unreadable::Lost) } else { Ok(gap) };
-        for piece in self.index.overlapping(range.clone()) {
-            if piece.seq <= self.doubt {
-                return Err(Unreadable::Lost);
-            }
-            let piece = piece.within(&range);
-            let gaps = gaps.some();
-            if at < piece.start {
-                gaps.push(gap(at..piece.start)?);
-            }
-            let bytes = part(into, offset, &piece);
-            if piece.kind == ExtentKind::Data {
-                copy_out(area, &piece, bytes);
-                if !self.is_sound(area, &piece, bytes) {
-                    return Err(Unreadable::Damaged(piece.seq));
-                }
-            } else {
-                bytes.fill(0);
-            }
-            at = piece.end;
-        }
-        match &mut gaps {
-            Gaps::All => gap(range).map(|_| Gaps::All),
-            Gaps::Some(list) => {
-                if at < range.end {
-                    list.push(gap(at..range.end)?);
-                }
-                Ok(gaps)
-            }
-        }
-    }
-
-    /// Whether the bytes of a piece, just copied, have their checksum, as far as that is looked at.
-    fn is_sound(&self, area: &impl Area, piece: &Piece, bytes: &[u8]) -> bool {
-        let extent = self.extent(piece.seq).expect("a piece belongs to an extent that is there");
-        if piece.len() == extent.len {
-            crc32c::crc32c(bytes) == extent.crc
-        } else {
-            extent.len > VERIFIED_IN_PART_MAX || log::data_is_sound(area, extent)
-        }
-    }
-
-    /// Chooses what is sent next: of the extents that are not written the oldest, at least one if any is published and up to `bytes` of
-    /// them, none above `through`. Pieces that touch others are joined by their dirty neighbours, up to `run` bytes in one run, so that what was
-    /// written in small parts reaches the storage nodes in large ones.
-    pub fn batch(&self, bytes: u64, through: u64, run: u64) -> Batch {
-        let mut batch = Batch { failures: self.failures, ..Batch::default() };
-        let mut taken = 0;
-        let begin = usize::try_from(self.written - self.tail).expect("the live extents lie in memory");
-        for (seq, live) in (self.written + 1..=through).zip(self.live.range(begin..)) {
-            match live {
-                Live::Reserved { .. } => break,
-                Live::Void => batch.extents.push((seq, 0..0)),
-                Live::Published(extent) => {
-                    let cost = effort(extent);
-                    if taken > 0 && taken + cost > bytes {
-                        break;
-                    }
-                    taken += cost;
-                    batch.extents.push((seq, extent.offset..extent.end()));
-                }
-            }
-        }
-        let mut pieces = Index::default();
-        for (_, range) in &batch.extents {
-            for piece in self.index.overlapping(range.clone()).filter(|piece| self.is_dirty(piece)) {
-                // Whole: its other parts lie beside it.
-                pieces.insert(*piece);
-            }
-        }
-        let chosen: Vec<Piece> = pieces.overlapping(0..u64::MAX).copied().collect();
-        batch.pieces = self.with_neighbours(chosen, run);
-        batch
-    }
-
-    const fn is_dirty(&self, piece: &Piece) -> bool {
-        piece.written != self.epoch
-    }
-
-    /// Joins dirty neighbours to the pieces.
-    fn with_neighbours(&self, chosen: Vec<Piece>, run: u64) -> Vec<Piece> {
-        let mut joined: Vec<Piece> = Vec::with_capacity(chosen.len());
-        let mut begun = 0;
-        for piece in chosen {
-            let touches = joined.last().is_some_and(|last| last.end == piece.start);
-            if joined.last().is_some_and(|last| last.end > piece.start) {
-                // Joined already, as a neighbour of the one before.
-                continue;
-            }
-            if !touches {
-                begun = piece.start;
-                let mut before = Vec::new();
-                let floor = joined.last().map_or(0, |last| last.end);
-                while let Some(left) =
-                    self.index.ending_at(begun).filter(|left| self.is_dirty(left) && left.start >= floor)
-                {
-                    if piece.end - left.start > run {
-                        break;
-                    }
-                    begun = left.start;
-                    before.push(*left);
-                }
-                joined.extend(before.into_iter().rev());
-            }
-            joined.push(piece);
-            let mut end = piece.end;
-            while let Some(right) = self.index.starting_at(end).filter(|right| self.is_dirty(right)) {
-                if right.end - begun > run {
-                    break;
-                }
-                end = right.end;
-                joined.push(*right);
-            }
-        }
-        joined
-    }
-
-    /// What has become of a batch: every piece but those in `failed` was written to the storage nodes. Whether the mark of what is
-    /// written moved on. Where a flush has failed meanwhile the batch counts for nothing: the failure may have been its.
-    pub fn sent(&mut self, batch: &Batch, failed: &[Range<u64>]) -> bool {
-        if batch.failures != self.failures {
-            return false;
-        }
-        let misses = |range: &Range<u64>| failed.iter().any(|f| f.start < range.end && range.start < f.end);
-        for piece in batch.pieces.iter().filter(|piece| !misses(&piece.span())) {
-            self.index.set_written(piece, self.epoch);
-        }
-        let good = batch.extents.iter().take_while(|(_, range)| !misses(range));
-        let Some((written, _)) = good.last() else { return false };
-        if *written <= self.written {
-            return false;
-        }
-        self.written = *written;
-        self.sent_end = self.position_behind(*written);
-        true
-    }
-
-    /// Virtual position behind an extent that is not retired, or where the retired ones end.
-    fn position_behind(&self, seq: u64) -> u64 {
-        let upto = self.place(seq).map_or(0, |place| place + 1).min(self.live.len());
-        let behind = self.live.range(..upto).rev().find_map(|live| match live {
-            Live::Published(extent) => Some(extent.position + extent.stored()),
-            Live::Reserved { end } => Some(*end),
-            Live::Void => None,
-        });
-        behind.unwrap_or(self.freed)
-    }
-
-    /// A flush of the storage nodes begins: what it makes durable. `area`: only where the caller may change the segment.
-    pub fn begin_flush(&self, area: Option<&impl Area>) -> Mark {
-        if let Some(area) = area.filter(|_| self.is_settled()) {
-            self.noted.begin_flush(area);
-        }
-        Mark { failures: self.failures, written: self.written, set_aside: area.is_some() && self.is_settled() }
-    }
-
-    /// The flush has succeeded: retires what it made durable. `may_change`: whether the segment may be changed, but for the tail, which
-    /// may be raised at any time. Whether anything was retired.
-    pub fn flushed(&mut self, area: &impl Area, mark: &Mark, may_change: bool) -> bool {
-        if mark.failures != self.failures {
-            return false;
-        }
-        let before = self.tail;
-        log::retire(area, mark.written);
-        self.retire_to(mark.written);
-        if may_change {
-            area.store(word::BYTES, self.bytes, Relaxed);
-            if mark.set_aside {
-                self.noted.flushed(area);
-            }
-        }
-        before < self.tail
-    }
-
-    /// A flush has failed on the nodes that `touches` says: what was written to them since the last one that succeeded may be gone.
-    /// What is buffered counts as not written; what was written past the buffer is lost. [`Book::settle`] has to follow. Returns how many
-    /// bytes of the volume are lost by it.
-    pub fn flush_failed(&mut self, area: &impl Area, touches: impl Fn(&Range<u64>) -> bool + Copy) -> u64 {
-        self.failures += 1;
-        self.written = self.tail;
-        self.sent_end = self.freed;
-        let all: Vec<Piece> = self.index.overlapping(0..u64::MAX).copied().collect();
-        for piece in all.iter().filter(|piece| piece.written == self.epoch && touches(&piece.span())) {
-            self.index.set_written(piece, 0);
-        }
-        let noted: Vec<Range<u64>> = self.noted.parts(area).into_iter().filter(touches).collect();
-        // What is buffered there is newer: it is written again.
-        let gone: Vec<Range<u64>> = noted.iter().flat_map(|range| self.gaps(range)).collect();
-        self.lost.add_all(gone.iter().cloned());
-        self.is_unsaved |= !gone.is_empty();
-        self.lost_noted = noted;
-        gone.iter().map(|range| range.end - range.start).sum()
-    }
-
-    /// The parts of a range that are not buffered.
-    fn gaps(&self, range: &Range<u64>) -> Vec<Range<u64>> {
-        let mut gaps = Vec::new();
-        let mut at = range.start;
-        for piece in self.index.overlapping(range.clone()) {
-            if at < piece.start {
-                gaps.push(at..piece.start);
-            }
-            at = piece.end;
-        }
-        if at < range.end {
-            gaps.push(at..range.end);
-        }
-        gaps
     }
 
     fn retire_to(&mut self, tail: u64) {

@@ -21,6 +21,7 @@ mod lifecycle;
 mod pace;
 mod passing;
 mod policy;
+mod progress;
 #[cfg(test)]
 mod reference;
 mod sender;

@@ -33,6 +33,7 @@ use crate::{
     area::SegmentArea,
     gate::{Gate, Work},
     policy::{self, Sending},
+    progress::Progress,
     write_back::lock,
 };
 
@@ -52,58 +53,6 @@ const SENDERS_MAX: usize = 32;
 /// Of so many batches to slow nodes, one begins with a write that has the nodes to itself and shows whether they still are slow:
 /// of writes beside each other one cannot tell, they wait for each other where a node takes one at a time.
 const LONE_EVERY: u64 = 8;
-/// After a failure the sender waits, at first this long, then twice as long each time.
-const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);
-
-/// How sending and flushing stand, for those who wait.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Batches that went well.
-    pub(crate) batches: u64,
-    /// Flushes that retired something: there is room.
-    pub(crate) retired: u64,
-    /// Batches begun, of whatever outcome.
-    pub(crate) begun: u64,
-    /// Batches of which something failed, and the number of the last of them among those begun.
-    failures: u64,
-    pub(crate) last_failed: u64,
-    /// The last failure, since the last success: of sending, and of flushing.
-    pub(crate) error: Option<(i32, String)>,
-    pub(crate) flush_error: Option<(i32, String)>,
-    back_off: Duration,
-    not_before: Option<Instant>,
-}
-
-impl Progress {
-    /// Whether a failure is too fresh to try again.
-    pub(crate) fn is_backing_off(&self) -> bool {
-        self.not_before.is_some_and(|at| Instant::now() < at)
-    }
-
-    /// Somebody waits: a failure is no reason to wait longer.
-    pub(crate) fn try_again(&mut self) {
-        self.not_before = None;
-    }
-
-    fn note(&mut self, number: u64, failure: Option<&IoError>) {
-        match failure {
-            None => {
-                self.batches += 1;
-                self.error = None;
-                self.back_off = Duration::ZERO;
-                self.not_before = None;
-            }
-            Some(error) => {
-                self.failures += 1;
-                self.last_failed = number;
-                self.error = Some((error.errno(), error.to_string()));
-                self.back_off = (self.back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX);
-                self.not_before = Some(Instant::now() + self.back_off);
-            }
-        }
-    }
-}
 
 /// What a turn in the role came to.
 #[derive(Debug)]
@@ -593,19 +542,5 @@ mod tests {
         let zeroes = |start, len| kinds(start, len, ExtentKind::Zeroes);
         let pieces = vec![piece(0, 10), zeroes(10, RUN_BYTES), zeroes(10 + RUN_BYTES, RUN_BYTES)];
         assert_eq!(runs(&pieces), [0..1, 1..3]);
-    }
-
-    #[test]
-    fn failures_back_off_and_a_success_forgets_them() {
-        let mut progress = Progress::default();
-        let error = IoError::NoGate;
-        progress.note(1, Some(&error));
-        assert!(progress.is_backing_off() && progress.back_off == BACK_OFF_MIN);
-        for _ in 0..20 {
-            progress.note(2, Some(&error));
-        }
-        assert_eq!(progress.back_off, BACK_OFF_MAX);
-        progress.note(3, None);
-        assert!(!progress.is_backing_off() && progress.error.is_none());
     }
 }

@@ -423,6 +423,8 @@ mod through;
 #[cfg(test)]
 mod durability;
 #[cfg(test)]
+mod linux;
+#[cfg(test)]
 mod succession;
 #[cfg(test)]
 mod tests;

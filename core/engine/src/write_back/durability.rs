@@ -1,277 +1,18 @@
-//! Flushes that fail, on a storage node as Linux shows it: what was written since the last flush is in the page cache only; a flush
-//! that fails tells so once for each opening, and the pages count as clean from then on and are dropped (mm/filemap.c, lib/errseq.c).
+//! Flushes that fail, on storage nodes that do as Linux does ([`super::linux`]).
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
 
-use everdisk_proto::{
-    version::BUFFER,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
-};
-use everdisk_store::{Sought, Store, StoreError};
+use everdisk_store::Sought;
 use proptest::prelude::*;
-use uuid::Uuid;
 
-use super::*;
-use crate::gate::Work;
-
-const KIB64: u64 = 64 << 10;
-const SIZE: u64 = 1 << 20;
-
-type Then = Box<dyn FnOnce() + Send>;
-
-/// What all openings of a node have in common.
-#[derive(Default)]
-struct File {
-    /// What stood where something was written since the last flush, in order.
-    before: Mutex<Vec<(u64, Vec<u8>)>>,
-    errors: AtomicU64,
-    fails: AtomicBool,
-    write_fails: AtomicBool,
-    hangs: AtomicBool,
-    flush_hangs: AtomicBool,
-    flushes: AtomicU32,
-    /// Called at the next look for a hole, and in the middle of the next flush.
-    at_hole: Mutex<Option<Then>>,
-    in_flush: Mutex<Option<Then>>,
-}
-
-struct Linux {
-    inner: Box<dyn Store>,
-    file: Arc<File>,
-    /// Errors that this opening was told of.
-    seen: AtomicU64,
-}
-
-impl Linux {
-    fn failed(&self, action: &'static str) -> StoreError {
-        StoreError::Io { node: self.inner.url().clone(), action, source: std::io::Error::from_raw_os_error(5) }
-    }
-
-    fn keep(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        let mut old = vec![0; usize::try_from(len).unwrap()];
-        self.inner.read_at(offset, &mut old)?;
-        lock(&self.file.before).push((offset, old));
-        Ok(())
-    }
-
-    fn wait(&self, hangs: &AtomicBool) {
-        while hangs.load(SeqCst) {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Store for Linux {
-    fn url(&self) -> &NodeUrl {
-        self.inner.url()
-    }
-    fn uuid(&self) -> Uuid {
-        self.inner.uuid()
-    }
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn recheck(&self) -> Result<(), StoreError> {
-        self.inner.recheck()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.wait(&self.file.hangs);
-        if self.file.write_fails.load(SeqCst) {
-            return Err(self.failed("write"));
-        }
-        self.keep(offset, data.len() as u64)?;
-        self.inner.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.wait(&self.file.flush_hangs);
-        self.file.flushes.fetch_add(1, SeqCst);
-        let then = lock(&self.file.in_flush).take();
-        if let Some(then) = then {
-            then();
-        }
-        {
-            let mut before = lock(&self.file.before);
-            if self.file.fails.load(SeqCst) && !before.is_empty() {
-                for (offset, old) in before.drain(..).rev() {
-                    self.inner.write_at(offset, &old)?;
-                }
-                self.file.errors.fetch_add(1, SeqCst);
-            } else {
-                before.clear();
-            }
-        }
-        let errors = self.file.errors.load(SeqCst);
-        if self.seen.swap(errors, SeqCst) != errors {
-            return Err(self.failed("flush"));
-        }
-        self.inner.flush()
-    }
-    fn forget_errors(&self) -> Result<(), StoreError> {
-        self.seen.store(self.file.errors.load(SeqCst), SeqCst);
-        Ok(())
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.wait(&self.file.hangs);
-        self.keep(offset, len)?;
-        self.inner.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.keep(offset, len)?;
-        self.inner.write_zeroes(offset, len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.inner.allocate(offset, len)
-    }
-    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
-        let found = self.inner.next(offset, sought);
-        let then = if sought == Sought::Hole { lock(&self.file.at_hole).take() } else { None };
-        if let Some(then) = then {
-            then();
-        }
-        found
-    }
-}
-
-/// The generation under which a core has the gate; 0: it does not. Whether it may change the segment.
-#[derive(Clone)]
-struct Place(Arc<AtomicU64>, Arc<AtomicBool>);
-
-impl Gate for Place {
-    fn generation(&self) -> Option<u64> {
-        Some(self.0.load(SeqCst)).filter(|generation| *generation > 0)
-    }
-    fn begin_sending(&self, generation: u64) -> bool {
-        self.generation() == Some(generation)
-    }
-    fn end_sending(&self) {}
-    fn may_write(&self) -> bool {
-        true
-    }
-    fn taken_over(&self, _: u64) {}
-    fn enter(&self, _: Work, generation: u64) -> bool {
-        self.generation() == Some(generation) && self.1.load(SeqCst)
-    }
-    fn leave(&self, _: Work) {}
-}
-
-/// A request of a front end that remembers what it was told.
-#[derive(Default)]
-struct Front {
-    synchronous: bool,
-    told: AtomicU64,
-}
-
-fn front() -> Front {
-    Front::default()
-}
-
-fn synchronous() -> Front {
-    Front { synchronous: true, ..Front::default() }
-}
-
-impl Caller for Front {
-    fn synchronous(&self) -> bool {
-        self.synchronous
-    }
-    fn away(&self) {}
-    fn writing(&self) {}
-    fn back(&self) -> bool {
-        true
-    }
-    fn errors_told(&self) -> Option<u64> {
-        Some(self.told.load(SeqCst))
-    }
-    fn tells_errors(&self, errors: u64) {
-        self.told.store(errors, SeqCst);
-    }
-}
-
-struct Bench {
-    core: Arc<WriteBack>,
-    place: Place,
-    segment: Arc<SharedSegment>,
-    files: Vec<Arc<File>>,
-    spec: VolumeSpec,
-    _dir: tempfile::TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self::with(2 << 20, Bypass::Auto, 1)
-    }
-
-    fn with(buffer: u64, bypass: Bypass, nodes: u128) -> Self {
-        let dir = tempfile::TempDir::new_in("/dev/shm").unwrap();
-        let node = |n: u128| NodeSpec {
-            uuid: Uuid::from_u128(10 + n),
-            url: NodeUrl::Dir(dir.path().join(format!("node{n}"))),
-        };
-        let spec = VolumeSpec {
-            spec_version: SPEC_VERSION,
-            name: "v".parse().unwrap(),
-            uuid: Uuid::from_u128(1),
-            size: SIZE,
-            stripe: KIB64,
-            nodes: (0..nodes).map(node).collect(),
-            buffer,
-            bypass,
-        };
-        Engine::create(&spec).unwrap();
-        let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
-        segment.header.buffer_version.store(BUFFER, SeqCst);
-        let files: Vec<Arc<File>> = (0..nodes).map(|_| Arc::default()).collect();
-        let (core, place) = start(&spec, &segment, &files);
-        give(&core, &place, 1);
-        Self { core, place, segment, files, spec, _dir: dir }
-    }
-
-    fn fails(&self, fails: bool) {
-        self.files.iter().for_each(|file| file.fails.store(fails, SeqCst));
-    }
-
-    fn flush(&self, front: &Front) -> Result<(), Stopped> {
-        self.core.flush(front)
-    }
-
-    fn byte(&self, at: u64) -> Result<u8, Stopped> {
-        let mut byte = [0];
-        self.core.read(&front(), at, &mut byte).map(|()| byte[0])
-    }
-
-    /// The core dies; a successor that was there all the time takes over.
-    fn succeeded_by(&mut self, successor: (Arc<WriteBack>, Place)) {
-        self.place.0.store(0, SeqCst);
-        let generation = self.core.taken.load(SeqCst) + 1;
-        (self.core, self.place) = successor;
-        give(&self.core, &self.place, generation);
-    }
-}
-
-fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Arc<File>]) -> (Arc<WriteBack>, Place) {
-    let next = AtomicU32::new(0);
-    let wrap = |inner| -> Box<dyn Store> {
-        let file = Arc::clone(&files[next.fetch_add(1, SeqCst) as usize]);
-        // An opening is told of no error that somebody was told of before.
-        let seen = AtomicU64::new(file.errors.load(SeqCst));
-        Box::new(Linux { inner, file, seen })
-    };
-    let engine = Arc::new(Engine::open_with(spec, &wrap).unwrap());
-    let place = Place(Arc::default(), Arc::new(AtomicBool::new(true)));
-    let core = WriteBack::new(engine, segment, Box::new(place.clone()), spec.bypass).unwrap();
-    (Arc::new(core), place)
-}
-
-fn give(core: &WriteBack, place: &Place, generation: u64) {
-    place.0.store(generation, SeqCst);
-    core.take_over(generation);
-}
+use super::{
+    linux::{Bench, Front, KIB64, SIZE, front, start, synchronous},
+    *,
+};
 
 /// Semantics 5 and 7, D5: a flush that succeeds after one that failed means durable; buffered data is kept and written again.
 #[test]
@@ -501,6 +242,22 @@ fn d2_a_flush_that_fails_under_a_closed_gate_is_settled_later() {
     let next = start(&bench.spec, &bench.segment, &bench.files);
     bench.succeeded_by(next);
     assert!(bench.byte(8192).is_err() && bench.byte(0).is_ok());
+}
+
+/// A flush that fails under a closed gate, of the operator's say: the clients are told when the same core serves on.
+#[test]
+fn d2_a_flush_that_fails_under_a_closed_gate_is_told_to_the_clients() {
+    let bench = Bench::new();
+    let (client, operator) = (front(), Duration::from_secs(5));
+    bench.core.write(&client, 0, &[7; 4096]).unwrap();
+    bench.place.1.store(false, SeqCst);
+    bench.fails(true);
+    assert!(bench.core.flush_within(operator).is_err());
+    bench.fails(false);
+    bench.place.1.store(true, SeqCst);
+    assert!(matches!(bench.flush(&client), Err(Stopped::Failed(IoError::FailedBefore))));
+    bench.flush(&client).unwrap();
+    assert_eq!(bench.byte(0).unwrap(), 7);
 }
 
 /// A volume whose nodes are not to be trusted: nothing is acknowledged from their page cache alone.

@@ -69,6 +69,8 @@ struct State {
     stop: bool,
     /// How much had been written when one failed; `None` after one that succeeded.
     failed_at: Option<(u64, u64)>,
+    /// One failed in this tenure that could not be counted yet, because the gate was closed.
+    uncounted: Option<u64>,
 }
 
 /// Why a flush failed.
@@ -257,6 +259,10 @@ impl WriteBack {
             let reason = IoError::NoGate.to_string();
             return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0 });
         }
+        // One that failed under a closed gate, which is open again for the same core.
+        if lock(&self.flushes.state).uncounted == Some(taken) && self.count_failure(taken, true) {
+            lock(&self.flushes.state).uncounted = None;
+        }
         let passed = buffer.passed();
         let is_noted = buffer.take_noted();
         let may_change = is_noted && self.gate.enter(Work::Flushing, taken);
@@ -309,18 +315,8 @@ impl WriteBack {
         let is_news = lock(&self.flushes.state).failed_at.replace(now) != Some(now);
         // It is counted when what is lost is in the segment, by the core that has the gate. Where this one has lost it the one that has it
         // is told of the error by its own opening, which forgets only what was counted.
-        if self.gate.enter(Work::Flushing, taken) {
-            let mut book = buffer.write_book();
-            book.settle(&buffer.area);
-            buffer.note_lost(&book);
-            drop(book);
-            if is_news {
-                self.flushes.known_errors.fetch_add(1, AcqRel);
-                buffer.area.flush_errors().fetch_add(1, AcqRel);
-            }
-            self.gate.leave(Work::Flushing);
-        } else {
-            lock(&self.flushes.state).failed_at = None;
+        if !self.count_failure(taken, is_news) && is_news {
+            lock(&self.flushes.state).uncounted = Some(taken);
         }
         let reason = failure.error.to_string();
         if !is_news {
@@ -340,6 +336,23 @@ impl WriteBack {
         let failed = Failure { errno: failure.error.errno(), reason, lost_bytes };
         buffer.note_flush(false, Some((failed.errno, failed.reason.clone())));
         failed
+    }
+
+    /// Puts what a failed flush has cost into the segment, and counts it. False: this core may not change the segment now.
+    fn count_failure(&self, taken: u64, is_news: bool) -> bool {
+        if !self.gate.enter(Work::Flushing, taken) {
+            return false;
+        }
+        let mut book = self.buffer.write_book();
+        book.settle(&self.buffer.area);
+        self.buffer.note_lost(&book);
+        drop(book);
+        if is_news {
+            self.flushes.known_errors.fetch_add(1, AcqRel);
+            self.buffer.area.flush_errors().fetch_add(1, AcqRel);
+        }
+        self.gate.leave(Work::Flushing);
+        true
     }
 
     /// Somebody waits until everything up to here is written to the nodes.
