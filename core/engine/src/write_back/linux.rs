@@ -5,7 +5,7 @@
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{
@@ -271,4 +271,24 @@ pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Ar
 pub(super) fn give(core: &WriteBack, place: &Place, generation: u64) {
     place.0.store(generation, SeqCst);
     core.take_over(generation);
+}
+
+/// Does something that must not wait for a node that hangs. If it does, the nodes are let go, and the test fails.
+pub(super) fn without_nodes<T: Send>(files: &[Arc<File>], what: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let does = scope.spawn(what);
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while !does.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let waits = !does.is_finished();
+        files
+            .iter()
+            .flat_map(|file| [&file.hangs, &file.flush_hangs])
+            .filter(|_| waits)
+            .for_each(|hangs| hangs.store(false, SeqCst));
+        let done = does.join().expect("a panic ends the process");
+        assert!(!waits, "it waits for a node that hangs");
+        done
+    })
 }
