@@ -170,7 +170,7 @@ impl Book {
     fn thousandths(&self, slots: u64, bytes: u64) -> u64 {
         let Geometry { capacity, slots: all } = self.geometry;
         // A buffer of no bytes has nothing in it.
-        let bytes = if capacity == 0 { 0 } else { bytes * 1000 / capacity };
+        let bytes = (bytes * 1000).checked_div(capacity).unwrap_or(0);
         bytes.max(slots * 1000 / all)
     }
 
