@@ -1,4 +1,10 @@
-use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use everdisk_api::directories::Directories;
 
@@ -98,6 +104,16 @@ fn a_resize_that_was_left_is_undone_unless_the_description_says_the_new_size() {
     assert!(log(dir.path()).is_empty());
 }
 
+/// A process whose arguments can be read: execve closes descriptors, which ends the wait of `spawn`, before it sets the arguments.
+fn started(command: &mut std::process::Command) -> std::process::Child {
+    let child = crate::programs::spawn(command).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
 /// A process that an earlier control module started still works on the nodes: it ends before anything else is done with them.
 #[test]
 fn a_task_that_was_left_running_is_ended_first() {
@@ -108,12 +124,12 @@ fn a_task_that_was_left_running_is_ended_first() {
     let mut command = std::process::Command::new(&tail);
     command.arg("-F").arg(volume.paths.spec()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     // One that may serve the volume is left alone.
-    let mut serving = crate::programs::spawn(&mut command).unwrap();
+    let mut serving = started(&mut command);
     let refused = resize(&volume, NEW, &Progress::silent()).unwrap_err().to_string();
     let ended = serving.try_wait().unwrap();
     let _ = (serving.kill(), serving.wait());
     assert!(ended.is_none() && refused.contains("in use by process"), "{ended:?} {refused}");
-    let mut left = crate::programs::spawn(command.args(["--", "--resize"])).unwrap();
+    let mut left = started(command.args(["--", "--resize"]));
     resize(&volume, NEW, &Progress::silent()).unwrap();
     let ended = left.try_wait().unwrap();
     let _ = left.kill();
