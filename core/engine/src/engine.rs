@@ -8,7 +8,8 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
-use everdisk_store::{FileRange, Sought, Store, StoreError};
+use everdisk_store::{Sought, Store, StoreError};
+use everdisk_sys::file::FileRange;
 
 use crate::{
     IoError,

@@ -227,7 +227,7 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The caller was let in. False: it
+    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The request was let in. False: it
     /// still counts as lost, see [`IoError::ManyLost`].
     #[must_use]
     pub(crate) fn note_through(&self, range: &Range<u64>) -> bool {

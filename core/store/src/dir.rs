@@ -39,7 +39,10 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_sys::cache::{Resident, reserve};
+use everdisk_sys::{
+    cache::{Resident, reserve},
+    file::FileRange,
+};
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags, retry_on_intr},
@@ -48,7 +51,7 @@ use uuid::Uuid;
 
 pub use self::format::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use self::whole::Stopped;
-use crate::{FileRange, NodeFormat, OpenError, Sought, Store, StoreError};
+use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
 
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use everdisk_gate::ticket::{self, Admission, Pass};
+use everdisk_gate::{
+    hold::Hold,
+    ticket::{self, Admission, Pass},
+};
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
     ids::Slot,
@@ -22,10 +25,7 @@ use everdisk_sys::{
     wake::{self, Who},
 };
 
-use crate::{
-    channel::Lead,
-    disk::{Disk, Hold},
-};
+use crate::{channel::Lead, disk::Disk};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_LOOK: Duration = Duration::from_secs(1);

@@ -187,9 +187,9 @@ fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
         file.fails.store(false, SeqCst);
     }));
     let range = 4096..8192;
-    let pass = bench.core.passing.enter(&range).unwrap();
+    let bypassing = bench.core.bypasses.enter(&range).unwrap();
     let times = AtomicU32::new(0);
-    let through = bench.core.through(&synchronous(), &pass, &range, |engine| {
+    let through = bench.core.through(&synchronous(), &bypassing, &range, |engine| {
         times.fetch_add(1, SeqCst);
         engine.write(4096, &[7; 4096])?;
         if let Some(flush) = lock(&flush).take() {
@@ -197,7 +197,7 @@ fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
         }
         Ok(())
     });
-    drop(pass);
+    drop(bypassing);
     through.unwrap();
     assert_eq!(times.load(SeqCst), 2);
     assert_eq!(bench.byte(4096).unwrap(), 7);
@@ -281,12 +281,12 @@ fn d5_a_write_that_never_bypasses_is_written_again_when_a_flush_failed_beside_it
     *lock(&bench.files[0].in_flush) = Some(Box::new(move || core.buffer.note_failure()));
     let times = AtomicU32::new(0);
     let range = 4096..8192;
-    let pass = bench.core.passing.enter(&range).unwrap();
-    let through = bench.core.through(&synchronous(), &pass, &range, |engine| {
+    let bypassing = bench.core.bypasses.enter(&range).unwrap();
+    let through = bench.core.through(&synchronous(), &bypassing, &range, |engine| {
         times.fetch_add(1, SeqCst);
         engine.write(4096, &[7; 4096])
     });
-    drop(pass);
+    drop(bypassing);
     through.unwrap();
     assert_eq!(times.load(SeqCst), 2);
 }

@@ -27,7 +27,7 @@ use super::{LOOK, PUBLISHED_SOON, WriteBack, lock, unsent};
 use crate::{
     IoError,
     engine::NotFlushed,
-    gate::{Caller, Stopped, Work, away, back},
+    gate::{Hold, Stopped, Work, away, back},
     policy,
     sender::{BATCH_BYTES, Turn},
 };
@@ -99,15 +99,15 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`]; what is buffered stays so. [`IoError::FailedBefore`] when it is durable, and an earlier flush failed of which the
-    /// caller was not told.
-    pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        away(caller, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
+    /// client was not told.
+    pub fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        away(hold, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
         let flushed = self.flush_now(Instant::now() + FLUSH_LIMIT, true);
-        back(caller)?;
+        back(hold)?;
         let errors = self.buffer.area.flush_errors().load(Acquire);
-        let is_news = caller.errors_told().is_some_and(|told| told != errors);
+        let is_news = hold.errors_told().is_some_and(|told| told != errors);
         if is_news {
-            caller.tells_errors(errors);
+            hold.tells_errors(errors);
         }
         match flushed? {
             true if is_news => Err(IoError::FailedBefore.into()),
@@ -139,10 +139,10 @@ impl WriteBack {
     }
 
     /// A write past the buffer is made durable before it is acknowledged.
-    pub(super) fn make_durable(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        away(caller, true);
+    pub(super) fn make_durable(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        away(hold, true);
         let flushed = self.flush_nodes(Instant::now() + FLUSH_LIMIT, true);
-        back(caller)?;
+        back(hold)?;
         if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }.into()) }
     }
 

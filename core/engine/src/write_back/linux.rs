@@ -176,7 +176,7 @@ pub(super) fn synchronous() -> Front {
     Front { synchronous: true, ..Front::default() }
 }
 
-impl Caller for Front {
+impl Hold for Front {
     fn synchronous(&self) -> bool {
         self.synchronous
     }

@@ -1,5 +1,6 @@
 //! One request: read its bytes, do it, write the reply's bytes. Needs no kernel, so it is tested without one.
 
+use everdisk_gate::hold::Hold;
 use everdisk_proto::segment::FrontArea;
 use rustix::io::Errno as Os;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +10,7 @@ use super::abi::{
     Attr, AttrOut, FallocateIn, GetxattrIn, GetxattrOut, InHeader, LseekIn, LseekOut, OpenOut, OutHeader, ROOT, ReadIn,
     SetattrIn, StatfsOut, WriteIn, WriteOut, opcode, open_flag, setattr_valid,
 };
-use crate::disk::{Disk, Errno, Failure, Hold};
+use crate::disk::{Disk, Errno, Stopped};
 
 /// Bytes of a reply's head.
 pub const REPLY_HEAD: usize = size_of::<OutHeader>();
@@ -82,8 +83,8 @@ impl Operations<'_> {
         };
         let (error, len) = match result {
             Ok(len) => (0, len),
-            Err(Failure::Abandoned) => return Done { abandoned: true, ..Done::default() },
-            Err(Failure::Errno(Errno(code))) => {
+            Err(Stopped::Abandoned) => return Done { abandoned: true, ..Done::default() },
+            Err(Stopped::Failed(Errno(code))) => {
                 done.io_error = code == Os::IO.raw_os_error();
                 (-code, 0)
             }
@@ -101,7 +102,7 @@ impl Operations<'_> {
         body: &[u8],
         payload: &mut [u8],
         done: &mut Done,
-    ) -> Result<usize, Failure> {
+    ) -> Result<usize, Stopped> {
         match code {
             opcode::READ => {
                 let len = self.read(hold, &arg(body)?, payload)?;
@@ -146,7 +147,7 @@ impl Operations<'_> {
         }
     }
 
-    fn read(&self, hold: &dyn Hold, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Failure> {
+    fn read(&self, hold: &dyn Hold, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Stopped> {
         let left = self.disk.size().saturating_sub(read.offset);
         let len = usize::try_from(left.min(u64::from(read.size))).map_err(|_| errno(Os::INVAL))?;
         let buf = payload.get_mut(..len).ok_or(errno(Os::INVAL))?;
@@ -157,7 +158,7 @@ impl Operations<'_> {
     }
 
     /// Like a block device: what lies past the end is not written, and a write that begins there finds no space.
-    fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Failure> {
+    fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Stopped> {
         let left = self.disk.size().saturating_sub(write.offset);
         let size = u64::from(write.size).min(left);
         if size == 0 && write.size > 0 {
@@ -174,7 +175,7 @@ impl Operations<'_> {
         Ok(u32::try_from(size).map_err(|_| errno(Os::INVAL))?)
     }
 
-    fn fallocate(&self, hold: &dyn Hold, want: &FallocateIn) -> Result<(), Failure> {
+    fn fallocate(&self, hold: &dyn Hold, want: &FallocateIn) -> Result<(), Stopped> {
         let end = want.offset.checked_add(want.length).ok_or(errno(Os::FBIG))?;
         let size = self.disk.size();
         let punch = want.mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
@@ -193,7 +194,7 @@ impl Operations<'_> {
         }
     }
 
-    fn lseek(&self, hold: &dyn Hold, want: &LseekIn) -> Result<u64, Failure> {
+    fn lseek(&self, hold: &dyn Hold, want: &LseekIn) -> Result<u64, Stopped> {
         if want.offset >= self.disk.size() {
             return Err(errno(Os::NXIO).into());
         }

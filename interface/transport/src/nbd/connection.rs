@@ -22,13 +22,13 @@ use everdisk_proto::{
     connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record},
     frame::LentConnection,
 };
-use everdisk_sys::connection::ConnectionMemory;
+use everdisk_sys::{connection::ConnectionMemory, file::FileRange};
 use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 #[cfg(test)]
 use super::death::stored;
 use super::{negotiation::State, request::Request};
-use crate::{channel::Lead, disk::FileRange};
+use crate::channel::Lead;
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
 const RECEIVE_MAX: usize = 512 << 10;

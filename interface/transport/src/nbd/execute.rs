@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use everdisk_gate::hold::Hold;
+
 use super::{
     protocol::{base_allocation, cmd_flag},
     request::{Command, Request},
 };
-use crate::disk::{Disk, Errno, Failure, Hold};
+use crate::disk::{Disk, Errno, Stopped};
 
 /// The most that is read or written at once.
 pub(super) const PIECE: usize = 1 << 20;
@@ -57,7 +59,7 @@ pub(super) fn execute(
     request: &Request,
     data: &mut Data,
     lends: bool,
-) -> Result<Done, Failure> {
+) -> Result<Done, Stopped> {
     let (offset, len) = (request.offset, u64::from(request.len));
     let bytes = request.len as usize;
     match request.command {
@@ -89,7 +91,7 @@ pub(super) fn execute(
     Ok(Done::Nothing)
 }
 
-fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Data) -> Result<(), Failure> {
+fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Data) -> Result<(), Stopped> {
     let end = offset + len.min(CACHE_MAX);
     let mut at = offset;
     while at < end {
@@ -101,7 +103,7 @@ fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Dat
 }
 
 /// The extents from the request's offset on.
-fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u32, u32)>, Failure> {
+fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u32, u32)>, Stopped> {
     let end = request.offset + u64::from(request.len);
     let most = if request.has(cmd_flag::REQ_ONE) { 1 } else { EXTENTS_MAX };
     let mut extents: Vec<(u32, u32)> = Vec::new();
@@ -120,10 +122,10 @@ fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u3
 }
 
 /// Where the next data or hole is, if there is one.
-fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Failure> {
+fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Stopped> {
     match disk.seek(hold, at, hole) {
         Ok(found) => Ok(Some(found)),
-        Err(Failure::Errno(ENXIO)) => Ok(None),
+        Err(Stopped::Failed(ENXIO)) => Ok(None),
         Err(failure) => Err(failure),
     }
 }

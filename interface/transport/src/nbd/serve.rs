@@ -30,7 +30,7 @@ use super::{
     spin::Spin,
 };
 use crate::{
-    disk::{Disk, Errno, Failure},
+    disk::{Disk, Errno, Stopped},
     worker::Seat,
 };
 
@@ -390,8 +390,8 @@ impl Worker<'_, '_> {
         self.tells = hold.tells();
         match done {
             Ok(done) => self.answer(request, state, done),
-            Err(Failure::Errno(errno)) => self.fail(request, state, errno),
-            Err(Failure::Abandoned) => self.abandon(),
+            Err(Stopped::Failed(errno)) => self.fail(request, state, errno),
+            Err(Stopped::Abandoned) => self.abandon(),
         }
     }
 
@@ -445,8 +445,8 @@ impl Worker<'_, '_> {
         let mut is_io_error = false;
         match result {
             Ok(()) => {}
-            Err(Failure::Abandoned) => return self.abandon(),
-            Err(Failure::Errno(errno)) => {
+            Err(Stopped::Abandoned) => return self.abandon(),
+            Err(Stopped::Failed(errno)) => {
                 is_io_error = errno.0 == Os::IO.raw_os_error();
                 long.error = request.error(errno.0).code();
             }

@@ -12,14 +12,14 @@
 use std::{ops::Range, time::Instant};
 
 use everdisk_proto::connection::Direct;
+use everdisk_sys::file::FileRange;
 use rustix::io::Errno as Os;
 
 use super::{
-    Errno, Failure, Mine, PIECE, Request, State, Turn, Worker,
+    Errno, Mine, PIECE, Request, State, Stopped, Turn, Worker,
     answer::{Head, in_chunks},
     is_io, reply, told,
 };
-use crate::disk::FileRange;
 
 /// How far a chunk of data has come.
 enum Pushed {
@@ -92,14 +92,14 @@ impl Worker<'_, '_> {
             let begins_chunk = lacks.end == usize::MAX;
             match self.read_piece(request, lacks.start, lacks.end.min(request.len as usize)) {
                 Ok(piece) => have = piece,
-                Err(Failure::Abandoned) => return self.abandon(),
-                Err(Failure::Errno(errno)) if begins_chunk => {
+                Err(Stopped::Abandoned) => return self.abandon(),
+                Err(Stopped::Failed(errno)) if begins_chunk => {
                     match self.next_chunk(request, state, lacks.start, &have, Some(errno)) {
                         Err(turn) => return turn,
                         Ok(_) => return Turn::Closed,
                     }
                 }
-                Err(Failure::Errno(errno)) => {
+                Err(Stopped::Failed(errno)) => {
                     // The data was promised: there is no other way to say that it does not come.
                     tracing::error!(connection = self.connection.number, errno = errno.0, "closed within a reply");
                     return Turn::Closed;
@@ -198,7 +198,7 @@ impl Worker<'_, '_> {
     }
 
     /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
-    fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Failure> {
+    fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Stopped> {
         let piece = at..end.min(at + PIECE);
         let hold = self.seat.hold(self.pass, None, None);
         self.disk.read(&hold, request.offset + at as u64, self.buffers.data.first(piece.len()))?;

@@ -52,7 +52,7 @@ impl SlowDisk {
         until("a request is at the node", || self.with(|node| node.there.contains(&offset)));
     }
 
-    fn visit(&self, hold: &dyn Hold, offset: u64, access: impl FnOnce()) -> Result<(), Failure> {
+    fn visit(&self, hold: &dyn Hold, offset: u64, access: impl FnOnce()) -> Result<(), Stopped> {
         if self.with(|node| node.is_known_to_be_slow) {
             hold.waits();
         }
@@ -71,9 +71,9 @@ impl SlowDisk {
             while node.lingers {
                 node = self.changed.wait(node).unwrap();
             }
-            return Err(Failure::Abandoned);
+            return Err(Stopped::Abandoned);
         }
-        if is_bad { Err(Failure::Errno(Errno(Os::IO.raw_os_error()))) } else { Ok(()) }
+        if is_bad { Err(Stopped::Failed(Errno(Os::IO.raw_os_error()))) } else { Ok(()) }
     }
 }
 
@@ -81,27 +81,27 @@ impl Disk for SlowDisk {
     fn size(&self) -> u64 {
         SIZE
     }
-    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         hold.away();
         self.visit(hold, offset, || self.file.0.read_exact_at(buf, offset).unwrap())
     }
-    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
         hold.writing();
         self.visit(hold, offset, || self.file.0.write_all_at(data, offset).unwrap())
     }
-    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         self.file.flush(hold)
     }
-    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.file.discard(hold, offset, len)
     }
-    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.file.discard(hold, offset, len)
     }
-    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Failure> {
+    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Stopped> {
         Ok(())
     }
-    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
+    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         self.file.seek(hold, offset, hole)
     }
     fn take_over(&self, _: u64) {}
