@@ -6,13 +6,10 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use crate::write_back::lock;
+use parking_lot::Mutex;
 
 /// The writes under way. Looked at and added to under the book's lock, so that nothing is buffered in between.
 #[derive(Debug, Default)]
@@ -44,7 +41,7 @@ pub(crate) struct Bypassing<'a> {
 impl Bypassing<'_> {
     /// Whether it was taken in an earlier tenure: what it is for was abandoned.
     pub(crate) fn is_past(&self) -> bool {
-        lock(&self.bypasses.writes).before.contains(&self.number)
+        self.bypasses.writes.lock().before.contains(&self.number)
     }
 }
 
@@ -52,18 +49,18 @@ impl Bypasses {
     /// Whether a write under way overlaps this range.
     #[inline]
     pub(crate) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.count.load(Relaxed) > 0 && lock(&self.writes).overlap(range)
+        self.count.load(Relaxed) > 0 && self.writes.lock().overlap(range)
     }
 
     /// This range is written from now on; `None` when a write under way overlaps it.
     pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Bypassing<'_>> {
-        let mut writes = lock(&self.writes);
+        let mut writes = self.writes.lock();
         (!writes.overlap(range)).then(|| self.add(&mut writes, range))
     }
 
     /// As [`Bypasses::enter`], whatever overlaps it: where nothing is buffered, or no byte changes.
     pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Bypassing<'_> {
-        self.add(&mut lock(&self.writes), range)
+        self.add(&mut self.writes.lock(), range)
     }
 
     fn add(&self, writes: &mut Writes, range: &Range<u64>) -> Bypassing<'_> {
@@ -75,7 +72,7 @@ impl Bypasses {
 
     /// Another tenure begins: what is under way was abandoned and holds up no request.
     pub(crate) fn begin_tenure(&self) {
-        let mut writes = lock(&self.writes);
+        let mut writes = self.writes.lock();
         let numbers: Vec<u64> = writes.now.drain(..).map(|(number, _)| number).collect();
         writes.before.extend(numbers);
         self.count.store(0, Relaxed);
@@ -83,7 +80,7 @@ impl Bypasses {
 
     /// Whether what was under way in earlier tenures is over.
     pub(crate) fn are_past_over(&self) -> bool {
-        lock(&self.writes).before.is_empty()
+        self.writes.lock().before.is_empty()
     }
 }
 
@@ -95,7 +92,7 @@ impl Writes {
 
 impl Drop for Bypassing<'_> {
     fn drop(&mut self) {
-        let mut writes = lock(&self.bypasses.writes);
+        let mut writes = self.bypasses.writes.lock();
         writes.now.retain(|(number, _)| *number != self.number);
         writes.before.retain(|number| *number != self.number);
         self.bypasses.count.store(writes.now.len(), Relaxed);

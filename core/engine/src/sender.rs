@@ -8,12 +8,9 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-        },
+    sync::atomic::{
+        AtomicBool, AtomicU64, AtomicUsize,
+        Ordering::{Relaxed, SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -27,6 +24,7 @@ use everdisk_buffer::{
 };
 use everdisk_proto::buffer::{Extent, ExtentKind};
 use everdisk_sys::process::voluntary_switches;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
     Engine, IoError,
@@ -34,7 +32,6 @@ use crate::{
     gate::{Gate, Work},
     policy::{self, Sending},
     progress::Progress,
-    write_back::lock,
 };
 
 /// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
@@ -73,7 +70,7 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pub(crate) area: SegmentArea,
-    book: std::sync::RwLock<Book>,
+    book: RwLock<Book>,
     role: Mutex<()>,
     progress: Mutex<Progress>,
     progressed: Condvar,
@@ -122,15 +119,15 @@ impl Buffer {
     }
 
     pub(crate) fn read_book(&self) -> RwLockReadGuard<'_, Book> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner)
+        self.book.read()
     }
 
     pub(crate) fn write_book(&self) -> RwLockWriteGuard<'_, Book> {
-        self.book.write().unwrap_or_else(PoisonError::into_inner)
+        self.book.write()
     }
 
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
-        lock(&self.progress)
+        self.progress.lock()
     }
 
     /// What has been done so far, to wait for more of it.
@@ -141,9 +138,9 @@ impl Buffer {
 
     /// Waits until something was sent, retired or failed since, at most for `limit`.
     pub(crate) fn wait_progress(&self, seen: (u64, u64, u64), limit: Duration) {
-        let progress = self.progress();
+        let mut progress = self.progress();
         let unchanged = |p: &mut Progress| (p.batches, p.failures, p.retired) == seen;
-        drop(self.progressed.wait_timeout_while(progress, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
+        self.progressed.wait_while_for(&mut progress, unchanged, limit);
     }
 
     /// A flush has ended.
@@ -310,11 +307,7 @@ impl Buffer {
         may_write: impl FnOnce() -> bool,
         bytes: u64,
     ) -> Turn {
-        let _role = match self.role.try_lock() {
-            Ok(role) => role,
-            Err(TryLockError::Poisoned(role)) => role.into_inner(),
-            Err(TryLockError::WouldBlock) => return Turn::Busy,
-        };
+        let Some(_role) = self.role.try_lock() else { return Turn::Busy };
         if !gate.begin_sending(generation) {
             return Turn::NoGate;
         }
@@ -405,7 +398,7 @@ impl Buffer {
                 work();
             });
         }
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+        outcome.into_inner()
     }
 
     /// Sends one run of pieces of one kind that follow each other. A damaged piece is left out.
@@ -428,7 +421,7 @@ impl Buffer {
             if self.copy(piece, extent.as_ref(), data) {
                 continue;
             }
-            lock(outcome).damaged.push(piece.seq);
+            outcome.lock().damaged.push(piece.seq);
             self.write(engine, begun, data, outcome, alone);
             data.clear();
             begun = piece.end;
@@ -462,7 +455,7 @@ impl Buffer {
             ExtentKind::Discard | ExtentKind::Data => engine.discard_or_zero(range.start, len),
         };
         if let Err(error) = done {
-            let mut outcome = lock(outcome);
+            let mut outcome = outcome.lock();
             outcome.failed.push(range);
             outcome.error.get_or_insert(error);
         }
@@ -478,7 +471,7 @@ impl Buffer {
             self.note_write(&look, !alone);
         }
         if let Err(error) = written {
-            let mut outcome = lock(outcome);
+            let mut outcome = outcome.lock();
             outcome.failed.push(at..at + data.len() as u64);
             outcome.error.get_or_insert(error);
         }

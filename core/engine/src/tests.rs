@@ -5,7 +5,7 @@ use std::{
     fs, io,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     thread,
@@ -14,6 +14,7 @@ use std::{
 
 use everdisk_proto::volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
 use everdisk_store::{EINVAL, Sought, Store, StoreError};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -46,7 +47,7 @@ struct Scripted {
 impl Scripted {
     fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
         assert!(offset + len <= self.size, "{what} of {len} bytes at {offset} leaves the node");
-        self.script.calls.lock().unwrap().push((what, offset, len));
+        self.script.calls.lock().push((what, offset, len));
         let takes = Duration::from_micros(self.script.takes_us.load(Ordering::Relaxed));
         if !takes.is_zero() {
             thread::sleep(takes);
@@ -112,7 +113,7 @@ fn scripted(size: u64, nodes: usize) -> (Engine, Vec<Arc<Script>>) {
 }
 
 fn calls(script: &Script) -> Vec<(&'static str, u64, u64)> {
-    std::mem::take(&mut script.calls.lock().unwrap())
+    std::mem::take(&mut script.calls.lock())
 }
 
 #[test]

@@ -18,7 +18,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -39,6 +39,7 @@ use everdisk_proto::{
     volume::Bypass,
 };
 use everdisk_sys::{file::FileRange, memory::SharedSegment};
+use parking_lot::{Condvar, Mutex};
 
 use crate::{
     Engine, IoError,
@@ -54,11 +55,6 @@ use self::{flushing::Flushes, tending::SenderState};
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Locks; what a panic of another thread left is as good as it was.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where a write goes.
 enum Way {
@@ -159,7 +155,7 @@ impl WriteBack {
         if self.taken.load(Acquire) == generation {
             return;
         }
-        let _taking = lock(&self.taking);
+        let _taking = self.taking.lock();
         if self.taken.load(Acquire) == generation {
             return;
         }

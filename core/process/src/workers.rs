@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -28,6 +28,7 @@ use everdisk_transport::{
     nbd::{self, connection::Connection},
     worker::Seat,
 };
+use parking_lot::Mutex;
 
 use crate::disk::VolumeDisk;
 
@@ -103,7 +104,7 @@ struct Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(taken) = lock(&self.shared.tickets).get_mut(self.ticket) {
+        if let Some(taken) = self.shared.tickets.lock().get_mut(self.ticket) {
             *taken = false;
         }
         if let Some(served) = &self.stands_in_for {
@@ -111,11 +112,6 @@ impl Drop for Taken {
             served.standins.fetch_sub(1, Relaxed);
         }
     }
-}
-
-/// Locks; what a panic of another thread left is as good as it was.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Workers {
@@ -184,14 +180,14 @@ impl Workers {
 
     /// Whether there is a ticket for another worker.
     pub(crate) fn have_room(&self) -> bool {
-        lock(&self.0.tickets).contains(&false)
+        self.0.tickets.lock().contains(&false)
     }
 
     /// Lets go of connections that have ended, here or in another core.
     pub(crate) fn sweep(&self) {
         let ended = |served: &Served| served.connection().is_some_and(Connection::has_ended);
         let mut gone = false;
-        lock(&self.0.served).retain(|served| {
+        self.0.served.lock().retain(|served| {
             if ended(served) {
                 served.stop.store(true, Release);
                 served.lead().rouse();
@@ -206,12 +202,12 @@ impl Workers {
 
     /// The NBD connections.
     pub(crate) fn connections(&self) -> Vec<Arc<Served>> {
-        lock(&self.0.served).iter().filter(|served| served.connection().is_some()).cloned().collect()
+        self.0.served.lock().iter().filter(|served| served.connection().is_some()).cloned().collect()
     }
 
     /// Whether the workers of the file have ended because it was unmounted or /dev/fuse failed.
     pub(crate) fn file_has_ended(&self) -> bool {
-        let served = lock(&self.0.served);
+        let served = self.0.served.lock();
         let mut file = served.iter().filter(|served| served.connection().is_none()).peekable();
         file.peek().is_some() && file.any(|served| served.running.load(Acquire) == 0)
     }
@@ -220,7 +216,7 @@ impl Workers {
     /// the process.
     pub(crate) fn stop(self) {
         self.0.stop.store(true, Release);
-        for served in lock(&self.0.served).iter() {
+        for served in self.0.served.lock().iter() {
             served.stop.store(true, Release);
             served.lead().rouse();
         }
@@ -256,7 +252,7 @@ impl Shared {
         let begin = Instant::now();
         loop {
             let free = {
-                let mut tickets = lock(&self.tickets);
+                let mut tickets = self.tickets.lock();
                 let free = tickets.iter().position(|taken| !taken);
                 if let Some(taken) = free.and_then(|index| tickets.get_mut(index)) {
                     *taken = true;
@@ -278,7 +274,7 @@ impl Shared {
             served.lead().watched_by(watcher.clone());
         }
         Self::start(&served, first, ready)?;
-        lock(&self.served).push(served);
+        self.served.lock().push(served);
         Ok(())
     }
 
@@ -335,7 +331,7 @@ impl Shared {
     /// Whether others probe when this core is given the gate: a worker of the file, or those of connections that are so few that all
     /// of them may at once.
     fn has_probers(&self) -> bool {
-        let served = lock(&self.served);
+        let served = self.served.lock();
         let connections = served.iter().filter(|served| served.connection().is_some()).count();
         connections < served.len() || (1..=PROBERS_MAX).contains(&connections)
     }

@@ -35,7 +35,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use everdisk_proto::volume::NodeUrl;
@@ -43,6 +43,7 @@ use everdisk_sys::{
     cache::{Resident, reserve},
     file::FileRange,
 };
+use parking_lot::Mutex;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags, retry_on_intr},
@@ -231,7 +232,7 @@ impl Store for DirStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        let file = Arc::clone(&self.flushed.lock().unwrap_or_else(PoisonError::into_inner));
+        let file = Arc::clone(&self.flushed.lock());
         retry_on_intr(|| rustix::fs::fdatasync(&file)).map_err(|e| self.failed("flush", e))
     }
 
@@ -243,7 +244,7 @@ impl Store for DirStore {
         if !is_same(&self.data, &file).map_err(|e| self.failed("look at the data", e))? {
             return Err(self.failed("open the data anew", Errno::STALE));
         }
-        *self.flushed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        *self.flushed.lock() = Arc::new(file);
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        OnceLock,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -21,6 +21,8 @@ use std::{
     thread::{self, Thread},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// An idle worker looks around this often even if nobody wakes it.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
@@ -71,7 +73,7 @@ impl Lead {
     }
 
     fn followers(&self) -> MutexGuard<'_, Followers> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followers.lock()
     }
 
     /// Who leads.

@@ -2,10 +2,7 @@
 
 use std::{
     os::fd::AsFd,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use everdisk_sys::{
     memory::SharedSegment,
     wake::{self, Who},
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno as Os;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -58,16 +56,16 @@ impl Hold for Held {
 
 impl Disk for Memory {
     fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
+        self.0.lock().len() as u64
     }
     fn read(&self, _: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         let at = usize::try_from(offset).unwrap();
-        buf.copy_from_slice(&self.0.lock().unwrap()[at..at + buf.len()]);
+        buf.copy_from_slice(&self.0.lock()[at..at + buf.len()]);
         Ok(())
     }
     fn write(&self, _: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
         let at = usize::try_from(offset).unwrap();
-        self.0.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+        self.0.lock()[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
     fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {

@@ -11,10 +11,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::Ordering::{Acquire, Relaxed, Release},
-    },
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
     time::{Duration, Instant},
 };
 
@@ -23,6 +20,7 @@ use everdisk_proto::{
     frame::LentConnection,
 };
 use everdisk_sys::{connection::ConnectionMemory, file::FileRange};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 #[cfg(test)]
@@ -147,7 +145,7 @@ impl Connection {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock()
     }
 
     /// A worker was admitted under a generation: of a new one it finds out where the connection stands.
@@ -203,7 +201,7 @@ impl Connection {
     /// Waits until another worker has come further, or for this long.
     pub(super) fn await_record(&self, mut shared: MutexGuard<'_, Shared>, limit: Duration) {
         shared.waiting += 1;
-        let (mut shared, _) = self.changed.wait_timeout(shared, limit).unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_for(&mut shared, limit);
         shared.waiting -= 1;
     }
 

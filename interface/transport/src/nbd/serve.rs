@@ -11,13 +11,11 @@
 //! ```
 //! Each way back to the top has made one new record, or none. So it does not matter where a worker stops, or dies.
 
-use std::{
-    sync::MutexGuard,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use everdisk_gate::ticket::Pass;
 use everdisk_proto::connection::{Long, Record};
+use parking_lot::MutexGuard;
 use rustix::io::Errno as Os;
 
 use super::{

@@ -9,7 +9,7 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Relaxed, Release},
@@ -32,6 +32,7 @@ use everdisk_sys::{
     signal,
     wake::{self, Who},
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
@@ -57,7 +58,7 @@ struct Fence(Mutex<(u64, BTreeSet<u64>)>);
 impl Fence {
     /// To be called while nobody else can be let in; [`Fence::pass`] afterwards.
     fn enter(&self) -> u64 {
-        let mut writes = self.0.lock().unwrap();
+        let mut writes = self.0.lock();
         writes.0 += 1;
         let number = writes.0;
         writes.1.insert(number);
@@ -65,9 +66,9 @@ impl Fence {
     }
 
     fn pass(&self, number: u64, write: impl FnOnce()) {
-        until("earlier writes have ended", || self.0.lock().unwrap().1.first() == Some(&number));
+        until("earlier writes have ended", || self.0.lock().1.first() == Some(&number));
         write();
-        self.0.lock().unwrap().1.remove(&number);
+        self.0.lock().1.remove(&number);
     }
 }
 

@@ -1,9 +1,8 @@
 //! Several workers of one connection, and a storage node that answers when it is told to.
 
-use std::{
-    collections::HashSet,
-    sync::{Condvar, Mutex},
-};
+use std::collections::HashSet;
+
+use parking_lot::Condvar;
 
 use super::*;
 
@@ -34,7 +33,7 @@ struct SlowDisk {
 
 impl SlowDisk {
     fn with<T>(&self, change: impl FnOnce(&mut Node) -> T) -> T {
-        let result = change(&mut self.node.lock().unwrap());
+        let result = change(&mut self.node.lock());
         self.changed.notify_all();
         result
     }
@@ -56,20 +55,20 @@ impl SlowDisk {
         if self.with(|node| node.is_known_to_be_slow) {
             hold.waits();
         }
-        let mut node = self.node.lock().unwrap();
+        let mut node = self.node.lock();
         node.there.insert(offset);
         node.visits += 1;
         while node.held.contains(&offset) {
-            node = self.changed.wait(node).unwrap();
+            self.changed.wait(&mut node);
         }
         node.there.remove(&offset);
         let is_bad = node.bad.contains(&offset);
         drop(node);
         access();
         if !hold.back() {
-            let mut node = self.node.lock().unwrap();
+            let mut node = self.node.lock();
             while node.lingers {
-                node = self.changed.wait(node).unwrap();
+                self.changed.wait(&mut node);
             }
             return Err(Stopped::Abandoned);
         }
