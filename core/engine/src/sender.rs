@@ -221,7 +221,7 @@ impl Buffer {
     }
 
     fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.start.elapsed().as_nanos()).expect("no core lives for 584 years")
     }
 
     /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The request was let in. False: it
@@ -287,7 +287,7 @@ impl Buffer {
         let began = look.began;
         let since = self.tried_since_ns.load(Relaxed);
         if since > 0 && began.saturating_duration_since(self.start).as_nanos() >= u128::from(since) {
-            let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).unwrap_or(0);
+            let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).expect("less than a second");
             self.proven_until_ns.store(self.now_ns().saturating_add(proven), Relaxed);
         }
     }
@@ -334,8 +334,8 @@ impl Buffer {
         let (batch, extents) = {
             let book = self.read_book();
             let batch = book.batch(bytes, book.head(), RUN_BYTES);
-            let extents: Vec<Option<Extent>> =
-                batch.pieces.iter().map(|piece| book.extent(piece.seq).copied()).collect();
+            let extent = |piece: &Piece| *book.extent(piece.seq).expect("a piece belongs to an extent that is there");
+            let extents: Vec<Extent> = batch.pieces.iter().map(extent).collect();
             (batch, extents)
         };
         if batch.extents.is_empty() {
@@ -365,15 +365,12 @@ impl Buffer {
     }
 
     /// Sends the runs, several at once where the nodes are slow.
-    fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Option<Extent>], runs: &[Range<usize>]) -> Outcome {
+    fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Extent], runs: &[Range<usize>]) -> Outcome {
         let outcome = Mutex::new(Outcome::default());
         let next = AtomicUsize::new(0);
         let send_next = |data: &mut Vec<u8>, alone: bool| {
             let Some(run) = runs.get(next.fetch_add(1, Relaxed)) else { return false };
-            let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
-                return false;
-            };
-            self.send_run(engine, pieces, extents, data, &outcome, alone);
+            self.send_run(engine, &batch.pieces[run.clone()], &extents[run.clone()], data, &outcome, alone);
             true
         };
         let mut data = Vec::new();
@@ -406,7 +403,7 @@ impl Buffer {
         &self,
         engine: &Engine,
         pieces: &[Piece],
-        extents: &[Option<Extent>],
+        extents: &[Extent],
         data: &mut Vec<u8>,
         outcome: &Mutex<Outcome>,
         alone: bool,
@@ -418,7 +415,7 @@ impl Buffer {
         }
         let mut begun = first.start;
         for (piece, extent) in pieces.iter().zip(extents) {
-            if self.copy(piece, extent.as_ref(), data) {
+            if self.copy(piece, extent, data) {
                 continue;
             }
             outcome.lock().damaged.push(piece.seq);
@@ -430,9 +427,7 @@ impl Buffer {
     }
 
     /// Appends a piece's data; false when its extent's data does not have its checksum.
-    fn copy(&self, piece: &Piece, extent: Option<&Extent>, data: &mut Vec<u8>) -> bool {
-        // Retired since, by another core that has the gate now: what lies there is somebody else's.
-        let Some(extent) = extent else { return false };
+    fn copy(&self, piece: &Piece, extent: &Extent, data: &mut Vec<u8>) -> bool {
         let before = data.len();
         data.resize(before + usize::try_from(piece.len()).expect("a piece lies in the ring"), 0);
         let copied = &mut data[before..];

@@ -34,6 +34,7 @@ pub(crate) struct ControlSocket(PathBuf);
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        // The directory may be gone with it.
         let _ = fs::remove_file(&self.0);
     }
 }

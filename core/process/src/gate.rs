@@ -83,7 +83,7 @@ impl Gate for CoreGate {
 
     fn may_write(&self) -> bool {
         let others = Slot::all().filter(|slot| *slot != self.slot);
-        let others = others.filter_map(|slot| self.segment.cores.get(slot.index()));
+        let others = others.map(|slot| &self.segment.cores[slot.index()]);
         ticket::may_write(others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender])))
     }
 

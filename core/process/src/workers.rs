@@ -104,9 +104,7 @@ struct Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(taken) = self.shared.tickets.lock().get_mut(self.ticket) {
-            *taken = false;
-        }
+        self.shared.tickets.lock()[self.ticket] = false;
         if let Some(served) = &self.stands_in_for {
             self.shared.standins.fetch_sub(1, Relaxed);
             served.standins.fetch_sub(1, Relaxed);
@@ -129,7 +127,7 @@ impl Workers {
         });
         let watched = Arc::clone(&shared);
         let watcher = thread::Builder::new().name("watch".to_owned()).spawn(move || watch::watch(&watched))?;
-        let _ = shared.watcher.set(watcher.thread().clone());
+        shared.watcher.set(watcher.thread().clone()).expect("it is set here only");
         Ok(Self(shared))
     }
 
@@ -154,7 +152,8 @@ impl Workers {
         let (ready, parked) = mpsc::channel();
         thread::Builder::new().name("guard".to_owned()).spawn(move || {
             let shared = &taken.shared;
-            let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
+            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
+            // Whoever started it may have lost patience.
             let _ = ready.send(());
             seat.stand_guard(&*shared.disk, || shared.has_probers());
         })?;
@@ -241,10 +240,9 @@ impl Served {
 impl Shared {
     /// Wakes parked workers, so that they see that they are to end.
     fn rouse(&self) {
-        if let Some(area) = self.segment.cores.get(self.slot.index()) {
-            area.wake.fetch_add(1, Release);
-            wake::wake(&area.wake, Who::All);
-        }
+        let area = &self.segment.cores[self.slot.index()];
+        area.wake.fetch_add(1, Release);
+        wake::wake(&area.wake, Who::All);
     }
 
     /// A ticket that nobody has, the lowest; one may become free within this time.
@@ -254,8 +252,8 @@ impl Shared {
             let free = {
                 let mut tickets = self.tickets.lock();
                 let free = tickets.iter().position(|taken| !taken);
-                if let Some(taken) = free.and_then(|index| tickets.get_mut(index)) {
-                    *taken = true;
+                if let Some(index) = free {
+                    tickets[index] = true;
                 }
                 free
             };
@@ -270,9 +268,7 @@ impl Shared {
     /// Begins to serve something with its first worker.
     fn serve_with(&self, served: Served, first: Taken, ready: mpsc::Sender<()>) -> io::Result<()> {
         let served = Arc::new(served);
-        if let Some(watcher) = self.watcher.get() {
-            served.lead().watched_by(watcher.clone());
-        }
+        served.lead().watched_by(self.watcher.get().expect("set before anything is served").clone());
         Self::start(&served, first, ready)?;
         self.served.lock().push(served);
         Ok(())
@@ -289,11 +285,11 @@ impl Shared {
         let started = Arc::clone(&served);
         let body = move || {
             let shared = &taken.shared;
-            if let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop) {
-                let _ = ready.send(());
-                served.is_coming.store(false, Release);
-                shared.serve(&seat, &served, locked.as_mut());
-            }
+            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop);
+            // Nobody waits for a stand-in.
+            let _ = ready.send(());
+            served.is_coming.store(false, Release);
+            shared.serve(&seat, &served, locked.as_mut());
             served.running.fetch_sub(1, AcqRel);
         };
         let thread = thread::Builder::new().name("worker".to_owned()).spawn(body);
@@ -324,7 +320,7 @@ impl Shared {
                 let ended = nbd::serve::serve(seat, connection, &self.disk.name, &*self.disk, &mut buffers);
                 tracing::debug!(connection = connection.number, ?ended, "a worker of a connection has ended");
             }
-            (What::Fuse(..), None) => {}
+            (What::Fuse(..), None) => unreachable!("a worker of the file has buffers"),
         }
     }
 
@@ -336,8 +332,8 @@ impl Shared {
         connections < served.len() || (1..=PROBERS_MAX).contains(&connections)
     }
 
-    fn ticket(&self, index: usize) -> Option<&Ticket> {
-        self.segment.cores.get(self.slot.index())?.tickets.get(index)
+    fn ticket(&self, index: usize) -> &Ticket {
+        &self.segment.cores[self.slot.index()].tickets[index]
     }
 
     /// Starts another worker, which takes the lead if it is still wanted then.

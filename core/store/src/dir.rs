@@ -151,8 +151,8 @@ impl DirStore {
     fn clear_data(&self, mut at: u64, end: u64) -> Result<(), StoreError> {
         let mut piece = vec![0; CLEARED_PIECE];
         while at < end {
-            let n = usize::try_from(end - at).unwrap_or(usize::MAX).min(CLEARED_PIECE);
-            let found = piece.get_mut(..n).unwrap_or_default();
+            let n = usize::try_from(end - at).map_or(CLEARED_PIECE, |left| left.min(CLEARED_PIECE));
+            let found = &mut piece[..n];
             self.read_at(at, found)?;
             if found.iter().any(|byte| *byte != 0) {
                 found.fill(0);
@@ -166,10 +166,10 @@ impl DirStore {
     /// For a file system that knows neither zeroed ranges nor holes.
     #[cold]
     fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).unwrap_or_default()];
+        let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).expect("a piece lies in memory")];
         (0..len).step_by(zeros.len().max(1)).try_for_each(|done| {
-            let n = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
-            self.write_at(offset + done, zeros.get(..n).unwrap_or_default())
+            let n = usize::try_from(len - done).map_or(zeros.len(), |left| left.min(zeros.len()));
+            self.write_at(offset + done, &zeros[..n])
         })
     }
 }

@@ -67,9 +67,12 @@ impl Lead {
         }
     }
 
-    /// This thread brings more workers from now on: it is unparked when one is wanted. To be called once.
+    /// This thread brings more workers from now on: it is unparked when one is wanted.
+    ///
+    /// # Panics
+    /// On a second call.
     pub fn watched_by(&self, watcher: Thread) {
-        let _ = self.watcher.set(watcher);
+        self.watcher.set(watcher).expect("a channel is watched by one thread");
     }
 
     fn followers(&self) -> MutexGuard<'_, Followers> {

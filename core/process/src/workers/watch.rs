@@ -102,8 +102,7 @@ impl Watched {
         let served = Arc::clone(&self.served);
         let lead = served.lead();
         let leader = lead.leader();
-        let Some(ticket) = shared.ticket(leader) else { return (Look::Idle, Ok(())) };
-        let look = self.look(ticket, leader);
+        let look = self.look(shared.ticket(leader), leader);
         let standins = served.standins.load(Relaxed);
         let most = share.map_or(STANDINS_MAX, |share| if look == Look::Idle { 0 } else { share });
         let may_have = standins < most && shared.standins.load(Relaxed) < STANDINS_MAX && may_start;

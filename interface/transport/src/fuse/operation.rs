@@ -73,8 +73,8 @@ impl Operations<'_> {
         if is_silent(head.opcode) {
             return Done::default();
         }
-        let Some((reply_head, payload)) = reply.split_at_mut_checked(REPLY_HEAD) else { return Done::default() };
-        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        let (reply_head, payload) = reply.split_at_mut(REPLY_HEAD);
+        let body = &request[size_of::<InHeader>()..];
         let mut done = Done::default();
         let result = if head.nodeid == ROOT {
             self.dispatch(hold, head.opcode, body, payload, &mut done)
@@ -90,8 +90,12 @@ impl Operations<'_> {
             }
         };
         done.reply = REPLY_HEAD + len;
-        let out = OutHeader { len: u32::try_from(done.reply).unwrap_or(u32::MAX), error, unique: head.unique };
-        let _ = out.write_to(reply_head);
+        let out = OutHeader {
+            len: u32::try_from(done.reply).expect("a reply lies in its buffer"),
+            error,
+            unique: head.unique,
+        };
+        out.write_to(reply_head).expect("the place is as long as the head");
         done
     }
 
@@ -110,7 +114,7 @@ impl Operations<'_> {
                 Ok(len)
             }
             opcode::WRITE => {
-                let size = self.write(hold, &arg(body)?, body.get(size_of::<WriteIn>()..).unwrap_or_default())?;
+                let size = self.write(hold, &arg(body)?, &body[size_of::<WriteIn>()..])?;
                 done.written = u64::from(size);
                 Ok(put(payload, &WriteOut { size, padding: 0 })?)
             }
@@ -136,11 +140,12 @@ impl Operations<'_> {
             opcode::RELEASE | opcode::FLUSH | opcode::ACCESS => Ok(0),
             opcode::STATFS => put(payload, &self.statfs()),
             opcode::GETXATTR => {
-                let name = body.get(size_of::<GetxattrIn>()..).unwrap_or_default();
+                let want = arg(body)?;
+                let name = &body[size_of::<GetxattrIn>()..];
                 if name.strip_suffix(b"\0") != Some(VERSION_XATTR.as_bytes()) {
                     return Err(errno(Os::NODATA));
                 }
-                xattr(&arg(body)?, self.disk.version().as_bytes(), payload)
+                xattr(&want, self.disk.version().as_bytes(), payload)
             }
             opcode::LISTXATTR => xattr(&arg(body)?, [VERSION_XATTR, "\0"].concat().as_bytes(), payload),
             _ => Err(errno(Os::NOSYS)),

@@ -246,7 +246,7 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
     let area = &segment.cores[slot.index()];
     let work = |index| {
         let mut buffers = Buffers::new().unwrap();
-        let seat = Seat::take(&segment, slot, index, &stop).unwrap();
+        let seat = Seat::take(&segment, slot, index, &stop);
         let operations = Operations { disk: &disk, front: &segment.front };
         serve(&seat, channel.as_fd(), &lead, &operations, &mut buffers)
     };

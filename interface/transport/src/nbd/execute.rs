@@ -42,12 +42,12 @@ impl Data {
         if self.0.len() < len {
             self.0.resize(len.next_power_of_two().max(64 << 10), 0);
         }
-        self.0.get_mut(..len).unwrap_or_default()
+        &mut self.0[..len]
     }
 
     /// Bytes that were put there before.
     pub(super) fn part(&self, range: Range<usize>) -> &[u8] {
-        self.0.get(range).unwrap_or_default()
+        &self.0[range]
     }
 }
 
@@ -95,7 +95,7 @@ fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Dat
     let end = offset + len.min(CACHE_MAX);
     let mut at = offset;
     while at < end {
-        let piece = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+        let piece = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
         disk.read(hold, at, data.first(piece))?;
         at += piece as u64;
     }
@@ -115,7 +115,7 @@ fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u3
         // A hole that was filled between the two looks has no length; it counts as data as far as is asked.
         let next = if next > at { next } else { end };
         let flags = if is_hole { base_allocation::HOLE | base_allocation::ZERO } else { 0 };
-        extents.push((u32::try_from(next - at).unwrap_or(u32::MAX), flags));
+        extents.push((u32::try_from(next - at).expect("an extent lies within the request"), flags));
         at = next;
     }
     Ok(extents)

@@ -147,7 +147,7 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
 impl Worker<'_, '_> {
     /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
     fn run(mut self) -> Turn {
-        let generation = self.pass.word().map_or(0, |gate| gate.generation.0);
+        let generation = self.pass.word().generation.0;
         if let Err(broken) = self.connection.resume(generation) {
             tracing::error!(connection = self.connection.number, %broken, "closed");
             self.connection.end(true);
@@ -175,6 +175,7 @@ impl Worker<'_, '_> {
     /// Ends the connection, after what the client can still be told.
     fn close(&self) -> Turn {
         let shared = self.connection.lock();
+        // It may be over because the client has gone.
         let _ = self.connection.send(&shared.record);
         self.connection.end(false);
         Turn::Closed
@@ -205,7 +206,7 @@ impl Worker<'_, '_> {
         }
         let record = shared.record;
         let orphan = match record.direct.map(|direct| usize::from(direct.index)) {
-            Some(index) if shared.hands.get(index) == Some(&None) => Some(index),
+            Some(index) if shared.hands[index].is_none() => Some(index),
             Some(_) => return self.pause(shared),
             None => shared.orphan(),
         };
@@ -235,9 +236,7 @@ impl Worker<'_, '_> {
         record.aside |= 1 << index;
         self.connection.commit(shared, record);
         shared.current = None;
-        if let Some(hand) = shared.hands.get_mut(index) {
-            *hand = Some(worker);
-        }
+        shared.hands[index] = Some(worker);
         record
     }
 
@@ -257,12 +256,10 @@ impl Worker<'_, '_> {
     fn negotiate(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
         let mut record = shared.record;
         let longest = 64 + OPTION_BYTES_MAX as usize;
-        let there = usize::try_from(self.connection.unparsed(&record)).unwrap_or(longest).min(longest);
+        let there = usize::try_from(self.connection.unparsed(&record)).map_or(longest, |there| there.min(longest));
         let mut output = Vec::new();
         let input = self.buffers.data.first(there);
-        if !self.connection.read_input(&record, record.parsed, input) {
-            return Turn::Closed;
-        }
+        assert!(self.connection.read_input(&record, record.parsed, input), "so much was received");
         let (consumed, skip, next) = match step(state, &self.export, input, &mut output) {
             Step::Need(_) => return self.fill(shared),
             Step::Done { consumed, skip, next } => (consumed, skip, next),
@@ -333,8 +330,9 @@ impl Worker<'_, '_> {
         if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &shared) {
             return self.fill(shared);
         }
-        if payload > 0 && !connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
-            return Turn::Closed;
+        if payload > 0 {
+            let there = connection.read_input(&record, data, self.buffers.data.first(request.len as usize));
+            assert!(there, "so much was received");
         }
         shared.current = Some(Current { worker: self.seat.index(), request: Some(request) });
         drop(shared);
@@ -344,19 +342,18 @@ impl Worker<'_, '_> {
     /// A request that was put aside, and whose worker is gone.
     fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> Turn {
         let record = shared.record;
-        let state = State::from_word(record.negotiated);
-        let Some(((request, data), state)) = self.connection.read_aside(index).zip(state) else { return Turn::Closed };
+        let state = State::from_word(record.negotiated).expect("a request follows the handshake");
+        let (request, data) = self.connection.read_aside(index);
         let is_direct = record.direct.is_some();
         if !is_direct && !answer::has_room(self.connection, &shared) {
             return self.fill(shared);
         }
         let is_write = request.payload() > 0;
-        if is_write && !self.connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
-            return Turn::Closed;
+        if is_write {
+            let there = self.connection.read_input(&record, data, self.buffers.data.first(request.len as usize));
+            assert!(there, "what was put aside was received");
         }
-        if let Some(hand) = shared.hands.get_mut(index) {
-            *hand = Some(self.seat.index());
-        }
+        shared.hands[index] = Some(self.seat.index());
         drop(shared);
         if !is_direct {
             return self.carry_out(&request, state);
@@ -414,16 +411,14 @@ impl Worker<'_, '_> {
     /// Writes a piece of a long write, when its data is there.
     fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
         let connection = self.connection;
-        let Some(request) = Request::from_words(long.request) else { return Turn::Closed };
+        let request = Request::from_words(long.request).expect("the record was checked or written by this core");
         let record = shared.record;
-        let left = request.len.saturating_sub(long.done) as usize;
+        let left = (request.len - long.done) as usize;
         let len = left.min(PIECE);
         if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &shared) {
             return self.fill(shared);
         }
-        if !connection.read_input(&record, record.parsed, self.buffers.data.first(len)) {
-            return Turn::Closed;
-        }
+        assert!(connection.read_input(&record, record.parsed, self.buffers.data.first(len)), "so much was received");
         shared.current = Some(Current { worker: self.seat.index(), request: None });
         drop(shared);
         if !self.enter() {
@@ -449,7 +444,7 @@ impl Worker<'_, '_> {
                 long.error = request.error(errno.0).code();
             }
         }
-        long.done += u32::try_from(len).unwrap_or(0);
+        long.done += u32::try_from(len).expect("a piece of a request");
         loop {
             let mut shared = connection.lock();
             if shared.mine(self.seat.index()) != Some(Mine::Current) {

@@ -164,7 +164,7 @@ impl Stage {
                     await_death(death);
                 }
                 let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0).unwrap();
-                let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped).unwrap();
+                let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped);
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
             });
             stage.cores.push((stop, Some(thread)));

@@ -146,7 +146,7 @@ impl Team {
             let (segment, connection) = (Arc::clone(&team.segment), Arc::clone(&team.connection));
             let (disk, stop) = (Arc::clone(&team.disk), Arc::clone(&team.stop));
             let work = move || {
-                let seat = Seat::take(&segment, Slot::FIRST, index, &stop).unwrap();
+                let seat = Seat::take(&segment, Slot::FIRST, index, &stop);
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
             };
             team.workers.push(Some(thread::spawn(work)));
