@@ -27,8 +27,8 @@ use crate::{
     IoError,
     engine::NotFlushed,
     gate::{Hold, Stopped, Work, away, back},
-    policy,
-    sender::{BATCH_BYTES, Turn},
+    policy::{self, BATCH_BYTES},
+    sender::Turn,
 };
 
 /// A flush that an application waits for ends after this time.

@@ -7,8 +7,8 @@ use std::{
 
 use super::{LOOK, WriteBack};
 use crate::{
-    policy::{self, Sending},
-    sender::{BATCH_BYTES, Turn},
+    policy::{self, BATCH_BYTES, Sending},
+    sender::Turn,
 };
 
 /// Buffered data is sent after this time, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)

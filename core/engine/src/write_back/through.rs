@@ -18,7 +18,8 @@ use crate::{
     Engine, IoError,
     bypasses::Bypassing,
     gate::{Hold, Stopped, away, back},
-    sender::{BATCH_BYTES, Turn},
+    policy::BATCH_BYTES,
+    sender::Turn,
 };
 
 /// So many writes past the buffer at once hardly wait for each other.

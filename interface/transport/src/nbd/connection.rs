@@ -25,7 +25,7 @@ use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 #[cfg(test)]
 use super::death::stored;
-use super::{negotiation::State, request::Request};
+use super::{request::Request, state::State};
 use crate::channel::Lead;
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.

@@ -1,4 +1,5 @@
 //! The options of the handshake that have replies: what a client may ask, and what it is told.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{
     FromBytes, IntoBytes,
@@ -6,11 +7,11 @@ use zerocopy::{
 };
 
 use super::{
-    negotiation::{Export, Phase, State},
     protocol::{
         BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, InfoBlockSize, InfoExport, OPTION_REPLY_MAGIC, OptionReplyHead,
         PAYLOAD_MAX, base_allocation, info, opt, rep,
     },
+    state::{Export, Phase, State},
 };
 
 /// Answers one option and tells the state after it.

@@ -34,8 +34,8 @@ enum Pushed {
 }
 
 /// Bytes of the largest chunk: a piece.
-const CHUNK_MAX: u32 = 1 << 20;
-const _: () = assert!(CHUNK_MAX as usize == PIECE);
+const DIRECT_CHUNK_MAX: u32 = 1 << 20;
+const _: () = assert!(DIRECT_CHUNK_MAX as usize == PIECE);
 
 impl Worker<'_, '_> {
     /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
@@ -53,7 +53,7 @@ impl Worker<'_, '_> {
                 (Some(Mine::Current), None) => None,
             };
             let mut record = shared.record;
-            let len = if in_chunks(request, state) { request.len.min(CHUNK_MAX) } else { request.len };
+            let len = if in_chunks(request, state) { request.len.min(DIRECT_CHUNK_MAX) } else { request.len };
             let place = index.map(|index| u8::try_from(index).expect("the table has 32 places"));
             if let Some(index) = place
                 && connection.append(&mut record, Head::new(request, state, 0, len).bytes())
@@ -168,7 +168,7 @@ impl Worker<'_, '_> {
         record.committed += u64::from(direct.len);
         record.direct = None;
         if left > 0 && failed.is_none() {
-            let next = Direct { done: direct.done + direct.len, len: left.min(CHUNK_MAX), ..direct };
+            let next = Direct { done: direct.done + direct.len, len: left.min(DIRECT_CHUNK_MAX), ..direct };
             let head = Head::new(request, state, next.done, next.len);
             assert!(connection.append(&mut record, head.bytes()), "nothing else is in the ring");
             record.direct = Some(next);
