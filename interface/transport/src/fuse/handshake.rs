@@ -1,5 +1,6 @@
 //! INIT: what the kernel and we agree on, once for the life of the mount. The interface does it before any core is
 //! involved and writes the result into the segment; a core never sees an INIT.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -1,4 +1,5 @@
 //! One request: read its bytes, do it, write the reply's bytes. Needs no kernel, so it is tested without one.
+#![deny(clippy::indexing_slicing)]
 
 use everdisk_gate::hold::Hold;
 use everdisk_proto::segment::FrontArea;
@@ -47,10 +48,10 @@ pub struct Done {
     pub abandoned: bool,
 }
 
-/// The head of a request, when the bytes are one.
-pub fn header(request: &[u8]) -> Option<InHeader> {
-    let (header, _) = InHeader::read_from_prefix(request).ok()?;
-    (usize::try_from(header.len) == Ok(request.len())).then_some(header)
+/// The head of a request and what follows it, when the bytes are one.
+pub fn header(request: &[u8]) -> Option<(InHeader, &[u8])> {
+    let (header, body) = InHeader::read_from_prefix(request).ok()?;
+    (usize::try_from(header.len) == Ok(request.len())).then_some((header, body))
 }
 
 /// Whether the kernel expects no reply; such a request changes nothing and is let pass in any state of the gate.
@@ -69,12 +70,11 @@ pub struct Operations<'a> {
 impl Operations<'_> {
     /// Executes the request and puts the reply into `reply`, which holds [`REPLY_HEAD`] bytes and the largest payload.
     pub fn execute(&self, hold: &dyn Hold, request: &[u8], reply: &mut [u8]) -> Done {
-        let Some(head) = header(request) else { return Done::default() };
+        let Some((head, body)) = header(request) else { return Done::default() };
         if is_silent(head.opcode) {
             return Done::default();
         }
         let (reply_head, payload) = reply.split_at_mut(REPLY_HEAD);
-        let body = &request[size_of::<InHeader>()..];
         let mut done = Done::default();
         let result = if head.nodeid == ROOT {
             self.dispatch(hold, head.opcode, body, payload, &mut done)
@@ -114,7 +114,8 @@ impl Operations<'_> {
                 Ok(len)
             }
             opcode::WRITE => {
-                let size = self.write(hold, &arg(body)?, &body[size_of::<WriteIn>()..])?;
+                let (write, data) = split(body)?;
+                let size = self.write(hold, &write, data)?;
                 done.written = u64::from(size);
                 Ok(put(payload, &WriteOut { size, padding: 0 })?)
             }
@@ -140,8 +141,7 @@ impl Operations<'_> {
             opcode::RELEASE | opcode::FLUSH | opcode::ACCESS => Ok(0),
             opcode::STATFS => put(payload, &self.statfs()),
             opcode::GETXATTR => {
-                let want = arg(body)?;
-                let name = &body[size_of::<GetxattrIn>()..];
+                let (want, name) = split(body)?;
                 if name.strip_suffix(b"\0") != Some(VERSION_XATTR.as_bytes()) {
                     return Err(errno(Os::NODATA));
                 }
@@ -249,7 +249,12 @@ impl Operations<'_> {
 }
 
 fn arg<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<T, Errno> {
-    T::read_from_prefix(body).map(|(value, _)| value).map_err(|_| errno(Os::INVAL))
+    split(body).map(|(value, _)| value)
+}
+
+/// A request's argument, and what follows it.
+fn split<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<(T, &[u8]), Errno> {
+    T::read_from_prefix(body).map_err(|_| errno(Os::INVAL))
 }
 
 fn put<T: IntoBytes + Immutable>(payload: &mut [u8], value: &T) -> Result<usize, Errno> {

@@ -104,7 +104,7 @@ pub fn serve(
         while lead.goes_on(seat.index()) && seat.may_read(pass) {
             match read(channel, buffers) {
                 Ok(Read::Request(len)) => {
-                    let Some(head) = header(buffers.request(len)) else {
+                    let Some((head, _)) = header(buffers.request(len)) else {
                         tracing::error!(len, "the kernel sent something else than a request");
                         continue;
                     };
