@@ -328,7 +328,7 @@ impl Connection {
 
     /// Sends a part of a file, as far as the socket takes it.
     pub(super) fn send_file(&self, range: &FileRange<'_>) -> Result<usize, Os> {
-        let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+        let len = usize::try_from(range.len).expect("a piece lies in memory");
         os(self.memory.send_file(self.socket(), range.file, range.offset, len))
     }
 
