@@ -4,7 +4,10 @@
 //! `cargo fuzz run nbd_negotiation --sanitizer none` (cargo-fuzz from crates.io; with a nightly toolchain any sanitizer).
 #![no_main]
 
-use everdisk_transport::nbd::negotiation::{Export, OPTION_BYTES_MAX, Phase, State, Step, output_max, step};
+use everdisk_transport::nbd::{
+    negotiation::{OPTION_BYTES_MAX, Step, output_max, step},
+    state::{Export, Phase, State},
+};
 use libfuzzer_sys::fuzz_target;
 
 const EXPORT: Export<'static> = Export { name: "vol", size: 1 << 30 };

@@ -5,9 +5,9 @@
 #![no_main]
 
 use everdisk_transport::nbd::{
-    negotiation::{Phase, State},
     protocol::{CHUNK_MAX, PAYLOAD_MAX, REQUEST_MAGIC, cmd_flag},
     request::{Command, Request},
+    state::{Phase, State},
 };
 use libfuzzer_sys::fuzz_target;
 

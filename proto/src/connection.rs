@@ -216,8 +216,8 @@ fn pair(low: u32, high: u32) -> u64 {
 
 /// The low and the high half.
 fn halves(word: u64) -> (u32, u32) {
-    let low = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
-    (low, u32::try_from(word >> 32).unwrap_or(0))
+    let half = |bits: u64| u32::try_from(bits & 0xffff_ffff).expect("32 bits");
+    (half(word), half(word >> 32))
 }
 
 const _: () = {

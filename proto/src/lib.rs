@@ -4,6 +4,7 @@
 //! Nothing here does I/O, looks at a clock or decides anything. A change that alters bytes takes a new version
 //! number, a new golden file under `proto/golden/` and a decoder for the version before.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 pub mod buffer;
 pub mod connection;

@@ -29,6 +29,17 @@ pub struct Found {
     pub len: u64,
 }
 
+/// A part of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct FileRange<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where the part begins.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
 /// Opens a directory for nothing but to reach what is in it. `path` is free of symbolic links, and one that was put there since is not
 /// followed.
 ///

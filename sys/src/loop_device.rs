@@ -26,7 +26,7 @@ pub fn backing_device(device: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> 
 /// A device number as the kernel gives it to programs (`huge_encode_dev` in linux/kdev_t.h): 12 bits of minor number above those of the
 /// major number.
 fn decode(device: u64) -> (u32, u32) {
-    let low = u32::try_from(device & 0xffff_ffff).unwrap_or(0);
+    let low = u32::try_from(device & 0xffff_ffff).expect("32 bits");
     ((low >> 8) & 0xfff, (low & 0xff) | ((low >> 12) & 0xf_ff00))
 }
 

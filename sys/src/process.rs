@@ -101,7 +101,8 @@ pub fn voluntary_switches() -> u64 {
     let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
     // SAFETY: zeroed, and written by the call or not; every bit pattern of its integers is valid.
     let usage = unsafe { usage.assume_init() };
-    if result == 0 { u64::try_from(usage.ru_nvcsw).unwrap_or(0) } else { 0 }
+    assert!(result == 0, "a thread may ask for its own usage");
+    u64::try_from(usage.ru_nvcsw).expect("a count")
 }
 
 /// Thread id of the caller.

@@ -31,8 +31,8 @@ impl Who {
 pub fn sleep_while(word: &AtomicU32, seen: u32, limit: Duration, who: Who) {
     let end = u128::from(monotonic_ns()) + limit.as_nanos();
     let timeout = Timespec {
-        tv_sec: i64::try_from(end / 1_000_000_000).unwrap_or(i64::MAX),
-        tv_nsec: i64::try_from(end % 1_000_000_000).unwrap_or(0),
+        tv_sec: i64::try_from(end / 1_000_000_000).expect("a time within 292 billion years"),
+        tv_nsec: i64::try_from(end % 1_000_000_000).expect("less than a second"),
     };
     // Every error (changed meanwhile, interrupted, timed out) means the same to the caller: look again.
     let _ = wait_bitset(word, Flags::empty(), seen, Some(&timeout), who.bits());
@@ -40,6 +40,7 @@ pub fn sleep_while(word: &AtomicU32, seen: u32, limit: Duration, who: Who) {
 
 /// Wakes those who sleep on `word`.
 pub fn wake(word: &AtomicU32, who: Who) {
+    // How many slept does not matter.
     let _ = wake_bitset(word, Flags::empty(), i32::MAX.unsigned_abs(), who.bits());
 }
 

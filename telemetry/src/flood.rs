@@ -4,10 +4,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tracing::{Event, Level, Subscriber, callsite::Identifier, field::Visit};
 use tracing_subscriber::{
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
@@ -37,7 +37,7 @@ impl<F> Flood<F> {
 
     /// Whether a line may be written now, and how many before it were not.
     fn admit(&self, place: Identifier, now: Instant) -> Option<u64> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.lock();
         let Some(seen) = places.get_mut(&place) else {
             places.insert(place, Place { since: now, left_out: 0 });
             return Some(0);
@@ -99,7 +99,7 @@ mod tests {
 
     impl Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -123,7 +123,7 @@ mod tests {
             }
             (0..5).for_each(|n| tracing::info!(event = "crash", n, "a core has died"));
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         assert_eq!(text.matches("nonsense").count(), 3, "{text}");
         assert_eq!((text.matches("left_out=").count(), text.matches("crash").count()), (2, 5), "{text}");
     }

@@ -15,6 +15,7 @@ mod handovers;
 mod hanging_tests;
 mod hostile_peers;
 mod identity;
+mod invariants;
 mod kills_fio;
 mod limits;
 mod logs;

@@ -153,11 +153,8 @@ impl Index {
             self.overlapping(sent.start..sent.end).filter(|piece| piece.seq == sent.seq).copied().collect();
         for old in hit {
             // Only a piece that was sent whole: one that grew cannot be, pieces only shrink.
-            if old.start >= sent.start
-                && old.end <= sent.end
-                && let Some(piece) = self.pieces.get_mut(&old.start)
-            {
-                piece.written = epoch;
+            if old.start >= sent.start && old.end <= sent.end {
+                self.pieces.get_mut(&old.start).expect("it was found just now").written = epoch;
             }
         }
     }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
-use everdisk_store::{FileRange, Sought, Store, StoreError};
+use everdisk_store::{Sought, Store, StoreError};
+use everdisk_sys::file::FileRange;
 
 use crate::{
     IoError,
@@ -142,7 +143,7 @@ impl Engine {
     pub fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
         self.inside(offset, len).ok()?;
         let (node, at) = self.layout.single(offset, usize::try_from(len).ok()?)?;
-        self.nodes.get(node)?.store.in_memory(at, len)
+        self.nodes[node].store.in_memory(at, len)
     }
 
     /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.
@@ -269,6 +270,7 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let from = self.layout.node_len(index, offset);
             let found = node.run(|store| store.next(from, what))?;
+            assert!(found.is_none_or(|at| at >= from), "a store looks forward: from {from} it has found {found:?}");
             // A node's end is a hole of the node; it maps to the volume's end or beyond, so it never is the nearest.
             let found = found.map(|at| self.layout.volume_offset(index, at));
             nearest = nearest.into_iter().chain(found).min();

@@ -1,5 +1,8 @@
 //! The gate as the engine sees it: who has it, and the requests that were let in.
 
+use everdisk_gate::hold;
+pub use everdisk_gate::hold::Hold;
+
 use crate::IoError;
 
 /// Who has the gate, and the fence between cores.
@@ -38,47 +41,18 @@ pub enum Work {
     Flushing,
 }
 
-/// Who waits for an operation: a request under the gate. See `Hold` of everdisk-transport.
-pub trait Caller {
-    /// Whether writes have to go through before they are acknowledged.
-    fn synchronous(&self) -> bool;
-    /// Nothing is changed or answered until [`Caller::back`].
-    fn away(&self);
-    /// As `away`, and a storage node is written to.
-    fn writing(&self);
-    /// Whether the operation may go on.
-    #[must_use]
-    fn back(&self) -> bool;
-    /// What the operation waits for now usually takes long: others may go on meanwhile.
-    fn waits(&self) {}
-    /// Of how many failed flushes whoever made the request was told; `None`: it is nobody who has to be told.
-    fn errors_told(&self) -> Option<u64> {
-        None
-    }
-    /// The answer to this request tells of so many.
-    fn tells_errors(&self, _errors: u64) {}
-}
-
 /// Why an operation was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// It failed.
-    #[error(transparent)]
-    Failed(#[from] IoError),
-    /// The gate was closed while it waited: another core does it.
-    #[error("the gate was closed meanwhile")]
-    Abandoned,
-}
+pub type Stopped = hold::Stopped<IoError>;
 
 /// Goes away to wait for a storage node; others go on meanwhile where such a wait usually takes long.
-pub(crate) fn away(caller: &dyn Caller, is_slow: bool) {
-    caller.away();
+pub(crate) fn away(hold: &dyn Hold, is_slow: bool) {
+    hold.away();
     if is_slow {
-        caller.waits();
+        hold.waits();
     }
 }
 
 /// After having been away.
-pub(crate) fn back(caller: &dyn Caller) -> Result<(), Stopped> {
-    if caller.back() { Ok(()) } else { Err(Stopped::Abandoned) }
+pub(crate) fn back(hold: &dyn Hold) -> Result<(), Stopped> {
+    if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
 }

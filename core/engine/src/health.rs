@@ -4,14 +4,12 @@
 //! Reads, writes and flushes are told apart: a full node still reads well, and that does not make it a good one.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use everdisk_store::StoreError;
+use parking_lot::Mutex;
 
 /// An operation that has not ended after this time has stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
@@ -91,7 +89,7 @@ impl Health {
     /// Looks whether operations under way end. To be called several times a second.
     pub(crate) fn watch(&self, now: Instant) {
         let (begun, ended) = (self.begun.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         if begun <= ended {
             *watched = None;
             return;
@@ -131,13 +129,13 @@ impl Health {
 impl Last {
     #[cold]
     fn set(&self, error: Option<String>) {
-        let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.error.lock();
         self.failed.store(error.is_some(), Ordering::Relaxed);
         *slot = error;
     }
 
     fn error(&self) -> Option<String> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.error.lock().clone()
     }
 }
 

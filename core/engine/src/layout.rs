@@ -69,7 +69,7 @@ impl Layout {
         let mut position = 0;
         std::iter::from_fn(move || {
             let at = offset + position as u64;
-            let in_stripe = usize::try_from(layout.mask() + 1 - (at & layout.mask())).unwrap_or(usize::MAX);
+            let in_stripe = usize::try_from(layout.mask() + 1 - (at & layout.mask())).expect("a stripe lies in memory");
             let part = in_stripe.min(len - position);
             let (node, node_offset) = layout.locate(at);
             let extent = Extent { node, node_offset, len: part, position };

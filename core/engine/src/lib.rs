@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod area;
+mod bypasses;
 mod engine;
 mod error;
 mod gate;
@@ -19,7 +20,6 @@ mod health;
 pub mod layout;
 mod lifecycle;
 mod pace;
-mod passing;
 mod policy;
 mod progress;
 #[cfg(test)]
@@ -34,6 +34,6 @@ pub use everdisk_store::Sought;
 pub use crate::{
     engine::{Engine, NotFlushed},
     error::{IoError, OpenError},
-    gate::{Caller, Gate, Stopped, Work},
+    gate::{Gate, Hold, Stopped, Work},
     write_back::WriteBack,
 };

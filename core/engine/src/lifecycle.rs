@@ -18,7 +18,7 @@ fn layout(spec: &VolumeSpec) -> Layout {
 /// Every node of a volume of `size` bytes with what it must bear.
 fn formats(spec: &VolumeSpec, size: u64) -> impl Iterator<Item = (&NodeSpec, NodeFormat)> {
     let layout = layout(spec);
-    let nodes = u32::try_from(spec.nodes.len()).unwrap_or(u32::MAX);
+    let nodes = u32::try_from(spec.nodes.len()).expect("a volume has at most 64 nodes");
     (0..nodes).zip(&spec.nodes).enumerate().map(move |(place, (index, node))| {
         let superblock = Superblock { volume: spec.uuid, node: node.uuid, size, stripe: spec.stripe, index, nodes };
         (node, NodeFormat { superblock, len: layout.node_len(place, size) })

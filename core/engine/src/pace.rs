@@ -56,7 +56,7 @@ impl Pace {
     }
 
     fn note(&self, took: Duration) {
-        let took = u64::try_from(took.min(MOST).as_nanos()).unwrap_or(0);
+        let took = u64::try_from(took.min(MOST).as_nanos()).expect("a millisecond");
         let usual = self.usual_ns.load(Relaxed);
         let usual = usual - usual / WEIGHT + took / WEIGHT;
         self.usual_ns.store(usual, Relaxed);

@@ -13,6 +13,10 @@
 
 use std::time::Duration;
 
+/// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
+pub(crate) const BATCH_BYTES: u64 = 8 << 20;
+/// Longest write of buffered data to a storage node.
+pub(crate) const RUN_BYTES: u64 = 1 << 20;
 /// Low water mark, in thousandths: above it sending begins; it goes on down to [`SEND_DOWN_TO`].
 const SEND_ABOVE: u64 = 250;
 const SEND_DOWN_TO: u64 = 125;

@@ -8,25 +8,17 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-        },
+    sync::atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
     },
-    thread,
     time::{Duration, Instant},
 };
 
-use everdisk_buffer::{
-    area::Area,
-    book::{Batch, Book, copy_out},
-    index::Piece,
-    noted::Noted,
-};
-use everdisk_proto::buffer::{Extent, ExtentKind};
+use everdisk_buffer::{area::Area, book::Book, index::Piece, noted::Noted};
+use everdisk_proto::buffer::Extent;
 use everdisk_sys::process::voluntary_switches;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
     Engine, IoError,
@@ -34,25 +26,15 @@ use crate::{
     gate::{Gate, Work},
     policy::{self, Sending},
     progress::Progress,
-    write_back::lock,
 };
 
-/// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
-pub(crate) const BATCH_BYTES: u64 = 8 << 20;
-/// Longest write to a storage node.
-const RUN_BYTES: u64 = 1 << 20;
+mod runs;
+
 /// One of so many writes to the nodes is looked at more closely: whether the thread slept in it.
 const LOOK_EVERY: u64 = 8;
 /// How sleepy writes are, in thousandths; nodes whose writes mostly sleep are slow.
 const SLEEPY: u64 = 500;
 const SLEEPY_MAX: u64 = 1000;
-/// After so many writes of one batch that slept, nodes that were thought to be quick are not.
-const SLOW_WRITES: u64 = 3;
-/// So many at once.
-const SENDERS_MAX: usize = 32;
-/// Of so many batches to slow nodes, one begins with a write that has the nodes to itself and shows whether they still are slow:
-/// of writes beside each other one cannot tell, they wait for each other where a node takes one at a time.
-const LONE_EVERY: u64 = 8;
 
 /// What a turn in the role came to.
 #[derive(Debug)]
@@ -73,7 +55,7 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pub(crate) area: SegmentArea,
-    book: std::sync::RwLock<Book>,
+    book: RwLock<Book>,
     role: Mutex<()>,
     progress: Mutex<Progress>,
     progressed: Condvar,
@@ -122,15 +104,15 @@ impl Buffer {
     }
 
     pub(crate) fn read_book(&self) -> RwLockReadGuard<'_, Book> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner)
+        self.book.read()
     }
 
     pub(crate) fn write_book(&self) -> RwLockWriteGuard<'_, Book> {
-        self.book.write().unwrap_or_else(PoisonError::into_inner)
+        self.book.write()
     }
 
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
-        lock(&self.progress)
+        self.progress.lock()
     }
 
     /// What has been done so far, to wait for more of it.
@@ -141,9 +123,9 @@ impl Buffer {
 
     /// Waits until something was sent, retired or failed since, at most for `limit`.
     pub(crate) fn wait_progress(&self, seen: (u64, u64, u64), limit: Duration) {
-        let progress = self.progress();
+        let mut progress = self.progress();
         let unchanged = |p: &mut Progress| (p.batches, p.failures, p.retired) == seen;
-        drop(self.progressed.wait_timeout_while(progress, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
+        self.progressed.wait_while_for(&mut progress, unchanged, limit);
     }
 
     /// A flush has ended.
@@ -224,10 +206,10 @@ impl Buffer {
     }
 
     fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.start.elapsed().as_nanos()).expect("no core lives for 584 years")
     }
 
-    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The caller was let in. False: it
+    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The request was let in. False: it
     /// still counts as lost, see [`IoError::ManyLost`].
     #[must_use]
     pub(crate) fn note_through(&self, range: &Range<u64>) -> bool {
@@ -290,7 +272,7 @@ impl Buffer {
         let began = look.began;
         let since = self.tried_since_ns.load(Relaxed);
         if since > 0 && began.saturating_duration_since(self.start).as_nanos() >= u128::from(since) {
-            let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).unwrap_or(0);
+            let proven = u64::try_from(policy::PROVEN_FOR.as_nanos()).expect("less than a second");
             self.proven_until_ns.store(self.now_ns().saturating_add(proven), Relaxed);
         }
     }
@@ -310,11 +292,7 @@ impl Buffer {
         may_write: impl FnOnce() -> bool,
         bytes: u64,
     ) -> Turn {
-        let _role = match self.role.try_lock() {
-            Ok(role) => role,
-            Err(TryLockError::Poisoned(role)) => role.into_inner(),
-            Err(TryLockError::WouldBlock) => return Turn::Busy,
-        };
+        let Some(_role) = self.role.try_lock() else { return Turn::Busy };
         if !gate.begin_sending(generation) {
             return Turn::NoGate;
         }
@@ -340,15 +318,15 @@ impl Buffer {
     fn send(&self, engine: &Engine, bytes: u64, ours: impl Fn() -> bool) -> Turn {
         let (batch, extents) = {
             let book = self.read_book();
-            let batch = book.batch(bytes, book.head(), RUN_BYTES);
-            let extents: Vec<Option<Extent>> =
-                batch.pieces.iter().map(|piece| book.extent(piece.seq).copied()).collect();
+            let batch = book.batch(bytes, book.head(), policy::RUN_BYTES);
+            let extent = |piece: &Piece| *book.extent(piece.seq).expect("a piece belongs to an extent that is there");
+            let extents: Vec<Extent> = batch.pieces.iter().map(extent).collect();
             (batch, extents)
         };
         if batch.extents.is_empty() {
             return Turn::Nothing;
         }
-        let runs = runs(&batch.pieces);
+        let runs = runs::runs(&batch.pieces);
         let outcome = self.send_runs(engine, &batch, &extents, &runs);
         if !ours() {
             return Turn::NoGate;
@@ -370,119 +348,6 @@ impl Buffer {
             None => Turn::Nothing,
         }
     }
-
-    /// Sends the runs, several at once where the nodes are slow.
-    fn send_runs(&self, engine: &Engine, batch: &Batch, extents: &[Option<Extent>], runs: &[Range<usize>]) -> Outcome {
-        let outcome = Mutex::new(Outcome::default());
-        let next = AtomicUsize::new(0);
-        let send_next = |data: &mut Vec<u8>, alone: bool| {
-            let Some(run) = runs.get(next.fetch_add(1, Relaxed)) else { return false };
-            let (Some(pieces), Some(extents)) = (batch.pieces.get(run.clone()), extents.get(run.clone())) else {
-                return false;
-            };
-            self.send_run(engine, pieces, extents, data, &outcome, alone);
-            true
-        };
-        let mut data = Vec::new();
-        if self.nodes_are_quick() || runs.len() == 1 {
-            // Until the nodes turn out to be slow: then others help.
-            let before = voluntary_switches();
-            while voluntary_switches() - before < SLOW_WRITES && send_next(&mut data, true) {}
-        } else if self.progress().batches.is_multiple_of(LONE_EVERY) {
-            send_next(&mut data, true);
-        }
-        let left = runs.len().saturating_sub(next.load(Relaxed));
-        if left > 0 {
-            let work = || {
-                let mut data = Vec::new();
-                while send_next(&mut data, false) {}
-            };
-            thread::scope(|scope| {
-                for _ in 1..left.min(SENDERS_MAX) {
-                    // Where no thread can be started, those that run do the work; at least this one does.
-                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work);
-                }
-                work();
-            });
-        }
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends one run of pieces of one kind that follow each other. A damaged piece is left out.
-    fn send_run(
-        &self,
-        engine: &Engine,
-        pieces: &[Piece],
-        extents: &[Option<Extent>],
-        data: &mut Vec<u8>,
-        outcome: &Mutex<Outcome>,
-        alone: bool,
-    ) {
-        data.clear();
-        let (first, last) = (pieces.first().expect("a run has pieces"), pieces.last().expect("a run has pieces"));
-        if first.kind != ExtentKind::Data {
-            return Self::zero(engine, first.kind, first.start..last.end, outcome);
-        }
-        let mut begun = first.start;
-        for (piece, extent) in pieces.iter().zip(extents) {
-            if self.copy(piece, extent.as_ref(), data) {
-                continue;
-            }
-            lock(outcome).damaged.push(piece.seq);
-            self.write(engine, begun, data, outcome, alone);
-            data.clear();
-            begun = piece.end;
-        }
-        self.write(engine, begun, data, outcome, alone);
-    }
-
-    /// Appends a piece's data; false when its extent's data does not have its checksum.
-    fn copy(&self, piece: &Piece, extent: Option<&Extent>, data: &mut Vec<u8>) -> bool {
-        // Retired since, by another core that has the gate now: what lies there is somebody else's.
-        let Some(extent) = extent else { return false };
-        let before = data.len();
-        data.resize(before + usize::try_from(piece.len()).expect("a piece lies in the ring"), 0);
-        let copied = &mut data[before..];
-        copy_out(&self.area, piece, copied);
-        let sound = if piece.len() == extent.len {
-            crc32c::crc32c(copied) == extent.crc
-        } else {
-            everdisk_buffer::log::data_is_sound(&self.area, extent)
-        };
-        if !sound {
-            data.truncate(before);
-        }
-        sound
-    }
-
-    fn zero(engine: &Engine, kind: ExtentKind, range: Range<u64>, outcome: &Mutex<Outcome>) {
-        let len = range.end - range.start;
-        let done = match kind {
-            ExtentKind::Zeroes => engine.zero_and_keep(range.start, len),
-            ExtentKind::Discard | ExtentKind::Data => engine.discard_or_zero(range.start, len),
-        };
-        if let Err(error) = done {
-            let mut outcome = lock(outcome);
-            outcome.failed.push(range);
-            outcome.error.get_or_insert(error);
-        }
-    }
-
-    fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>, alone: bool) {
-        if data.is_empty() {
-            return;
-        }
-        let look = self.begin_write();
-        let written = engine.write(at, data);
-        if written.is_ok() {
-            self.note_write(&look, !alone);
-        }
-        if let Err(error) = written {
-            let mut outcome = lock(outcome);
-            outcome.failed.push(at..at + data.len() as u64);
-            outcome.error.get_or_insert(error);
-        }
-    }
 }
 
 /// A write to the nodes that was begun.
@@ -490,57 +355,4 @@ impl Buffer {
 pub(crate) struct Look {
     began: Instant,
     switches: Option<u64>,
-}
-
-/// How the runs of a batch went.
-#[derive(Debug, Default)]
-struct Outcome {
-    failed: Vec<Range<u64>>,
-    damaged: Vec<u64>,
-    error: Option<IoError>,
-}
-
-/// The pieces of a batch by runs of one kind without a gap, of data at most [`RUN_BYTES`], as ranges of their indices.
-fn runs(pieces: &[Piece]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut run: Option<Piece> = None;
-    for (index, piece) in pieces.iter().enumerate() {
-        match (&mut run, runs.last_mut()) {
-            (Some(run), Some(last)) if continues(run, piece) => {
-                last.end = index + 1;
-                run.end = piece.end;
-            }
-            _ => {
-                runs.push(index..index + 1);
-                run = Some(*piece);
-            }
-        }
-    }
-    runs
-}
-
-fn continues(run: &Piece, piece: &Piece) -> bool {
-    let fits = piece.kind != ExtentKind::Data || piece.end - run.start <= RUN_BYTES;
-    run.end == piece.start && run.kind == piece.kind && fits
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_have_no_gaps_and_a_bounded_length() {
-        let kinds =
-            |start: u64, len: u64, kind| Piece { start, end: start + len, seq: 1, position: 0, kind, written: 0 };
-        let piece = |start: u64, len: u64| kinds(start, len, ExtentKind::Data);
-        let third = RUN_BYTES / 3;
-        let pieces =
-            vec![piece(0, 10), piece(10, 5), piece(20, third), piece(20 + third, third), piece(20 + 2 * third, third)];
-        assert_eq!(runs(&pieces), [0..2, 2..5]);
-        let pieces = vec![piece(0, RUN_BYTES), piece(RUN_BYTES, 1)];
-        assert_eq!(runs(&pieces), [0..1, 1..2]);
-        let zeroes = |start, len| kinds(start, len, ExtentKind::Zeroes);
-        let pieces = vec![piece(0, 10), zeroes(10, RUN_BYTES), zeroes(10 + RUN_BYTES, RUN_BYTES)];
-        assert_eq!(runs(&pieces), [0..1, 1..3]);
-    }
 }

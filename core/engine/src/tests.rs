@@ -5,7 +5,7 @@ use std::{
     fs, io,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     thread,
@@ -14,6 +14,7 @@ use std::{
 
 use everdisk_proto::volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
 use everdisk_store::{EINVAL, Sought, Store, StoreError};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ struct Script {
     takes_us: AtomicU64,
     /// Reads are carried out at once.
     reads_at_once: AtomicBool,
+    /// A look for data or holes finds what lies before.
+    looks_back: AtomicBool,
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
 }
 
@@ -46,7 +49,7 @@ struct Scripted {
 impl Scripted {
     fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
         assert!(offset + len <= self.size, "{what} of {len} bytes at {offset} leaves the node");
-        self.script.calls.lock().unwrap().push((what, offset, len));
+        self.script.calls.lock().push((what, offset, len));
         let takes = Duration::from_micros(self.script.takes_us.load(Ordering::Relaxed));
         if !takes.is_zero() {
             thread::sleep(takes);
@@ -97,6 +100,9 @@ impl Store for Scripted {
     }
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
         self.call("next", offset, 0)?;
+        if self.script.looks_back.load(Ordering::Relaxed) {
+            return Ok(Some(offset - 1));
+        }
         Ok((sought == Sought::Hole).then_some(self.size))
     }
 }
@@ -112,7 +118,16 @@ fn scripted(size: u64, nodes: usize) -> (Engine, Vec<Arc<Script>>) {
 }
 
 fn calls(script: &Script) -> Vec<(&'static str, u64, u64)> {
-    std::mem::take(&mut script.calls.lock().unwrap())
+    std::mem::take(&mut script.calls.lock())
+}
+
+/// D15: a position before the one that was asked for would be told to the application, or sought from for ever.
+#[test]
+#[should_panic(expected = "a store looks forward: from 5 it has found Some(4)")]
+fn d15_a_store_that_looks_back_ends_the_core() {
+    let (engine, scripts) = scripted(1 << 20, 1);
+    scripts[0].looks_back.store(true, Ordering::Relaxed);
+    let _ = engine.seek(5, Sought::Data);
 }
 
 #[test]

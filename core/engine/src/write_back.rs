@@ -12,13 +12,13 @@
 //! What goes through must not be overwritten by older buffered data when that is sent again, after a death or a flush that failed:
 //! hence the wait.
 //!
-//! Whoever waits for a storage node is [`away`](Caller::away): the gate may be given to another core meanwhile, and the request with
+//! A request that waits for a storage node is [`away`](Hold::away): the gate may be given to another core meanwhile, and the request with
 //! it.
 
 use std::{
     ops::Range,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -38,14 +38,14 @@ use everdisk_proto::{
     frame::NodeStatus,
     volume::Bypass,
 };
-use everdisk_store::FileRange;
-use everdisk_sys::memory::SharedSegment;
+use everdisk_sys::{file::FileRange, memory::SharedSegment};
+use parking_lot::{Condvar, Mutex};
 
 use crate::{
     Engine, IoError,
     area::SegmentArea,
-    gate::{Caller, Gate, Stopped, back},
-    passing::{Pass, Passing},
+    bypasses::{Bypasses, Bypassing},
+    gate::{Gate, Hold, Stopped, back},
     sender::Buffer,
 };
 
@@ -55,11 +55,6 @@ use self::{flushing::Flushes, tending::SenderState};
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
 /// Waits look around this often.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Locks; what a panic of another thread left is as good as it was.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where a write goes.
 enum Way {
@@ -103,7 +98,7 @@ pub struct WriteBack {
     taken: AtomicU64,
     fenced: AtomicU64,
     taking: Mutex<()>,
-    passing: Passing,
+    bypasses: Bypasses,
     sender: Mutex<SenderState>,
     work: Condvar,
     sender_sleeps: AtomicBool,
@@ -130,7 +125,7 @@ impl WriteBack {
             taken: AtomicU64::new(u64::MAX),
             fenced: AtomicU64::new(u64::MAX),
             taking: Mutex::new(()),
-            passing: Passing::default(),
+            bypasses: Bypasses::default(),
             sender: Mutex::default(),
             work: Condvar::new(),
             sender_sleeps: AtomicBool::new(false),
@@ -160,11 +155,11 @@ impl WriteBack {
         if self.taken.load(Acquire) == generation {
             return;
         }
-        let _taking = lock(&self.taking);
+        let _taking = self.taking.lock();
         if self.taken.load(Acquire) == generation {
             return;
         }
-        self.passing.begin_tenure();
+        self.bypasses.begin_tenure();
         let buffer = &self.buffer;
         let mut book = buffer.write_book();
         let followed = book.adopt(&buffer.area);
@@ -190,10 +185,10 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn read(&self, caller: &dyn Caller, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
-        caller.away();
-        let read = self.read_now(offset, buf, &|| caller.waits());
-        back(caller)?;
+    pub fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
+        hold.away();
+        let read = self.read_now(offset, buf, &|| hold.waits());
+        back(hold)?;
         match read {
             Ok(()) => Ok(()),
             Err(NotRead::Failed(error)) => Err(error.into()),
@@ -244,66 +239,66 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn write(&self, caller: &dyn Caller, offset: u64, data: &[u8]) -> Result<(), Stopped> {
-        self.put(caller, offset, data.len() as u64, Content::Data(data))
+    pub fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
+        self.put(hold, offset, data.len() as u64, Content::Data(data))
     }
 
     /// Makes the range read as zero and gives its space back, where the nodes can. What is buffered of it is dropped.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn discard(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
-        self.put(caller, offset, len, Content::Zeros(ExtentKind::Discard))
+    pub fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.put(hold, offset, len, Content::Zeros(ExtentKind::Discard))
     }
 
     /// Makes the range read as zero and keeps its space where the nodes can. What is buffered of it is dropped.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn write_zeroes(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
-        self.put(caller, offset, len, Content::Zeros(ExtentKind::Zeroes))
+    pub fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.put(hold, offset, len, Content::Zeros(ExtentKind::Zeroes))
     }
 
-    fn put(&self, caller: &dyn Caller, offset: u64, len: u64, content: Content<'_>) -> Result<(), Stopped> {
+    fn put(&self, hold: &dyn Hold, offset: u64, len: u64, content: Content<'_>) -> Result<(), Stopped> {
         self.engine.inside(offset, len)?;
         if len == 0 {
             return Ok(());
         }
         let range = offset..offset + len;
-        let (mut patience, mut may_pass, mut pass) = (None, true, None);
+        let (mut patience, mut may_pass, mut bypassing) = (None, true, None);
         loop {
-            match self.way(caller, &range, content.kind(), may_pass, &mut pass) {
+            match self.way(hold, &range, content.kind(), may_pass, &mut bypassing) {
                 Way::Append(place) => {
                     self.append(place, &range, content);
                     return Ok(());
                 }
                 Way::Through { required } => {
-                    let held = pass.as_ref().expect("who goes through has a pass");
-                    match self.through(caller, held, &range, |engine| content.write(engine, &range)) {
+                    let held = bypassing.as_ref().expect("who goes through is bypassing");
+                    match self.through(hold, held, &range, |engine| content.write(engine, &range)) {
                         Err(Stopped::Failed(error)) if !required => {
                             tracing::debug!(%error, "a write that could go through is buffered instead");
                             self.buffer.distrust();
-                            (may_pass, pass) = (false, None);
+                            (may_pass, bypassing) = (false, None);
                         }
                         done => return done,
                     }
                 }
-                Way::Blocked => self.blocked(caller)?,
-                Way::Wait => self.wait(caller, &mut patience)?,
+                Way::Blocked => self.blocked(hold)?,
+                Way::Wait => self.wait(hold, &mut patience)?,
                 Way::Refused => return Err(IoError::ManyLost.into()),
             }
         }
     }
 
-    /// Where a write goes now. `may_pass`: it may go through although it need not. `pass`: held while it goes through, and already
+    /// Where a write goes now. `may_pass`: it may go through although it need not. `bypassing`: held while it goes through, and already
     /// while it waits for that, so that nothing that overlaps it is buffered meanwhile.
     fn way<'a>(
         &'a self,
-        caller: &dyn Caller,
+        hold: &dyn Hold,
         range: &Range<u64>,
         kind: ExtentKind,
         may_pass: bool,
-        pass: &mut Option<Pass<'a>>,
+        bypassing: &mut Option<Bypassing<'a>>,
     ) -> Way {
         let len = range.end - range.start;
         let mut book = self.buffer.write_book();
@@ -311,21 +306,22 @@ impl WriteBack {
             return Way::Refused;
         }
         // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
-        let required = !self.buffers || caller.synchronous();
+        let required = !self.buffers || hold.synchronous();
         let buffered = book.index().overlaps(range.clone());
         let may_pass = may_pass && kind == ExtentKind::Data && self.bypass == Bypass::Auto;
         if required || (!buffered && may_pass && self.buffer.lets_through(&book, len)) {
-            if pass.is_none() {
-                *pass = if self.buffers { self.passing.enter(range) } else { Some(self.passing.enter_beside(range)) };
+            if bypassing.is_none() {
+                *bypassing =
+                    if self.buffers { self.bypasses.enter(range) } else { Some(self.bypasses.enter_beside(range)) };
             }
-            return match pass {
+            return match bypassing {
                 None => Way::Blocked,
                 Some(_) if buffered => Way::Wait,
                 Some(_) => Way::Through { required },
             };
         }
-        *pass = None;
-        if self.passing.overlaps(range) {
+        *bypassing = None;
+        if self.bypasses.overlaps(range) {
             return Way::Blocked;
         }
         book.reserve(&self.buffer.area, kind, len).map_or(Way::Wait, Way::Append)
@@ -362,9 +358,9 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn allocate(&self, caller: &dyn Caller, offset: u64, len: u64) -> Result<(), Stopped> {
+    pub fn allocate(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         let range = offset..offset;
-        self.through(caller, &self.passing.enter_beside(&range), &range, |engine| engine.allocate(offset, len))
+        self.through(hold, &self.bypasses.enter_beside(&range), &range, |engine| engine.allocate(offset, len))
     }
 
     /// Whether this core has the gate, open or closed, and has taken over what there was.

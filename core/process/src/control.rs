@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
@@ -18,6 +18,7 @@ use everdisk_sys::{
     link::{Link, LinkError},
     packet,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// A connection on which nothing is asked for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -33,6 +34,7 @@ pub(crate) struct ControlSocket(PathBuf);
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        // The directory may be gone with it.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -82,7 +84,7 @@ struct Connection {
 
 impl Connections {
     fn list(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Takes a connection in; `None` when there is no room.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use everdisk_engine::{IoError, Stopped, WriteBack};
+use everdisk_engine::{IoError, WriteBack};
+use everdisk_gate::hold::Hold;
 use everdisk_store::Sought;
-use everdisk_transport::disk::{Disk, Errno, Failure, FileRange, Hold};
-
-use crate::gate::Request;
+use everdisk_sys::file::FileRange;
+use everdisk_transport::disk::{Disk, Errno, Stopped};
 
 /// A volume, its name, and the version of the core it is served by.
 pub(crate) struct VolumeDisk {
@@ -27,11 +27,8 @@ fn errno(error: IoError) -> Errno {
     Errno(error.errno())
 }
 
-fn failure(stopped: Stopped) -> Failure {
-    match stopped {
-        Stopped::Failed(error) => Failure::Errno(errno(error)),
-        Stopped::Abandoned => Failure::Abandoned,
-    }
+fn told(stopped: everdisk_engine::Stopped) -> Stopped {
+    stopped.map(errno)
 }
 
 impl Disk for VolumeDisk {
@@ -39,38 +36,37 @@ impl Disk for VolumeDisk {
         self.volume.engine().size()
     }
 
-    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        self.volume.read(&Request(hold), offset, buf).map_err(failure)
+    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
+        self.volume.read(hold, offset, buf).map_err(told)
     }
 
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
-        let range = self.volume.in_memory(offset, len)?;
-        Some(FileRange { file: range.file, offset: range.offset, len: range.len })
+        self.volume.in_memory(offset, len)
     }
 
-    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
-        self.volume.write(&Request(hold), offset, data).map_err(failure)
+    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
+        self.volume.write(hold, offset, data).map_err(told)
     }
 
-    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
-        self.volume.flush(&Request(hold)).map_err(failure)
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        self.volume.flush(hold).map_err(told)
     }
 
-    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
-        self.volume.discard(&Request(hold), offset, len).map_err(failure)
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.volume.discard(hold, offset, len).map_err(told)
     }
 
-    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
-        self.volume.write_zeroes(&Request(hold), offset, len).map_err(failure)
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.volume.write_zeroes(hold, offset, len).map_err(told)
     }
 
-    fn allocate(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
-        self.volume.allocate(&Request(hold), offset, len).map_err(failure)
+    fn allocate(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
+        self.volume.allocate(hold, offset, len).map_err(told)
     }
 
-    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
+    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         let what = if hole { Sought::Hole } else { Sought::Data };
-        let found = self.volume.seek(&Request(hold), offset, what).map_err(failure)?;
+        let found = self.volume.seek(hold, offset, what).map_err(told)?;
         Ok(found.ok_or(Errno(rustix::io::Errno::NXIO.raw_os_error()))?)
     }
 

@@ -8,7 +8,7 @@ use std::sync::{
     },
 };
 
-use everdisk_engine::{Caller, Gate, Work};
+use everdisk_engine::{Gate, Work};
 use everdisk_gate::ticket::{self, Pass};
 use everdisk_proto::{
     gate_word::GateWord,
@@ -20,7 +20,6 @@ use everdisk_sys::{
     memory::SharedSegment,
     wake::{self, Who},
 };
-use everdisk_transport::disk::Hold;
 
 /// A core's place at the gate.
 pub(crate) struct CoreGate {
@@ -32,9 +31,7 @@ impl CoreGate {
     fn word(&self) -> Option<GateWord> {
         GateWord::decode(self.segment.gate.word.load(Acquire)).filter(|gate| gate.slot == self.slot)
     }
-}
 
-impl CoreGate {
     fn area(&self) -> &CoreArea {
         &self.segment.cores[self.slot.index()]
     }
@@ -86,39 +83,12 @@ impl Gate for CoreGate {
 
     fn may_write(&self) -> bool {
         let others = Slot::all().filter(|slot| *slot != self.slot);
-        let others = others.filter_map(|slot| self.segment.cores.get(slot.index()));
+        let others = others.map(|slot| &self.segment.cores[slot.index()]);
         ticket::may_write(others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender])))
     }
 
     fn taken_over(&self, bytes: u64) {
         self.segment.gate.adopted_bytes.store(bytes, Relaxed);
         self.segment.gate.adopted_ns.store(monotonic_ns(), Relaxed);
-    }
-}
-
-/// A request of a front end, as the engine sees it.
-pub(crate) struct Request<'a>(pub(crate) &'a dyn Hold);
-
-impl Caller for Request<'_> {
-    fn synchronous(&self) -> bool {
-        self.0.synchronous()
-    }
-    fn away(&self) {
-        self.0.away();
-    }
-    fn writing(&self) {
-        self.0.writing();
-    }
-    fn back(&self) -> bool {
-        self.0.back()
-    }
-    fn waits(&self) {
-        self.0.waits();
-    }
-    fn errors_told(&self) -> Option<u64> {
-        self.0.errors_told()
-    }
-    fn tells_errors(&self, errors: u64) {
-        self.0.tells_errors(errors);
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn serve(
     joined: &OnceLock<Arc<WriteBack>>,
 ) -> Result<(), Fatal> {
     let (mut link, mut lent, volume) = join(spec, identity, engine, socket)?;
-    let _ = joined.set(Arc::clone(&volume));
+    joined.set(Arc::clone(&volume)).expect("a core joins once");
     let sending = Arc::clone(&volume);
     let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
     let flushing = Arc::clone(&volume);
@@ -293,7 +293,7 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
         nbd.clone()
     });
     let connections = lent.workers.connections();
-    let count = u32::try_from(connections.len() + lent.waiting.len()).unwrap_or(0);
+    let count = u32::try_from(connections.len() + lent.waiting.len()).expect("a connection takes a descriptor");
     let locks = u32::try_from(lent.locks.len()).expect("a volume has at most 64 nodes");
     link.send(3, ToInterface::Returned { file, nbd, connections: count, locks }, &fds)?;
     for some in lent.locks.chunks(FRAME_FDS_MAX) {

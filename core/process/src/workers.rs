@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -28,6 +28,7 @@ use everdisk_transport::{
     nbd::{self, connection::Connection},
     worker::Seat,
 };
+use parking_lot::Mutex;
 
 use crate::disk::VolumeDisk;
 
@@ -103,19 +104,12 @@ struct Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(taken) = lock(&self.shared.tickets).get_mut(self.ticket) {
-            *taken = false;
-        }
+        self.shared.tickets.lock()[self.ticket] = false;
         if let Some(served) = &self.stands_in_for {
             self.shared.standins.fetch_sub(1, Relaxed);
             served.standins.fetch_sub(1, Relaxed);
         }
     }
-}
-
-/// Locks; what a panic of another thread left is as good as it was.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Workers {
@@ -133,7 +127,7 @@ impl Workers {
         });
         let watched = Arc::clone(&shared);
         let watcher = thread::Builder::new().name("watch".to_owned()).spawn(move || watch::watch(&watched))?;
-        let _ = shared.watcher.set(watcher.thread().clone());
+        shared.watcher.set(watcher.thread().clone()).expect("it is set here only");
         Ok(Self(shared))
     }
 
@@ -158,7 +152,8 @@ impl Workers {
         let (ready, parked) = mpsc::channel();
         thread::Builder::new().name("guard".to_owned()).spawn(move || {
             let shared = &taken.shared;
-            let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
+            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
+            // Whoever started it may have lost patience.
             let _ = ready.send(());
             seat.stand_guard(&*shared.disk, || shared.has_probers());
         })?;
@@ -184,14 +179,14 @@ impl Workers {
 
     /// Whether there is a ticket for another worker.
     pub(crate) fn have_room(&self) -> bool {
-        lock(&self.0.tickets).contains(&false)
+        self.0.tickets.lock().contains(&false)
     }
 
     /// Lets go of connections that have ended, here or in another core.
     pub(crate) fn sweep(&self) {
         let ended = |served: &Served| served.connection().is_some_and(Connection::has_ended);
         let mut gone = false;
-        lock(&self.0.served).retain(|served| {
+        self.0.served.lock().retain(|served| {
             if ended(served) {
                 served.stop.store(true, Release);
                 served.lead().rouse();
@@ -206,12 +201,12 @@ impl Workers {
 
     /// The NBD connections.
     pub(crate) fn connections(&self) -> Vec<Arc<Served>> {
-        lock(&self.0.served).iter().filter(|served| served.connection().is_some()).cloned().collect()
+        self.0.served.lock().iter().filter(|served| served.connection().is_some()).cloned().collect()
     }
 
     /// Whether the workers of the file have ended because it was unmounted or /dev/fuse failed.
     pub(crate) fn file_has_ended(&self) -> bool {
-        let served = lock(&self.0.served);
+        let served = self.0.served.lock();
         let mut file = served.iter().filter(|served| served.connection().is_none()).peekable();
         file.peek().is_some() && file.any(|served| served.running.load(Acquire) == 0)
     }
@@ -220,7 +215,7 @@ impl Workers {
     /// the process.
     pub(crate) fn stop(self) {
         self.0.stop.store(true, Release);
-        for served in lock(&self.0.served).iter() {
+        for served in self.0.served.lock().iter() {
             served.stop.store(true, Release);
             served.lead().rouse();
         }
@@ -245,10 +240,9 @@ impl Served {
 impl Shared {
     /// Wakes parked workers, so that they see that they are to end.
     fn rouse(&self) {
-        if let Some(area) = self.segment.cores.get(self.slot.index()) {
-            area.wake.fetch_add(1, Release);
-            wake::wake(&area.wake, Who::All);
-        }
+        let area = &self.segment.cores[self.slot.index()];
+        area.wake.fetch_add(1, Release);
+        wake::wake(&area.wake, Who::All);
     }
 
     /// A ticket that nobody has, the lowest; one may become free within this time.
@@ -256,10 +250,10 @@ impl Shared {
         let begin = Instant::now();
         loop {
             let free = {
-                let mut tickets = lock(&self.tickets);
+                let mut tickets = self.tickets.lock();
                 let free = tickets.iter().position(|taken| !taken);
-                if let Some(taken) = free.and_then(|index| tickets.get_mut(index)) {
-                    *taken = true;
+                if let Some(index) = free {
+                    tickets[index] = true;
                 }
                 free
             };
@@ -274,11 +268,9 @@ impl Shared {
     /// Begins to serve something with its first worker.
     fn serve_with(&self, served: Served, first: Taken, ready: mpsc::Sender<()>) -> io::Result<()> {
         let served = Arc::new(served);
-        if let Some(watcher) = self.watcher.get() {
-            served.lead().watched_by(watcher.clone());
-        }
+        served.lead().watched_by(self.watcher.get().expect("set before anything is served").clone());
         Self::start(&served, first, ready)?;
-        lock(&self.served).push(served);
+        self.served.lock().push(served);
         Ok(())
     }
 
@@ -293,11 +285,11 @@ impl Shared {
         let started = Arc::clone(&served);
         let body = move || {
             let shared = &taken.shared;
-            if let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop) {
-                let _ = ready.send(());
-                served.is_coming.store(false, Release);
-                shared.serve(&seat, &served, locked.as_mut());
-            }
+            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop);
+            // Nobody waits for a stand-in.
+            let _ = ready.send(());
+            served.is_coming.store(false, Release);
+            shared.serve(&seat, &served, locked.as_mut());
             served.running.fetch_sub(1, AcqRel);
         };
         let thread = thread::Builder::new().name("worker".to_owned()).spawn(body);
@@ -328,20 +320,20 @@ impl Shared {
                 let ended = nbd::serve::serve(seat, connection, &self.disk.name, &*self.disk, &mut buffers);
                 tracing::debug!(connection = connection.number, ?ended, "a worker of a connection has ended");
             }
-            (What::Fuse(..), None) => {}
+            (What::Fuse(..), None) => unreachable!("a worker of the file has buffers"),
         }
     }
 
     /// Whether others probe when this core is given the gate: a worker of the file, or those of connections that are so few that all
     /// of them may at once.
     fn has_probers(&self) -> bool {
-        let served = lock(&self.served);
+        let served = self.served.lock();
         let connections = served.iter().filter(|served| served.connection().is_some()).count();
         connections < served.len() || (1..=PROBERS_MAX).contains(&connections)
     }
 
-    fn ticket(&self, index: usize) -> Option<&Ticket> {
-        self.segment.cores.get(self.slot.index())?.tickets.get(index)
+    fn ticket(&self, index: usize) -> &Ticket {
+        &self.segment.cores[self.slot.index()].tickets[index]
     }
 
     /// Starts another worker, which takes the lead if it is still wanted then.

@@ -35,11 +35,15 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_sys::cache::{Resident, reserve};
+use everdisk_sys::{
+    cache::{Resident, reserve},
+    file::FileRange,
+};
+use parking_lot::Mutex;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags, retry_on_intr},
@@ -48,7 +52,7 @@ use uuid::Uuid;
 
 pub use self::format::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use self::whole::Stopped;
-use crate::{FileRange, NodeFormat, OpenError, Sought, Store, StoreError};
+use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
 
 /// Zeros are written in pieces of this size where the file system has no better way.
 const ZEROS_PIECE: u64 = 1 << 20;
@@ -147,8 +151,8 @@ impl DirStore {
     fn clear_data(&self, mut at: u64, end: u64) -> Result<(), StoreError> {
         let mut piece = vec![0; CLEARED_PIECE];
         while at < end {
-            let n = usize::try_from(end - at).unwrap_or(usize::MAX).min(CLEARED_PIECE);
-            let found = piece.get_mut(..n).unwrap_or_default();
+            let n = usize::try_from(end - at).map_or(CLEARED_PIECE, |left| left.min(CLEARED_PIECE));
+            let found = &mut piece[..n];
             self.read_at(at, found)?;
             if found.iter().any(|byte| *byte != 0) {
                 found.fill(0);
@@ -162,10 +166,10 @@ impl DirStore {
     /// For a file system that knows neither zeroed ranges nor holes.
     #[cold]
     fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).unwrap_or_default()];
+        let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).expect("a piece lies in memory")];
         (0..len).step_by(zeros.len().max(1)).try_for_each(|done| {
-            let n = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
-            self.write_at(offset + done, zeros.get(..n).unwrap_or_default())
+            let n = usize::try_from(len - done).map_or(zeros.len(), |left| left.min(zeros.len()));
+            self.write_at(offset + done, &zeros[..n])
         })
     }
 }
@@ -228,7 +232,7 @@ impl Store for DirStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        let file = Arc::clone(&self.flushed.lock().unwrap_or_else(PoisonError::into_inner));
+        let file = Arc::clone(&self.flushed.lock());
         retry_on_intr(|| rustix::fs::fdatasync(&file)).map_err(|e| self.failed("flush", e))
     }
 
@@ -240,7 +244,7 @@ impl Store for DirStore {
         if !is_same(&self.data, &file).map_err(|e| self.failed("look at the data", e))? {
             return Err(self.failed("open the data anew", Errno::STALE));
         }
-        *self.flushed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        *self.flushed.lock() = Arc::new(file);
         Ok(())
     }
 

@@ -12,9 +12,8 @@ pub mod dir;
 mod error;
 pub mod room;
 
-use std::os::fd::BorrowedFd;
-
 use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
+use everdisk_sys::file::FileRange;
 use uuid::Uuid;
 
 pub use crate::dir::Created;
@@ -27,17 +26,6 @@ pub enum Sought {
     Data,
     /// A byte that takes no space and reads as zero; the end of the node counts as one.
     Hole,
-}
-
-/// A part of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct FileRange<'a> {
-    /// The file.
-    pub file: BorrowedFd<'a>,
-    /// Where the part begins.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
 }
 
 /// One storage node. Every operation may be called from many threads at once.

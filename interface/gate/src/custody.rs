@@ -135,8 +135,8 @@ impl Custody {
             _ => None,
         };
         let mut seats = [Seat::Vacant; CORES_MAX];
-        if let Some(seat) = last.and_then(|slot| seats.get_mut(slot.index())) {
-            *seat = Seat::Armed;
+        if let Some(slot) = last {
+            seats[slot.index()] = Seat::Armed;
         }
         Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, synchronous, crashes }
     }
@@ -158,7 +158,7 @@ impl Custody {
 
     /// What is known of a slot.
     pub fn seat(&self, slot: Slot) -> Seat {
-        self.seats.get(slot.index()).copied().unwrap_or_default()
+        self.seats[slot.index()]
     }
 
     /// The core that serves.
@@ -175,9 +175,7 @@ impl Custody {
     }
 
     fn set_seat(&mut self, slot: Slot, seat: Seat) {
-        if let Some(place) = self.seats.get_mut(slot.index()) {
-            *place = seat;
-        }
+        self.seats[slot.index()] = seat;
     }
 
     /// The mode in which the core that has the gate serves.
@@ -295,7 +293,7 @@ impl Custody {
     /// Time has passed: a lease may be over (D8).
     pub fn tick(&mut self, now_ns: u64) -> Act {
         match self.state {
-            State::Suspended { until_ns, .. } if now_ns >= until_ns => self.resume().unwrap_or(Act::Nothing),
+            State::Suspended { until_ns, .. } if now_ns >= until_ns => self.resume().expect("it is suspended"),
             _ => Act::Nothing,
         }
     }

@@ -72,8 +72,11 @@ impl Pass {
     }
 
     /// The word it was given under.
-    pub fn word(self) -> Option<GateWord> {
-        GateWord::decode(self.0)
+    ///
+    /// # Panics
+    /// Where it was made [of](Pass::of) a word that admits nobody.
+    pub fn word(self) -> GateWord {
+        GateWord::decode(self.0).expect("a pass is given under a word that admits")
     }
 
     /// Whether a request that was kept under `self` may be executed under `other`: the same core and generation, so

@@ -12,7 +12,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        OnceLock,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -21,6 +21,8 @@ use std::{
     thread::{self, Thread},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// An idle worker looks around this often even if nobody wakes it.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
@@ -65,13 +67,16 @@ impl Lead {
         }
     }
 
-    /// This thread brings more workers from now on: it is unparked when one is wanted. To be called once.
+    /// This thread brings more workers from now on: it is unparked when one is wanted.
+    ///
+    /// # Panics
+    /// On a second call.
     pub fn watched_by(&self, watcher: Thread) {
-        let _ = self.watcher.set(watcher);
+        self.watcher.set(watcher).expect("a channel is watched by one thread");
     }
 
     fn followers(&self) -> MutexGuard<'_, Followers> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followers.lock()
     }
 
     /// Who leads.

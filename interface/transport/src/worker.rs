@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use everdisk_gate::ticket::{self, Admission, Pass};
+use everdisk_gate::{
+    hold::Hold,
+    ticket::{self, Admission, Pass},
+};
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
     ids::Slot,
@@ -22,10 +25,7 @@ use everdisk_sys::{
     wake::{self, Who},
 };
 
-use crate::{
-    channel::Lead,
-    disk::{Disk, Hold},
-};
+use crate::{channel::Lead, disk::Disk};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_LOOK: Duration = Duration::from_secs(1);
@@ -46,14 +46,17 @@ pub struct Seat<'a> {
 }
 
 impl<'a> Seat<'a> {
-    /// Takes the ticket `index` of the core in `slot`; `None` when there is none of that number. The ticket is PARKED.
-    pub fn take(segment: &'a Segment, slot: Slot, index: usize, stop: &'a AtomicBool) -> Option<Self> {
-        let core = segment.cores.get(slot.index())?;
-        let ticket = core.tickets.get(index)?;
+    /// Takes the ticket `index` of the core in `slot`. The ticket is PARKED.
+    ///
+    /// # Panics
+    /// A core has no ticket of that number.
+    pub fn take(segment: &'a Segment, slot: Slot, index: usize, stop: &'a AtomicBool) -> Self {
+        let core = &segment.cores[slot.index()];
+        let ticket = &core.tickets[index];
         ticket.holding.store(0, Relaxed);
         ticket.tid.store(thread_id(), Relaxed);
         ticket::park(&ticket.state);
-        Some(Self {
+        Self {
             gate: &segment.gate,
             front: &segment.front,
             core,
@@ -62,7 +65,7 @@ impl<'a> Seat<'a> {
             index,
             who: if index == 0 { Who::First } else { Who::Others },
             stop,
-        })
+        }
     }
 
     /// Index of its ticket.
@@ -84,9 +87,7 @@ impl<'a> Seat<'a> {
             }
             match ticket::unpark(&self.gate.word, &self.ticket.state, self.slot) {
                 Admission::Admitted(pass) => {
-                    if let Some(gate) = pass.word() {
-                        disk.take_over(gate.generation.0);
-                    }
+                    disk.take_over(pass.word().generation.0);
                     return Some(pass);
                 }
                 Admission::Probe(gate) if self.may_probe() => self.probe(gate, disk),
@@ -99,7 +100,7 @@ impl<'a> Seat<'a> {
 
     /// The first worker probes; where it waits for a storage node, any other.
     fn may_probe(&self) -> bool {
-        self.who == Who::First || self.core.tickets.first().is_some_and(|first| !ticket::is_parked(&first.state))
+        self.who == Who::First || !ticket::is_parked(&self.core.tickets[0].state)
     }
 
     /// Takes over what the predecessor left, reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
@@ -143,6 +144,7 @@ impl<'a> Seat<'a> {
     /// The first request of a generation leaves its time behind: the end of the pause.
     pub fn note_first_request(&self) {
         if self.gate.first_request_ns.load(Relaxed) == 0 {
+            // Whoever was quicker was the first.
             let _ = self.gate.first_request_ns.compare_exchange(0, monotonic_ns(), AcqRel, Relaxed);
         }
     }

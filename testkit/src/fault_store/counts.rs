@@ -8,11 +8,10 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
+
+use parking_lot::Mutex;
 
 use super::Operation;
 
@@ -161,7 +160,7 @@ impl Counter {
     /// An operation comes to the node; its end is when what is returned is dropped.
     pub(super) fn arrive(&self) -> UnderWay<'_> {
         let now = self.under_way.fetch_add(1, Relaxed) + 1;
-        if now > self.counts.lock().unwrap_or_else(PoisonError::into_inner).most_at_once {
+        if now > self.counts.lock().most_at_once {
             self.note(|counts| counts.most_at_once = counts.most_at_once.max(now));
         }
         UnderWay(&self.under_way)
@@ -197,7 +196,7 @@ impl Counter {
 
     /// Changes the counts and the file under one lock, so that the file never goes back.
     fn note(&self, change: impl FnOnce(&mut Counts)) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         change(&mut counts);
         let mut bytes = [0; WORDS * 8];
         bytes.chunks_exact_mut(8).zip(counts.words()).for_each(|(b, word)| b.copy_from_slice(&word.to_le_bytes()));

@@ -13,6 +13,7 @@
 //! | `delay_us=N` | it is done N µs later |
 //! | `fail=EIO` | it is not done and fails so; `ENOSPC`, `EOPNOTSUPP` and plain numbers are known as well |
 //! | `hang` | it waits until the line is gone |
+//! | `astray` | a look for data or holes finds one before where it began, which no store may say; once, for the file goes with it (`read` only) |
 //! | `lose` | it is not done and reported as done: a node that lies (not for `read`) |
 //! | `drop=EIO` | a flush of a [volatile](super::make_volatile) node: what is unflushed is lost, and it fails so (`flush` only) |
 //!
@@ -65,6 +66,8 @@ pub struct Fault {
     pub fail: Option<i32>,
     /// It is left out.
     pub lose: bool,
+    /// It breaks the contract of a store.
+    pub astray: bool,
     /// It loses what is unflushed and fails with this errno.
     pub drop: Option<i32>,
 }
@@ -76,6 +79,7 @@ impl Fault {
             delay: self.delay + other.delay,
             fail: self.fail.or(other.fail),
             lose: self.lose || other.lose,
+            astray: self.astray || other.astray,
             drop: self.drop.or(other.drop),
         }
     }
@@ -142,6 +146,7 @@ fn fault(line: &str) -> Option<(Kind, Fault)> {
     let fault = match effect.split_once('=') {
         None if effect == "hang" => Fault { hang: true, ..Fault::default() },
         None if effect == "lose" && kind != Kind::Read => Fault { lose: true, ..Fault::default() },
+        None if effect == "astray" && kind == Kind::Read => Fault { astray: true, ..Fault::default() },
         Some(("delay_us", us)) => Fault { delay: Duration::from_micros(us.parse().ok()?), ..Fault::default() },
         Some(("fail", name)) => Fault { fail: Some(errno(name)?), ..Fault::default() },
         Some(("drop", name)) if kind == Kind::Flush => Fault { drop: Some(errno(name)?), ..Fault::default() },

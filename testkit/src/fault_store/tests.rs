@@ -81,6 +81,8 @@ fn the_language() {
     assert!(faults.on(Operation::Zeroes).hang);
     let faults: Faults = "all hang".parse().unwrap();
     assert!(faults.on(Operation::Read).hang && faults.on(Operation::Flush).hang && faults.on(Operation::Discard).hang);
+    let faults: Faults = "read astray".parse().unwrap();
+    assert_eq!(faults.on(Operation::Read), Fault { astray: true, ..Fault::default() });
     let faults: Faults = "flush drop=EIO".parse().unwrap();
     assert_eq!(faults.on(Operation::Flush), Fault { drop: Some(EIO), ..Fault::default() });
     assert_eq!("".parse(), Ok(Faults::default()));
@@ -91,6 +93,7 @@ fn the_language() {
         "write fail=EWHAT",
         "write delay_us=-1",
         "read lose",
+        "write astray",
         "all lose",
         "all drop=EIO",
         "write drop=EIO",
@@ -126,6 +129,9 @@ fn each_operation_meets_with_its_fault_and_only_with_that() {
     store.read_at(0, &mut buf).unwrap();
     assert!(began.elapsed() >= Duration::from_millis(30));
     assert_eq!(buf, [7; 4096], "what failed or was lost is not there");
+    say("read astray");
+    assert_eq!(store.next(4096, Sought::Hole).unwrap(), Some(4095));
+    assert_eq!(store.next(4096, Sought::Hole).unwrap(), Some(1 << 20), "once");
     say("nonsense");
     assert_eq!(errno(store.flush()), Some(EIO), "a file that is not understood is noticed");
     fs::remove_file(fault_file(&url)).unwrap();

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use everdisk_engine::{Caller, Engine, Gate, Work, WriteBack};
+use everdisk_engine::{Engine, Gate, Hold, Work, WriteBack};
 use everdisk_proto::{
     limits::{BUFFER_DEFAULT, STRIPE_DEFAULT},
     segment::MAGIC,
@@ -49,7 +49,7 @@ impl Gate for Alone {
     fn leave(&self, _: Work) {}
 }
 
-impl Caller for Alone {
+impl Hold for Alone {
     fn synchronous(&self) -> bool {
         false
     }

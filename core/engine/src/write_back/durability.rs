@@ -145,7 +145,7 @@ fn d3_an_error_that_a_core_was_told_of_too_late_is_its_successors_as_well() {
     bench.fails(true);
     let place = bench.place.clone();
     // The gate goes to another core in the middle of the flush.
-    *lock(&bench.files[0].in_flush) = Some(Box::new(move || place.0.store(0, SeqCst)));
+    *bench.files[0].in_flush.lock() = Some(Box::new(move || place.0.store(0, SeqCst)));
     assert!(bench.core.flush_within(Duration::from_secs(5)).is_err());
     bench.fails(false);
     standby.0.forget_told_errors();
@@ -187,17 +187,17 @@ fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
         file.fails.store(false, SeqCst);
     }));
     let range = 4096..8192;
-    let pass = bench.core.passing.enter(&range).unwrap();
+    let bypassing = bench.core.bypasses.enter(&range).unwrap();
     let times = AtomicU32::new(0);
-    let through = bench.core.through(&synchronous(), &pass, &range, |engine| {
+    let through = bench.core.through(&synchronous(), &bypassing, &range, |engine| {
         times.fetch_add(1, SeqCst);
         engine.write(4096, &[7; 4096])?;
-        if let Some(flush) = lock(&flush).take() {
+        if let Some(flush) = flush.lock().take() {
             flush();
         }
         Ok(())
     });
-    drop(pass);
+    drop(bypassing);
     through.unwrap();
     assert_eq!(times.load(SeqCst), 2);
     assert_eq!(bench.byte(4096).unwrap(), 7);
@@ -209,7 +209,7 @@ fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
     let bench = Bench::new();
     bench.core.write(&front(), 0, &[1; 4096]).unwrap();
     let core = Arc::clone(&bench.core);
-    *lock(&bench.files[0].in_flush) = Some(Box::new(move || {
+    *bench.files[0].in_flush.lock() = Some(Box::new(move || {
         core.write(&front(), 65_536, &[2; 4096]).unwrap();
         while matches!(core.turn(1 << 20), crate::sender::Turn::Sent) {}
         core.write(&synchronous(), 131_072, &[3; 4096]).unwrap();
@@ -267,7 +267,7 @@ fn d5_a_volume_that_never_bypasses_acknowledges_nothing_that_can_be_lost() {
     for buffer in [2 << 20, 0] {
         let bench = Bench::with(buffer, Bypass::Never, 1);
         bench.core.write(&synchronous(), 0, &[1; 4096]).unwrap();
-        assert!(lock(&bench.files[0].before).is_empty(), "it is durable");
+        assert!(bench.files[0].before.lock().is_empty(), "it is durable");
         bench.fails(true);
         assert!(bench.core.write(&synchronous(), 8192, &[1; 4096]).is_err(), "the writer is told");
     }
@@ -278,15 +278,15 @@ fn d5_a_volume_that_never_bypasses_acknowledges_nothing_that_can_be_lost() {
 fn d5_a_write_that_never_bypasses_is_written_again_when_a_flush_failed_beside_it() {
     let bench = Bench::with(0, Bypass::Never, 1);
     let core = Arc::clone(&bench.core);
-    *lock(&bench.files[0].in_flush) = Some(Box::new(move || core.buffer.note_failure()));
+    *bench.files[0].in_flush.lock() = Some(Box::new(move || core.buffer.note_failure()));
     let times = AtomicU32::new(0);
     let range = 4096..8192;
-    let pass = bench.core.passing.enter(&range).unwrap();
-    let through = bench.core.through(&synchronous(), &pass, &range, |engine| {
+    let bypassing = bench.core.bypasses.enter(&range).unwrap();
+    let through = bench.core.through(&synchronous(), &bypassing, &range, |engine| {
         times.fetch_add(1, SeqCst);
         engine.write(4096, &[7; 4096])
     });
-    drop(pass);
+    drop(bypassing);
     through.unwrap();
     assert_eq!(times.load(SeqCst), 2);
 }
@@ -379,11 +379,11 @@ fn a_hole_is_never_found_where_acknowledged_data_is() {
     let bench = Bench::new();
     bench.core.write(&front(), 65_536, &[7; 4096]).unwrap();
     let core = Arc::clone(&bench.core);
-    *lock(&bench.files[0].at_hole) = Some(Box::new(move || core.flush(&front()).unwrap()));
+    *bench.files[0].at_hole.lock() = Some(Box::new(move || core.flush(&front()).unwrap()));
     bench.core.write(&synchronous(), 61_440, &[7; 4096]).unwrap();
     let hole = bench.core.seek(&front(), 61_440, Sought::Hole).unwrap().unwrap();
     assert!(!(61_440..69_632).contains(&hole), "SEEK_HOLE says that {hole} is a hole");
-    assert!(lock(&bench.files[0].at_hole).is_none(), "the flush came in between");
+    assert!(bench.files[0].at_hole.lock().is_none(), "the flush came in between");
 }
 
 /// A discard is acknowledged although the node hangs or is full, drops what is buffered, and keeps no write out of the buffer.

@@ -12,24 +12,23 @@
 //! One runs at a time: of two at once on one open file, only one is told of an error (lib/errseq.c).
 
 use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{
-            AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
-        },
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use super::{LOOK, PUBLISHED_SOON, WriteBack, lock, unsent};
+use parking_lot::{Condvar, Mutex};
+
+use super::{LOOK, PUBLISHED_SOON, WriteBack, unsent};
 use crate::{
     IoError,
     engine::NotFlushed,
-    gate::{Caller, Stopped, Work, away, back},
-    policy,
-    sender::{BATCH_BYTES, Turn},
+    gate::{Hold, Stopped, Work, away, back},
+    policy::{self, BATCH_BYTES},
+    sender::Turn,
 };
 
 /// A flush that an application waits for ends after this time.
@@ -99,15 +98,15 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`]; what is buffered stays so. [`IoError::FailedBefore`] when it is durable, and an earlier flush failed of which the
-    /// caller was not told.
-    pub fn flush(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        away(caller, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
+    /// client was not told.
+    pub fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        away(hold, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
         let flushed = self.flush_now(Instant::now() + FLUSH_LIMIT, true);
-        back(caller)?;
+        back(hold)?;
         let errors = self.buffer.area.flush_errors().load(Acquire);
-        let is_news = caller.errors_told().is_some_and(|told| told != errors);
+        let is_news = hold.errors_told().is_some_and(|told| told != errors);
         if is_news {
-            caller.tells_errors(errors);
+            hold.tells_errors(errors);
         }
         match flushed? {
             true if is_news => Err(IoError::FailedBefore.into()),
@@ -139,10 +138,10 @@ impl WriteBack {
     }
 
     /// A write past the buffer is made durable before it is acknowledged.
-    pub(super) fn make_durable(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        away(caller, true);
+    pub(super) fn make_durable(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        away(hold, true);
         let flushed = self.flush_nodes(Instant::now() + FLUSH_LIMIT, true);
-        back(caller)?;
+        back(hold)?;
         if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }.into()) }
     }
 
@@ -207,7 +206,7 @@ impl WriteBack {
     /// [`IoError::NotDurable`].
     pub(super) fn flush_nodes(&self, deadline: Instant, here: bool) -> Result<bool, IoError> {
         let here = self.may_do_it_here(here && self.engine.is_quick_to_flush());
-        let mut state = lock(&self.flushes.state);
+        let mut state = self.flushes.state.lock();
         let number = state.begun + 1;
         loop {
             if state.ended >= number {
@@ -216,7 +215,7 @@ impl WriteBack {
             if !state.runs && here {
                 drop(state);
                 self.run_flush();
-                state = lock(&self.flushes.state);
+                state = self.flushes.state.lock();
                 continue;
             }
             if state.wanted < number {
@@ -227,14 +226,14 @@ impl WriteBack {
             if left.is_zero() {
                 return Ok(false);
             }
-            state = self.flushes.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.flushes.changed.wait_for(&mut state, left);
         }
     }
 
     /// Runs a flush, unless one runs.
     fn run_flush(&self) {
         let number = {
-            let mut state = lock(&self.flushes.state);
+            let mut state = self.flushes.state.lock();
             if state.runs {
                 return;
             }
@@ -243,7 +242,7 @@ impl WriteBack {
             state.begun
         };
         let outcome = self.flush_once();
-        let mut state = lock(&self.flushes.state);
+        let mut state = self.flushes.state.lock();
         state.runs = false;
         state.ended = number;
         state.outcome = outcome;
@@ -260,8 +259,8 @@ impl WriteBack {
             return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0 });
         }
         // One that failed under a closed gate, which is open again for the same core.
-        if lock(&self.flushes.state).uncounted == Some(taken) && self.count_failure(taken, true) {
-            lock(&self.flushes.state).uncounted = None;
+        if self.flushes.state.lock().uncounted == Some(taken) && self.count_failure(taken, true) {
+            self.flushes.state.lock().uncounted = None;
         }
         let passed = buffer.passed();
         let is_noted = buffer.take_noted();
@@ -293,7 +292,7 @@ impl WriteBack {
             buffer.keep_noted();
         }
         buffer.set_flushed(passed);
-        lock(&self.flushes.state).failed_at = None;
+        self.flushes.state.lock().failed_at = None;
         buffer.note_flush(retired, None);
         None
     }
@@ -312,11 +311,11 @@ impl WriteBack {
         buffer.note_failure();
         // Who was told, and has written nothing since, need not be told of the same again.
         let now = (head, buffer.passed());
-        let is_news = lock(&self.flushes.state).failed_at.replace(now) != Some(now);
+        let is_news = self.flushes.state.lock().failed_at.replace(now) != Some(now);
         // It is counted when what is lost is in the segment, by the core that has the gate. Where this one has lost it the one that has it
         // is told of the error by its own opening, which forgets only what was counted.
         if !self.count_failure(taken, is_news) && is_news {
-            lock(&self.flushes.state).uncounted = Some(taken);
+            self.flushes.state.lock().uncounted = Some(taken);
         }
         let reason = failure.error.to_string();
         if !is_news {
@@ -369,7 +368,7 @@ impl WriteBack {
 
     /// What is written is to be made durable soon.
     pub(super) fn want_flush(&self) {
-        let mut state = lock(&self.flushes.state);
+        let mut state = self.flushes.state.lock();
         if !std::mem::replace(&mut state.soon, true) {
             self.flushes.changed.notify_all();
         }
@@ -382,13 +381,12 @@ impl WriteBack {
         self.tended.store(true, Release);
         loop {
             let (wanted, soon) = {
-                let state = lock(&self.flushes.state);
+                let mut state = self.flushes.state.lock();
                 // While another thread flushes there is nothing to do: its end is told.
                 let quiet =
                     |state: &mut State| !state.stop && (state.runs || (state.wanted <= state.begun && !state.soon));
                 let look = if self.serves() { FLUSHER_LOOK } else { IDLE_LOOK };
-                let waited = self.flushes.changed.wait_timeout_while(state, look, quiet);
-                let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                self.flushes.changed.wait_while_for(&mut state, quiet, look);
                 if state.stop {
                     return;
                 }
@@ -401,7 +399,7 @@ impl WriteBack {
             if wanted || (self.serves() && !backing_off && self.is_flush_due(soon, &mut since)) {
                 self.run_flush();
                 since = None;
-                let failed = lock(&self.flushes.state).outcome.is_some();
+                let failed = self.flushes.state.lock().outcome.is_some();
                 back_off = if failed { (back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX) } else { Duration::ZERO };
                 not_before = failed.then(|| Instant::now() + back_off);
             } else if soon {
@@ -442,7 +440,7 @@ impl WriteBack {
 
     /// Ends [`WriteBack::run_flusher`].
     pub(super) fn stop_flusher(&self) {
-        lock(&self.flushes.state).stop = true;
+        self.flushes.state.lock().stop = true;
         self.flushes.changed.notify_all();
     }
 }

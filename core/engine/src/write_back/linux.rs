@@ -54,7 +54,7 @@ impl Linux {
     fn keep(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         let mut old = vec![0; usize::try_from(len).unwrap()];
         self.inner.read_at(offset, &mut old)?;
-        lock(&self.file.before).push((offset, old));
+        self.file.before.lock().push((offset, old));
         Ok(())
     }
 
@@ -92,12 +92,12 @@ impl Store for Linux {
     fn flush(&self) -> Result<(), StoreError> {
         self.wait(&self.file.flush_hangs);
         self.file.flushes.fetch_add(1, SeqCst);
-        let then = lock(&self.file.in_flush).take();
+        let then = self.file.in_flush.lock().take();
         if let Some(then) = then {
             then();
         }
         {
-            let mut before = lock(&self.file.before);
+            let mut before = self.file.before.lock();
             if self.file.fails.load(SeqCst) && !before.is_empty() {
                 for (offset, old) in before.drain(..).rev() {
                     self.inner.write_at(offset, &old)?;
@@ -131,7 +131,7 @@ impl Store for Linux {
     }
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
         let found = self.inner.next(offset, sought);
-        let then = if sought == Sought::Hole { lock(&self.file.at_hole).take() } else { None };
+        let then = if sought == Sought::Hole { self.file.at_hole.lock().take() } else { None };
         if let Some(then) = then {
             then();
         }
@@ -176,7 +176,7 @@ pub(super) fn synchronous() -> Front {
     Front { synchronous: true, ..Front::default() }
 }
 
-impl Caller for Front {
+impl Hold for Front {
     fn synchronous(&self) -> bool {
         self.synchronous
     }

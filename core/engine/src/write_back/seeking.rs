@@ -6,7 +6,7 @@ use everdisk_store::Sought;
 use super::WriteBack;
 use crate::{
     IoError,
-    gate::{Caller, Stopped, away, back},
+    gate::{Hold, Stopped, away, back},
 };
 
 impl WriteBack {
@@ -15,10 +15,10 @@ impl WriteBack {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub fn seek(&self, caller: &dyn Caller, offset: u64, what: Sought) -> Result<Option<u64>, Stopped> {
-        away(caller, self.engine.is_slow_to_read());
+    pub fn seek(&self, hold: &dyn Hold, offset: u64, what: Sought) -> Result<Option<u64>, Stopped> {
+        away(hold, self.engine.is_slow_to_read());
         let found = self.seek_now(offset, what);
-        back(caller)?;
+        back(hold)?;
         Ok(found?)
     }
 

@@ -97,7 +97,7 @@ struct Request {
     over: AtomicBool,
 }
 
-impl Caller for Request {
+impl Hold for Request {
     fn synchronous(&self) -> bool {
         self.synchronous
     }
@@ -264,7 +264,7 @@ struct Preempted<'a> {
     over: AtomicBool,
 }
 
-impl Caller for Preempted<'_> {
+impl Hold for Preempted<'_> {
     fn synchronous(&self) -> bool {
         true
     }

@@ -1,14 +1,14 @@
 //! What goes on without a request: sending what has grown old or too much, and following another core.
 
 use std::{
-    sync::{PoisonError, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
-use super::{LOOK, WriteBack, lock};
+use super::{LOOK, WriteBack};
 use crate::{
-    policy::{self, Sending},
-    sender::{BATCH_BYTES, Turn},
+    policy::{self, BATCH_BYTES, Sending},
+    sender::Turn,
 };
 
 /// Buffered data is sent after this time, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
@@ -31,7 +31,7 @@ pub(super) struct SenderState {
 impl WriteBack {
     /// Asks a core that does not have the gate to stay close behind; returns when it is, with the bytes it knows of.
     pub fn follow(&self) -> u64 {
-        lock(&self.sender).close_until = Some(Instant::now() + CLOSE_FOR);
+        self.sender.lock().close_until = Some(Instant::now() + CLOSE_FOR);
         self.rouse_sender();
         self.follow_now();
         self.buffered_bytes()
@@ -44,13 +44,13 @@ impl WriteBack {
     }
 
     pub(super) fn rouse_sender(&self) {
-        let _sender = lock(&self.sender);
+        let _sender = self.sender.lock();
         self.work.notify_all();
     }
 
     /// Ends [`WriteBack::run_sender`] and [`WriteBack::run_flusher`].
     pub fn stop_tending(&self) {
-        lock(&self.sender).stop = true;
+        self.sender.lock().stop = true;
         self.work.notify_all();
         self.stop_flusher();
     }
@@ -66,7 +66,7 @@ impl WriteBack {
             if !self.serves() {
                 sending = Sending::Rests;
                 self.follow_now();
-                let close = lock(&self.sender).close_until.is_some_and(|until| Instant::now() < until);
+                let close = self.sender.lock().close_until.is_some_and(|until| Instant::now() < until);
                 next = if close { FOLLOW_CLOSELY } else { FOLLOW };
                 continue;
             }
@@ -101,12 +101,12 @@ impl WriteBack {
 
     /// False: the thread is to end.
     fn sender_sleep(&self, time: Duration) -> bool {
-        let sender = lock(&self.sender);
+        let mut sender = self.sender.lock();
         if sender.stop || time.is_zero() {
             return !sender.stop;
         }
         self.sender_sleeps.store(true, Relaxed);
-        let (sender, _) = self.work.wait_timeout(sender, time).unwrap_or_else(PoisonError::into_inner);
+        self.work.wait_for(&mut sender, time);
         self.sender_sleeps.store(false, Relaxed);
         !sender.stop
     }

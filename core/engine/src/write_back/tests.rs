@@ -85,7 +85,7 @@ fn request(synchronous: bool) -> Request {
     Request { synchronous, returns: Cell::new(u32::MAX) }
 }
 
-impl Caller for Request {
+impl Hold for Request {
     fn synchronous(&self) -> bool {
         self.synchronous
     }
@@ -378,7 +378,7 @@ fn d5_a_full_buffer_holds_writers_back_without_an_error() {
     assert!(bench.stored()[..65_536] == content(4, 64 << 10)[..]);
 }
 
-/// D5: a node that fails is tried again by itself, and the caller that asked for a flush is told.
+/// D5: a node that fails is tried again by itself, and the client that asked for a flush is told.
 #[test]
 fn d5_a_failed_flush_is_told_and_the_sender_tries_again() {
     let bench = Bench::new(2 << 20);

@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     Engine, IoError,
-    gate::{Caller, Stopped, away, back},
-    passing::Pass,
-    sender::{BATCH_BYTES, Turn},
+    bypasses::Bypassing,
+    gate::{Hold, Stopped, away, back},
+    policy::BATCH_BYTES,
+    sender::Turn,
 };
 
 /// So many writes past the buffer at once hardly wait for each other.
@@ -29,30 +30,30 @@ const BLOCKED_LOOK: Duration = Duration::from_micros(100);
 const REPEATS_MAX: u32 = 3;
 
 impl WriteBack {
-    /// Does an operation that writes to the nodes, behind the fence. The pass was taken under the gate. `range`: what it changes.
+    /// Does an operation that writes to the nodes, behind the fence. It was taken under the gate. `range`: what it changes.
     pub(super) fn through(
         &self,
-        caller: &dyn Caller,
-        pass: &Pass<'_>,
+        hold: &dyn Hold,
+        bypassing: &Bypassing<'_>,
         range: &Range<u64>,
         operation: impl Fn(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
         for _ in 0..=REPEATS_MAX {
             let failures = self.buffer.failures();
-            caller.writing();
+            hold.writing();
             if self.engine.is_slow_to_change() {
-                caller.waits();
+                hold.waits();
             }
             let look = self.buffer.begin_write();
             let done =
-                self.fence(pass).and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
-            back(caller)?;
+                self.fence(bypassing).and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
+            back(hold)?;
             match done {
                 // The gate came back meanwhile: the operation is kept and done then.
                 Ok(None) => return Err(Stopped::Abandoned),
                 done => done?,
             };
-            self.buffer.note_write(&look, pass.beside > BESIDE_MAX);
+            self.buffer.note_write(&look, bypassing.beside > BESIDE_MAX);
             if range.is_empty() {
                 return Ok(());
             }
@@ -64,7 +65,7 @@ impl WriteBack {
             }
             // A flush that failed meanwhile may have taken it: it had been told of the error, and this range was not noted yet.
             if self.buffer.failures() == failures && self.bypass == Bypass::Never {
-                self.make_durable(caller)?;
+                self.make_durable(hold)?;
             }
             // Nor is it durable by a flush that succeeded after one that failed.
             if self.buffer.failures() == failures {
@@ -75,16 +76,16 @@ impl WriteBack {
     }
 
     /// Waits until no other core writes to the nodes any more; false when this core has lost the gate, or lost it and was given it again
-    /// since the pass was taken: then what the pass is for was abandoned, and would wait for itself. This core's worker has announced
+    /// since `bypassing` was taken: then what that is for was abandoned, and would wait for itself. This core's worker has announced
     /// itself.
-    fn fence(&self, pass: &Pass<'_>) -> Result<bool, IoError> {
+    fn fence(&self, bypassing: &Bypassing<'_>) -> Result<bool, IoError> {
         let taken = self.taken.load(Acquire);
         if self.fenced.load(Acquire) == taken {
             return Ok(true);
         }
         let deadline = Instant::now() + ROOM_LIMIT;
         loop {
-            if self.gate.generation() != Some(taken) || pass.is_past() {
+            if self.gate.generation() != Some(taken) || bypassing.is_past() {
                 return Ok(false);
             }
             if self.may_write() {
@@ -100,7 +101,7 @@ impl WriteBack {
 
     /// Whether nobody writes to the nodes any more but this core under this generation.
     fn may_write(&self) -> bool {
-        self.passing.are_past_over() && self.gate.may_write()
+        self.bypasses.are_past_over() && self.gate.may_write()
     }
 
     /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
@@ -110,15 +111,15 @@ impl WriteBack {
     }
 
     /// A write past the buffer is under way in the same range; they end soon, or hang with their node.
-    pub(super) fn blocked(&self, caller: &dyn Caller) -> Result<(), Stopped> {
-        away(caller, self.engine.is_slow_to_change());
+    pub(super) fn blocked(&self, hold: &dyn Hold) -> Result<(), Stopped> {
+        away(hold, self.engine.is_slow_to_change());
         thread::sleep(BLOCKED_LOOK);
-        back(caller)
+        back(hold)
     }
 
     /// Sends a batch and flushes, or waits for it: for room, or for a range that is buffered.
-    pub(super) fn wait(&self, caller: &dyn Caller, patience: &mut Option<Patience>) -> Result<(), Stopped> {
-        away(caller, self.engine.is_slow_to_change() || self.engine.is_slow_to_flush());
+    pub(super) fn wait(&self, hold: &dyn Hold, patience: &mut Option<Patience>) -> Result<(), Stopped> {
+        away(hold, self.engine.is_slow_to_change() || self.engine.is_slow_to_flush());
         let buffer = &self.buffer;
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
@@ -147,7 +148,7 @@ impl WriteBack {
             buffer.wait_progress(seen, LOOK);
         }
         let verdict = patience.lasts(buffer);
-        back(caller)?;
+        back(hold)?;
         Ok(verdict?)
     }
 

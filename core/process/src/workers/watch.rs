@@ -18,7 +18,7 @@ use everdisk_proto::{
     segment::{Ticket, ticket_state},
 };
 
-use super::{START_LIMIT, Served, Shared, lock};
+use super::{START_LIMIT, Served, Shared};
 
 /// A request that takes longer than this takes long, from when it was first looked at. While there is something to do, the looks are so
 /// far apart.
@@ -36,7 +36,7 @@ pub(super) fn watch(shared: &Arc<Shared>) {
     let mut refused: Option<Instant> = None;
     while !shared.stop.load(Acquire) {
         thread::park_timeout(pause);
-        let served = lock(&shared.served).clone();
+        let served = shared.served.lock().clone();
         watched.retain(|old| served.iter().any(|served| Arc::ptr_eq(&old.served, served)));
         for new in served {
             if !watched.iter().any(|old| Arc::ptr_eq(&old.served, &new)) {
@@ -102,8 +102,7 @@ impl Watched {
         let served = Arc::clone(&self.served);
         let lead = served.lead();
         let leader = lead.leader();
-        let Some(ticket) = shared.ticket(leader) else { return (Look::Idle, Ok(())) };
-        let look = self.look(ticket, leader);
+        let look = self.look(shared.ticket(leader), leader);
         let standins = served.standins.load(Relaxed);
         let most = share.map_or(STANDINS_MAX, |share| if look == Look::Idle { 0 } else { share });
         let may_have = standins < most && shared.standins.load(Relaxed) < STANDINS_MAX && may_start;

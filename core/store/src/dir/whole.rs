@@ -28,7 +28,7 @@ pub(super) fn read(
         match call(buf, offset) {
             Ok(0) => return Err(Stopped::Nothing(offset)),
             Ok(n) => {
-                buf = buf.get_mut(n..).unwrap_or_default();
+                buf = &mut std::mem::take(&mut buf)[n..];
                 offset += n as u64;
             }
             Err(Errno::INTR) => {}
@@ -49,7 +49,7 @@ pub(super) fn write(
         match call(data, offset) {
             Ok(0) => return Err(Stopped::Nothing(offset)),
             Ok(n) => {
-                data = data.get(n..).unwrap_or_default();
+                data = &data[n..];
                 offset += n as u64;
             }
             Err(Errno::INTR) => {}

@@ -1,4 +1,5 @@
 //! The bytes of the FUSE protocol, version 7.31 and later: `include/uapi/linux/fuse.h`. Only what the one file needs.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 

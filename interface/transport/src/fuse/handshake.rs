@@ -1,5 +1,6 @@
 //! INIT: what the kernel and we agree on, once for the life of the mount. The interface does it before any core is
 //! involved and writes the result into the segment; a core never sees an INIT.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -71,7 +72,8 @@ pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<(Agreement,
     }
     let flags = offered & if alone { WANTED | WANTED_ALONE } else { WANTED };
     let minor = init.minor.min(MINOR);
-    let [low, high] = [flags & u64::from(u32::MAX), flags >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    let [low, high] =
+        [flags & u64::from(u32::MAX), flags >> 32].map(|half| u32::try_from(half).expect("half of 64 bits"));
     let body = InitOut {
         major: MAJOR,
         minor,
@@ -81,11 +83,11 @@ pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<(Agreement,
         congestion_threshold: CONGESTION_THRESHOLD,
         max_write,
         time_gran: 1,
-        max_pages: u16::try_from(max_write / PAGE).unwrap_or(u16::MAX),
+        max_pages: u16::try_from(max_write / PAGE).expect("a request has at most 257 pages"),
         flags2: high,
         ..InitOut::zeroed()
     };
     let len = size_of::<OutHeader>() + size_of::<InitOut>();
-    let head = OutHeader { len: u32::try_from(len).unwrap_or(0), error: 0, unique: header.unique };
+    let head = OutHeader { len: u32::try_from(len).expect("a reply is short"), error: 0, unique: header.unique };
     Ok((Agreement { minor, flags, max_write }, [head.as_bytes(), body.as_bytes()].concat()))
 }

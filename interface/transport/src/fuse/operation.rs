@@ -1,5 +1,7 @@
 //! One request: read its bytes, do it, write the reply's bytes. Needs no kernel, so it is tested without one.
+#![deny(clippy::indexing_slicing)]
 
+use everdisk_gate::hold::Hold;
 use everdisk_proto::segment::FrontArea;
 use rustix::io::Errno as Os;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +11,7 @@ use super::abi::{
     Attr, AttrOut, FallocateIn, GetxattrIn, GetxattrOut, InHeader, LseekIn, LseekOut, OpenOut, OutHeader, ROOT, ReadIn,
     SetattrIn, StatfsOut, WriteIn, WriteOut, opcode, open_flag, setattr_valid,
 };
-use crate::disk::{Disk, Errno, Failure, Hold};
+use crate::disk::{Disk, Errno, Stopped};
 
 /// Bytes of a reply's head.
 pub const REPLY_HEAD: usize = size_of::<OutHeader>();
@@ -46,10 +48,10 @@ pub struct Done {
     pub abandoned: bool,
 }
 
-/// The head of a request, when the bytes are one.
-pub fn header(request: &[u8]) -> Option<InHeader> {
-    let (header, _) = InHeader::read_from_prefix(request).ok()?;
-    (usize::try_from(header.len) == Ok(request.len())).then_some(header)
+/// The head of a request and what follows it, when the bytes are one.
+pub fn header(request: &[u8]) -> Option<(InHeader, &[u8])> {
+    let (header, body) = InHeader::read_from_prefix(request).ok()?;
+    (usize::try_from(header.len) == Ok(request.len())).then_some((header, body))
 }
 
 /// Whether the kernel expects no reply; such a request changes nothing and is let pass in any state of the gate.
@@ -68,12 +70,11 @@ pub struct Operations<'a> {
 impl Operations<'_> {
     /// Executes the request and puts the reply into `reply`, which holds [`REPLY_HEAD`] bytes and the largest payload.
     pub fn execute(&self, hold: &dyn Hold, request: &[u8], reply: &mut [u8]) -> Done {
-        let Some(head) = header(request) else { return Done::default() };
+        let Some((head, body)) = header(request) else { return Done::default() };
         if is_silent(head.opcode) {
             return Done::default();
         }
-        let Some((reply_head, payload)) = reply.split_at_mut_checked(REPLY_HEAD) else { return Done::default() };
-        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        let (reply_head, payload) = reply.split_at_mut(REPLY_HEAD);
         let mut done = Done::default();
         let result = if head.nodeid == ROOT {
             self.dispatch(hold, head.opcode, body, payload, &mut done)
@@ -82,15 +83,19 @@ impl Operations<'_> {
         };
         let (error, len) = match result {
             Ok(len) => (0, len),
-            Err(Failure::Abandoned) => return Done { abandoned: true, ..Done::default() },
-            Err(Failure::Errno(Errno(code))) => {
+            Err(Stopped::Abandoned) => return Done { abandoned: true, ..Done::default() },
+            Err(Stopped::Failed(Errno(code))) => {
                 done.io_error = code == Os::IO.raw_os_error();
                 (-code, 0)
             }
         };
         done.reply = REPLY_HEAD + len;
-        let out = OutHeader { len: u32::try_from(done.reply).unwrap_or(u32::MAX), error, unique: head.unique };
-        let _ = out.write_to(reply_head);
+        let out = OutHeader {
+            len: u32::try_from(done.reply).expect("a reply lies in its buffer"),
+            error,
+            unique: head.unique,
+        };
+        out.write_to(reply_head).expect("the place is as long as the head");
         done
     }
 
@@ -101,7 +106,7 @@ impl Operations<'_> {
         body: &[u8],
         payload: &mut [u8],
         done: &mut Done,
-    ) -> Result<usize, Failure> {
+    ) -> Result<usize, Stopped> {
         match code {
             opcode::READ => {
                 let len = self.read(hold, &arg(body)?, payload)?;
@@ -109,7 +114,8 @@ impl Operations<'_> {
                 Ok(len)
             }
             opcode::WRITE => {
-                let size = self.write(hold, &arg(body)?, body.get(size_of::<WriteIn>()..).unwrap_or_default())?;
+                let (write, data) = split(body)?;
+                let size = self.write(hold, &write, data)?;
                 done.written = u64::from(size);
                 Ok(put(payload, &WriteOut { size, padding: 0 })?)
             }
@@ -135,18 +141,18 @@ impl Operations<'_> {
             opcode::RELEASE | opcode::FLUSH | opcode::ACCESS => Ok(0),
             opcode::STATFS => put(payload, &self.statfs()),
             opcode::GETXATTR => {
-                let name = body.get(size_of::<GetxattrIn>()..).unwrap_or_default();
+                let (want, name) = split(body)?;
                 if name.strip_suffix(b"\0") != Some(VERSION_XATTR.as_bytes()) {
                     return Err(errno(Os::NODATA));
                 }
-                xattr(&arg(body)?, self.disk.version().as_bytes(), payload)
+                xattr(&want, self.disk.version().as_bytes(), payload)
             }
             opcode::LISTXATTR => xattr(&arg(body)?, [VERSION_XATTR, "\0"].concat().as_bytes(), payload),
             _ => Err(errno(Os::NOSYS)),
         }
     }
 
-    fn read(&self, hold: &dyn Hold, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Failure> {
+    fn read(&self, hold: &dyn Hold, read: &ReadIn, payload: &mut [u8]) -> Result<usize, Stopped> {
         let left = self.disk.size().saturating_sub(read.offset);
         let len = usize::try_from(left.min(u64::from(read.size))).map_err(|_| errno(Os::INVAL))?;
         let buf = payload.get_mut(..len).ok_or(errno(Os::INVAL))?;
@@ -157,7 +163,7 @@ impl Operations<'_> {
     }
 
     /// Like a block device: what lies past the end is not written, and a write that begins there finds no space.
-    fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Failure> {
+    fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Stopped> {
         let left = self.disk.size().saturating_sub(write.offset);
         let size = u64::from(write.size).min(left);
         if size == 0 && write.size > 0 {
@@ -174,7 +180,7 @@ impl Operations<'_> {
         Ok(u32::try_from(size).map_err(|_| errno(Os::INVAL))?)
     }
 
-    fn fallocate(&self, hold: &dyn Hold, want: &FallocateIn) -> Result<(), Failure> {
+    fn fallocate(&self, hold: &dyn Hold, want: &FallocateIn) -> Result<(), Stopped> {
         let end = want.offset.checked_add(want.length).ok_or(errno(Os::FBIG))?;
         let size = self.disk.size();
         let punch = want.mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
@@ -193,7 +199,7 @@ impl Operations<'_> {
         }
     }
 
-    fn lseek(&self, hold: &dyn Hold, want: &LseekIn) -> Result<u64, Failure> {
+    fn lseek(&self, hold: &dyn Hold, want: &LseekIn) -> Result<u64, Stopped> {
         if want.offset >= self.disk.size() {
             return Err(errno(Os::NXIO).into());
         }
@@ -243,7 +249,12 @@ impl Operations<'_> {
 }
 
 fn arg<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<T, Errno> {
-    T::read_from_prefix(body).map(|(value, _)| value).map_err(|_| errno(Os::INVAL))
+    split(body).map(|(value, _)| value)
+}
+
+/// A request's argument, and what follows it.
+fn split<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<(T, &[u8]), Errno> {
+    T::read_from_prefix(body).map_err(|_| errno(Os::INVAL))
 }
 
 fn put<T: IntoBytes + Immutable>(payload: &mut [u8], value: &T) -> Result<usize, Errno> {

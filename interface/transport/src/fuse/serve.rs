@@ -104,8 +104,11 @@ pub fn serve(
         while lead.goes_on(seat.index()) && seat.may_read(pass) {
             match read(channel, buffers) {
                 Ok(Read::Request(len)) => {
-                    let silent = buffers.request(len).and_then(header).is_none_or(|head| is_silent(head.opcode));
-                    if silent {
+                    let Some((head, _)) = header(buffers.request(len)) else {
+                        tracing::error!(len, "the kernel sent something else than a request");
+                        continue;
+                    };
+                    if is_silent(head.opcode) {
                         continue;
                     }
                     if !seat.enter(pass) || !worker.execute(pass, buffers, len, &mut first) {
@@ -123,14 +126,13 @@ pub fn serve(
 }
 
 impl Buffers {
-    fn request(&self, len: usize) -> Option<&[u8]> {
-        self.request.get(REQUEST_START..REQUEST_START + len)
+    fn request(&self, len: usize) -> &[u8] {
+        &self.request[REQUEST_START..REQUEST_START + len]
     }
 }
 
 fn read(channel: BorrowedFd<'_>, buffers: &mut Buffers) -> Result<Read, Os> {
-    let space = buffers.request.get_mut(REQUEST_START..).ok_or(Os::INVAL)?;
-    match rustix::io::read(channel, space) {
+    match rustix::io::read(channel, &mut buffers.request[REQUEST_START..]) {
         Ok(len) => Ok(Read::Request(len)),
         // EINTR: evicted, or a stray signal. ENOENT: the request was aborted while it was read. EAGAIN: spurious.
         Err(Os::INTR | Os::NOENT | Os::AGAIN) => Ok(Read::Evicted),
@@ -146,18 +148,14 @@ impl Worker<'_, '_> {
             seat.note_first_request();
         }
         let Buffers { request, reply } = buffers;
-        let request = request.get(REQUEST_START..REQUEST_START + len);
-        let (Some(request), Some(space)) = (request, reply.get_mut(REPLY_START..)) else {
-            seat.leave(0, 0, false);
-            return true;
-        };
+        let (request, space) = (&request[REQUEST_START..REQUEST_START + len], &mut reply[REPLY_START..]);
         let hold = seat.hold(pass, Some(self.lead), Some(seat.file_told()));
         let done = self.operations.execute(&hold, request, space);
         if done.abandoned {
             return false;
         }
         if done.reply > 0
-            && let Err(errno) = answer(self.channel, space.get(..done.reply).unwrap_or_default())
+            && let Err(errno) = answer(self.channel, &space[..done.reply])
             && errno != Os::NOENT
         {
             // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.

@@ -2,14 +2,11 @@
 
 use std::{
     os::fd::AsFd,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::Duration,
 };
 
-use everdisk_gate::ticket;
+use everdisk_gate::{hold::Hold, ticket};
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
     ids::{Generation, Slot},
@@ -19,6 +16,7 @@ use everdisk_sys::{
     memory::SharedSegment,
     wake::{self, Who},
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno as Os;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -34,7 +32,7 @@ use super::{
 };
 use crate::{
     channel::Lead,
-    disk::{Disk, Errno, Failure, Hold},
+    disk::{Disk, Errno, Stopped},
     worker::Seat,
 };
 
@@ -58,32 +56,32 @@ impl Hold for Held {
 
 impl Disk for Memory {
     fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
+        self.0.lock().len() as u64
     }
-    fn read(&self, _: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    fn read(&self, _: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         let at = usize::try_from(offset).unwrap();
-        buf.copy_from_slice(&self.0.lock().unwrap()[at..at + buf.len()]);
+        buf.copy_from_slice(&self.0.lock()[at..at + buf.len()]);
         Ok(())
     }
-    fn write(&self, _: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    fn write(&self, _: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
         let at = usize::try_from(offset).unwrap();
-        self.0.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+        self.0.lock()[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
-    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         hold.away();
-        if hold.back() { Ok(()) } else { Err(Failure::Abandoned) }
+        if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
     }
-    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.write(hold, offset, &vec![0; usize::try_from(len).unwrap()])
     }
-    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.discard(hold, offset, len)
     }
-    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Failure> {
+    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Stopped> {
         Ok(())
     }
-    fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
+    fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         Ok(if hole { self.size() } else { offset })
     }
     fn take_over(&self, _: u64) {}
@@ -248,7 +246,7 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
     let area = &segment.cores[slot.index()];
     let work = |index| {
         let mut buffers = Buffers::new().unwrap();
-        let seat = Seat::take(&segment, slot, index, &stop).unwrap();
+        let seat = Seat::take(&segment, slot, index, &stop);
         let operations = Operations { disk: &disk, front: &segment.front };
         serve(&seat, channel.as_fd(), &lead, &operations, &mut buffers)
     };

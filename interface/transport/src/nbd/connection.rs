@@ -11,10 +11,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::Ordering::{Acquire, Relaxed, Release},
-    },
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
     time::{Duration, Instant},
 };
 
@@ -22,13 +19,14 @@ use everdisk_proto::{
     connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record},
     frame::LentConnection,
 };
-use everdisk_sys::connection::ConnectionMemory;
+use everdisk_sys::{connection::ConnectionMemory, file::FileRange};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 #[cfg(test)]
 use super::death::stored;
-use super::{negotiation::State, request::Request};
-use crate::{channel::Lead, disk::FileRange};
+use super::{request::Request, state::State};
+use crate::channel::Lead;
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
 const RECEIVE_MAX: usize = 512 << 10;
@@ -147,7 +145,7 @@ impl Connection {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock()
     }
 
     /// A worker was admitted under a generation: of a new one it finds out where the connection stands.
@@ -160,13 +158,7 @@ impl Connection {
         let turn = page.turn.load(Acquire);
         let words = page.records[usize::from(turn % 2 == 1)].each_ref().map(|word| word.load(Relaxed));
         let record = Record::decode(&words).ok_or(Broken)?;
-        let direct = record.direct.map_or(0, |direct| u64::from(direct.len));
-        let (received, sent) = (page.received(), page.sent());
-        let sound = received.checked_sub(self.tail(&record)).is_some_and(|n| n <= INPUT_BYTES as u64)
-            && record.parsed <= received
-            && (record.committed + direct).checked_sub(sent).is_some_and(|n| n <= OUTPUT_BYTES as u64 + direct)
-            && (record.negotiated == 0 || State::from_word(record.negotiated).is_some());
-        if !sound {
+        if !self.is_sound(&record) {
             return Err(Broken);
         }
         let before = page.generation.swap(generation, Relaxed);
@@ -183,6 +175,33 @@ impl Connection {
             waiting: shared.waiting,
         };
         Ok(())
+    }
+
+    /// Whether a record that another core left makes sense, with all that it refers to. What is taken over here is this core's own
+    /// from then on.
+    fn is_sound(&self, record: &Record) -> bool {
+        let (received, sent) = (self.memory.received(), self.memory.sent());
+        let received_is = received.checked_sub(self.tail(record)).is_some_and(|taken| taken <= INPUT_BYTES as u64);
+        // What goes out directly does not stand in the ring.
+        let direct = record.direct.map_or(0, |direct| u64::from(direct.len));
+        let unsent = record.committed.checked_add(direct).and_then(|end| end.checked_sub(sent));
+        let sent_is = unsent.is_some_and(|unsent| unsent <= OUTPUT_BYTES as u64 + direct);
+        let negotiated_is = match record.negotiated {
+            0 => record.aside == 0 && record.long.is_none(),
+            word => State::from_word(word).is_some(),
+        };
+        let long_is = record
+            .long
+            .is_none_or(|long| Request::from_words(long.request).is_some_and(|request| long.done <= request.len));
+        let is_there = |(request, data): (Request, u64)| {
+            request.payload() == 0 || data.checked_add(request.payload()).is_some_and(|end| end <= received)
+        };
+        let asides_are = asides(record).all(|index| self.look_aside(index).is_some_and(is_there));
+        let direct_is = record.direct.is_none_or(|direct| {
+            let request = self.look_aside(usize::from(direct.index)).map(|(request, _)| request);
+            request.is_some_and(|request| u64::from(direct.done) + u64::from(direct.len) <= u64::from(request.len))
+        });
+        record.parsed <= received && received_is && sent_is && negotiated_is && long_is && asides_are && direct_is
     }
 
     /// Makes a record the valid one.
@@ -203,23 +222,18 @@ impl Connection {
     /// Waits until another worker has come further, or for this long.
     pub(super) fn await_record(&self, mut shared: MutexGuard<'_, Shared>, limit: Duration) {
         shared.waiting += 1;
-        let (mut shared, _) = self.changed.wait_timeout(shared, limit).unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_for(&mut shared, limit);
         shared.waiting -= 1;
     }
 
     /// The input before this position is not needed any more.
     fn tail(&self, record: &Record) -> u64 {
-        let aside = (0..ASIDE_MAX).filter(|index| record.aside >> index & 1 == 1);
-        aside.filter_map(|index| self.aside_at(index)).fold(record.parsed, u64::min)
-    }
-
-    fn aside_at(&self, index: usize) -> Option<u64> {
-        self.memory.aside.get(index).map(|words| words[4].load(Relaxed))
+        asides(record).map(|index| self.memory.aside[index][4].load(Relaxed)).fold(record.parsed, u64::min)
     }
 
     /// Writes a request into the table, where it counts once its bit is committed. `payload`: where its data begins.
     pub(super) fn write_aside(&self, index: usize, request: &Request, payload: u64) {
-        let Some(words) = self.memory.aside.get(index) else { return };
+        let words = &self.memory.aside[index];
         let [a, b, c, d] = request.to_words();
         for (word, value) in words.iter().zip([a, b, c, d, payload]) {
             word.store(value, Relaxed);
@@ -227,15 +241,20 @@ impl Connection {
         }
     }
 
-    /// A request of the table, and where its data begins.
-    pub(super) fn read_aside(&self, index: usize) -> Option<(Request, u64)> {
-        let words = self.memory.aside.get(index)?.each_ref().map(|word| word.load(Relaxed));
-        let [a, b, c, d, payload, ..] = words;
+    /// A request of the table, and where its data begins; `None` when the words are not those of a request.
+    fn look_aside(&self, index: usize) -> Option<(Request, u64)> {
+        let [a, b, c, d, payload, ..] = self.memory.aside[index].each_ref().map(|word| word.load(Relaxed));
         Some((Request::from_words([a, b, c, d])?, payload))
+    }
+
+    /// A request that was put aside, and where its data begins.
+    pub(super) fn read_aside(&self, index: usize) -> (Request, u64) {
+        self.look_aside(index).expect("what stands in the table was checked or written by this core")
     }
 
     /// Something was left to the leader, which may wait for the client.
     pub(super) fn nudge(&self) {
+        // A counter that is full has told it already.
         let _ = rustix::io::write(&self.nudge, &1_u64.to_ne_bytes());
     }
 
@@ -246,6 +265,7 @@ impl Connection {
 
     /// The leader has found out.
     pub(super) fn nudged(&self) {
+        // Another may have found out first.
         let _ = rustix::io::read(&self.nudge, &mut [0; 8]);
     }
 
@@ -258,7 +278,11 @@ impl Connection {
     #[must_use]
     pub(super) fn read_input(&self, record: &Record, position: u64, into: &mut [u8]) -> bool {
         let there = position.saturating_add(into.len() as u64) <= self.memory.received();
-        there && self.memory.read_input(place(position.wrapping_sub(record.input_base), INPUT_BYTES), into)
+        if there {
+            let at = place(position.wrapping_sub(record.input_base), INPUT_BYTES);
+            assert!(self.memory.read_input(at, into), "a request fits into the ring");
+        }
+        there
     }
 
     /// Bytes committed and not sent; none that go out directly.
@@ -273,10 +297,10 @@ impl Connection {
         if record.direct.is_some() || reply.len() as u64 > room {
             return false;
         }
-        let written = self.memory.write_output(place(record.committed, OUTPUT_BYTES), reply);
+        assert!(self.memory.write_output(place(record.committed, OUTPUT_BYTES), reply), "a reply fits into the ring");
         stored();
-        record.committed += if written { reply.len() as u64 } else { 0 };
-        written
+        record.committed += reply.len() as u64;
+        true
     }
 
     /// Sends committed output as far as the socket takes it; whether nothing is left.
@@ -304,7 +328,7 @@ impl Connection {
 
     /// Sends a part of a file, as far as the socket takes it.
     pub(super) fn send_file(&self, range: &FileRange<'_>) -> Result<usize, Os> {
-        let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+        let len = usize::try_from(range.len).expect("a piece lies in memory");
         os(self.memory.send_file(self.socket(), range.file, range.offset, len))
     }
 
@@ -339,6 +363,7 @@ impl Connection {
     pub(super) fn end(&self, broken: bool) {
         let how = if broken { ended::BROKEN } else { ended::IN_ORDER };
         self.memory.ended.store(how, Release);
+        // The peer may have gone.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }
@@ -362,7 +387,7 @@ impl Shared {
 
     /// A request that was put aside and is in nobody's hands.
     pub(super) fn orphan(&self) -> Option<usize> {
-        (0..ASIDE_MAX).find(|index| self.record.aside >> index & 1 == 1 && self.hands.get(*index) == Some(&None))
+        asides(&self.record).find(|index| self.hands[*index].is_none())
     }
 
     /// A free place in the table.
@@ -371,8 +396,14 @@ impl Shared {
     }
 }
 
+/// The places of the table in which a request stands.
+fn asides(record: &Record) -> impl Iterator<Item = usize> + use<> {
+    let aside = record.aside;
+    (0..ASIDE_MAX).filter(move |index| aside >> index & 1 == 1)
+}
+
 fn place(position: u64, ring: usize) -> usize {
-    usize::try_from(position % ring as u64).unwrap_or(0)
+    usize::try_from(position % ring as u64).expect("a ring lies in memory")
 }
 
 /// Where tests have a worker die.
@@ -381,5 +412,5 @@ const fn stored() {}
 
 fn os(result: io::Result<usize>) -> Result<usize, Os> {
     stored();
-    result.map_err(|e| Os::from_io_error(&e).unwrap_or(Os::IO))
+    result.map_err(|e| Os::from_io_error(&e).expect("every place is in its ring"))
 }

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use everdisk_gate::hold::Hold;
+
 use super::{
     protocol::{base_allocation, cmd_flag},
     request::{Command, Request},
 };
-use crate::disk::{Disk, Errno, Failure, Hold};
+use crate::disk::{Disk, Errno, Stopped};
 
 /// The most that is read or written at once.
 pub(super) const PIECE: usize = 1 << 20;
@@ -40,12 +42,12 @@ impl Data {
         if self.0.len() < len {
             self.0.resize(len.next_power_of_two().max(64 << 10), 0);
         }
-        self.0.get_mut(..len).unwrap_or_default()
+        &mut self.0[..len]
     }
 
     /// Bytes that were put there before.
     pub(super) fn part(&self, range: Range<usize>) -> &[u8] {
-        self.0.get(range).unwrap_or_default()
+        &self.0[range]
     }
 }
 
@@ -57,7 +59,7 @@ pub(super) fn execute(
     request: &Request,
     data: &mut Data,
     lends: bool,
-) -> Result<Done, Failure> {
+) -> Result<Done, Stopped> {
     let (offset, len) = (request.offset, u64::from(request.len));
     let bytes = request.len as usize;
     match request.command {
@@ -89,11 +91,11 @@ pub(super) fn execute(
     Ok(Done::Nothing)
 }
 
-fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Data) -> Result<(), Failure> {
+fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Data) -> Result<(), Stopped> {
     let end = offset + len.min(CACHE_MAX);
     let mut at = offset;
     while at < end {
-        let piece = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+        let piece = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
         disk.read(hold, at, data.first(piece))?;
         at += piece as u64;
     }
@@ -101,7 +103,7 @@ fn cache(disk: &dyn Disk, hold: &dyn Hold, offset: u64, len: u64, data: &mut Dat
 }
 
 /// The extents from the request's offset on.
-fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u32, u32)>, Failure> {
+fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u32, u32)>, Stopped> {
     let end = request.offset + u64::from(request.len);
     let most = if request.has(cmd_flag::REQ_ONE) { 1 } else { EXTENTS_MAX };
     let mut extents: Vec<(u32, u32)> = Vec::new();
@@ -113,17 +115,17 @@ fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u3
         // A hole that was filled between the two looks has no length; it counts as data as far as is asked.
         let next = if next > at { next } else { end };
         let flags = if is_hole { base_allocation::HOLE | base_allocation::ZERO } else { 0 };
-        extents.push((u32::try_from(next - at).unwrap_or(u32::MAX), flags));
+        extents.push((u32::try_from(next - at).expect("an extent lies within the request"), flags));
         at = next;
     }
     Ok(extents)
 }
 
 /// Where the next data or hole is, if there is one.
-fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Failure> {
+fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Stopped> {
     match disk.seek(hold, at, hole) {
         Ok(found) => Ok(Some(found)),
-        Err(Failure::Errno(ENXIO)) => Ok(None),
+        Err(Stopped::Failed(ENXIO)) => Ok(None),
         Err(failure) => Err(failure),
     }
 }

@@ -7,7 +7,7 @@
 //! negotiation::step ─ phase Transmission ─▶ request::Request ─ check ─▶ the disk ─▶ reply
 //! ```
 //! A connection is handed from core to core at any byte of its stream, so whatever has to outlive a core fits into a few words
-//! of shared memory: [`negotiation::State`] into one, [`request::Request`] into four. How they are kept there is
+//! of shared memory: [`state::State`] into one, [`request::Request`] into four. How they are kept there is
 //! [`connection`]'s, and what a worker does with them [`serve`]'s.
 
 pub mod connection;
@@ -21,6 +21,7 @@ pub mod reply;
 pub mod request;
 pub mod serve;
 mod spin;
+pub mod state;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
 //! The options of the handshake that have replies: what a client may ask, and what it is told.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{
     FromBytes, IntoBytes,
@@ -6,11 +7,11 @@ use zerocopy::{
 };
 
 use super::{
-    negotiation::{Export, Phase, State},
     protocol::{
         BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, InfoBlockSize, InfoExport, OPTION_REPLY_MAGIC, OptionReplyHead,
         PAYLOAD_MAX, base_allocation, info, opt, rep,
     },
+    state::{Export, Phase, State},
 };
 
 /// Answers one option and tells the state after it.
@@ -50,7 +51,7 @@ pub(super) fn refuse(output: &mut Vec<u8>, option: u32, kind: u32, text: &str) {
 
 fn reply(output: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) {
     // Every reply here is a few numbers and at most the volume's name.
-    let len = u32::try_from(data.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);
+    let len = u32::try_from(data.iter().map(|part| part.len()).sum::<usize>()).expect("a reply is short");
     let magic = OPTION_REPLY_MAGIC.into();
     let head = OptionReplyHead { magic, option: option.into(), kind: kind.into(), len: len.into() };
     output.extend_from_slice(head.as_bytes());
@@ -70,7 +71,7 @@ const fn empty(data: &[u8]) -> Result<(), Refusal> {
 
 fn list(state: State, export: &Export<'_>, data: &[u8], output: &mut Vec<u8>) -> Result<State, Refusal> {
     empty(data)?;
-    let len = U32::new(u32::try_from(export.name.len()).unwrap_or(u32::MAX));
+    let len = U32::new(u32::try_from(export.name.len()).expect("a name is short"));
     reply(output, opt::LIST, rep::SERVER, &[len.as_bytes(), export.name.as_bytes()]);
     Ok(state)
 }

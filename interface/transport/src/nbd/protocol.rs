@@ -1,4 +1,5 @@
 //! The numbers and structures of the NBD protocol, with the names of `doc/proto.md`. Everything is big-endian and unaligned.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,

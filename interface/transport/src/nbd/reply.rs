@@ -2,6 +2,7 @@
 //!
 //! READ is answered with chunks when structured replies were agreed on, and never otherwise; BLOCK_STATUS has no other reply
 //! than chunks. To everything else a simple reply may be given in either case.
+#![deny(clippy::indexing_slicing)]
 
 use rustix::io::Errno as Os;
 use zerocopy::{IntoBytes, transmute};

@@ -1,11 +1,12 @@
 //! The requests of a connection, once the handshake is over.
+#![deny(clippy::indexing_slicing)]
 
 use zerocopy::FromBytes;
 
 use super::{
-    negotiation::State,
     protocol::{CHUNK_MAX, PAYLOAD_MAX, REQUEST_MAGIC, RequestHead, cmd, cmd_flag},
     reply::NbdError,
+    state::State,
 };
 
 /// What is to be done.

@@ -11,32 +11,32 @@
 //! ```
 //! Each way back to the top has made one new record, or none. So it does not matter where a worker stops, or dies.
 
-use std::{
-    sync::MutexGuard,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use everdisk_gate::ticket::Pass;
-use everdisk_proto::connection::{Long, Record};
+use everdisk_proto::connection::Record;
+use parking_lot::MutexGuard;
 use rustix::io::Errno as Os;
 
 use super::{
     connection::{Connection, Current, Mine, Shared},
-    execute::{Data, PIECE, execute},
-    negotiation::{Export, OPTION_BYTES_MAX, Phase, State, Step, step},
-    protocol::{PAYLOAD_MAX, cmd_flag},
+    execute::{Data, PIECE},
+    negotiation::{OPTION_BYTES_MAX, Step, step},
+    protocol::PAYLOAD_MAX,
     reply::{self, NbdError},
     request::{Command, Request},
     spin::Spin,
+    state::{Export, Phase, State},
 };
 use crate::{
-    disk::{Disk, Errno, Failure},
+    disk::{Disk, Errno, Stopped},
     worker::Seat,
 };
 
 mod answer;
 mod direct;
 mod input;
+mod requests;
 
 /// When nothing is to do but to wait for another worker of the connection, it is looked after this time at the latest.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -149,7 +149,7 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
 impl Worker<'_, '_> {
     /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
     fn run(mut self) -> Turn {
-        let generation = self.pass.word().map_or(0, |gate| gate.generation.0);
+        let generation = self.pass.word().generation.0;
         if let Err(broken) = self.connection.resume(generation) {
             tracing::error!(connection = self.connection.number, %broken, "closed");
             self.connection.end(true);
@@ -177,6 +177,7 @@ impl Worker<'_, '_> {
     /// Ends the connection, after what the client can still be told.
     fn close(&self) -> Turn {
         let shared = self.connection.lock();
+        // It may be over because the client has gone.
         let _ = self.connection.send(&shared.record);
         self.connection.end(false);
         Turn::Closed
@@ -207,7 +208,7 @@ impl Worker<'_, '_> {
         }
         let record = shared.record;
         let orphan = match record.direct.map(|direct| usize::from(direct.index)) {
-            Some(index) if shared.hands.get(index) == Some(&None) => Some(index),
+            Some(index) if shared.hands[index].is_none() => Some(index),
             Some(_) => return self.pause(shared),
             None => shared.orphan(),
         };
@@ -226,23 +227,6 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Moves the request that stands at `parsed` into the table.
-    fn put_aside(&self, shared: &mut Shared, request: &Request, index: usize, worker: usize) -> Record {
-        let mut record = shared.record;
-        record.parsed += Request::BYTES as u64;
-        // The data of a write stays in the input; nothing of another request has to.
-        let data = if request.payload() > 0 { record.parsed } else { u64::MAX };
-        self.connection.write_aside(index, request, data);
-        record.parsed += request.payload();
-        record.aside |= 1 << index;
-        self.connection.commit(shared, record);
-        shared.current = None;
-        if let Some(hand) = shared.hands.get_mut(index) {
-            *hand = Some(worker);
-        }
-        record
-    }
-
     /// Throws away what is to be.
     fn skip(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
         let mut record = shared.record;
@@ -259,12 +243,10 @@ impl Worker<'_, '_> {
     fn negotiate(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
         let mut record = shared.record;
         let longest = 64 + OPTION_BYTES_MAX as usize;
-        let there = usize::try_from(self.connection.unparsed(&record)).unwrap_or(longest).min(longest);
+        let there = usize::try_from(self.connection.unparsed(&record)).map_or(longest, |there| there.min(longest));
         let mut output = Vec::new();
         let input = self.buffers.data.first(there);
-        if !self.connection.read_input(&record, record.parsed, input) {
-            return Turn::Closed;
-        }
+        assert!(self.connection.read_input(&record, record.parsed, input), "so much was received");
         let (consumed, skip, next) = match step(state, &self.export, input, &mut output) {
             Step::Need(_) => return self.fill(shared),
             Step::Done { consumed, skip, next } => (consumed, skip, next),
@@ -290,199 +272,6 @@ impl Worker<'_, '_> {
     fn finish(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
         shared.is_over = true;
         self.fill(shared)
-    }
-
-    fn transmit(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
-        let connection = self.connection;
-        let mut record = shared.record;
-        if let Some(long) = record.long {
-            return self.piece(shared, long);
-        }
-        let mut head = [0; Request::BYTES];
-        if !connection.read_input(&record, record.parsed, &mut head) {
-            return self.fill(shared);
-        }
-        let Some(request) = Request::decode(&head) else {
-            tracing::info!(connection = connection.number, "an NBD client sent something else than a request");
-            return Turn::Closed;
-        };
-        let payload = request.payload();
-        if let Err(error) = request.check(state, self.export.size) {
-            if payload > REFUSED_MAX {
-                return Turn::Closed;
-            }
-            record.parsed += Request::BYTES as u64;
-            record.skip = payload;
-            if !answer::refuse(connection, &mut record, state, &request, error) {
-                return self.fill(shared);
-            }
-            connection.commit(&mut shared, record);
-            return self.replied(&shared);
-        }
-        if request.command == Command::Disconnect {
-            record.parsed += Request::BYTES as u64;
-            record.negotiated = state.with(Phase::Ended).to_word();
-            connection.commit(&mut shared, record);
-            return Turn::Again;
-        }
-        if payload > PIECE as u64 {
-            record.parsed += Request::BYTES as u64;
-            record.long = Some(Long { request: request.to_words(), done: 0, error: 0 });
-            connection.commit(&mut shared, record);
-            return Turn::Again;
-        }
-        let data = record.parsed + Request::BYTES as u64;
-        if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &shared) {
-            return self.fill(shared);
-        }
-        if payload > 0 && !connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
-            return Turn::Closed;
-        }
-        shared.current = Some(Current { worker: self.seat.index(), request: Some(request) });
-        drop(shared);
-        self.carry_out(&request, state)
-    }
-
-    /// A request that was put aside, and whose worker is gone.
-    fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> Turn {
-        let record = shared.record;
-        let state = State::from_word(record.negotiated);
-        let Some(((request, data), state)) = self.connection.read_aside(index).zip(state) else { return Turn::Closed };
-        let is_direct = record.direct.is_some();
-        if !is_direct && !answer::has_room(self.connection, &shared) {
-            return self.fill(shared);
-        }
-        let is_write = request.payload() > 0;
-        if is_write && !self.connection.read_input(&record, data, self.buffers.data.first(request.len as usize)) {
-            return Turn::Closed;
-        }
-        if let Some(hand) = shared.hands.get_mut(index) {
-            *hand = Some(self.seat.index());
-        }
-        drop(shared);
-        if !is_direct {
-            return self.carry_out(&request, state);
-        }
-        if !self.enter() {
-            return Turn::Shut;
-        }
-        self.direct(&request, state, 0..0)
-    }
-
-    /// Asks to be let in for a request of this worker's; if not, the request is let go.
-    fn enter(&mut self) -> bool {
-        let may = self.seat.enter(self.pass);
-        if !may {
-            self.connection.lock().let_go(self.seat.index());
-        } else if std::mem::take(&mut self.is_first) {
-            self.seat.note_first_request();
-        }
-        may
-    }
-
-    /// Executes a request that is in this worker's hands, and answers it.
-    fn carry_out(&mut self, request: &Request, state: State) -> Turn {
-        if !self.enter() {
-            return Turn::Shut;
-        }
-        let hold = self.seat.hold(self.pass, Some(&self.connection.lead), self.told(request));
-        let done = execute(self.disk, &hold, request, &mut self.buffers.data, self.connection.lends);
-        self.tells = hold.tells();
-        match done {
-            Ok(done) => self.answer(request, state, done),
-            Err(Failure::Errno(errno)) => self.fail(request, state, errno),
-            Err(Failure::Abandoned) => self.abandon(),
-        }
-    }
-
-    /// Of how many failed flushes the client was told, where the request may have to tell it.
-    fn told(&self, request: &Request) -> Option<u64> {
-        let flushes = request.command == Command::Flush || request.has(cmd_flag::FUA);
-        flushes.then(|| self.connection.lock().record.errors_told)
-    }
-
-    /// The record that answers this worker's request tells what the request found out.
-    fn note_told(&mut self, record: &mut Record) {
-        if let Some(errors) = self.tells.take() {
-            record.errors_told = record.errors_told.max(errors);
-        }
-    }
-
-    fn abandon(&self) -> Turn {
-        self.connection.lock().let_go(self.seat.index());
-        Turn::Abandoned
-    }
-
-    /// Writes a piece of a long write, when its data is there.
-    fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
-        let connection = self.connection;
-        let Some(request) = Request::from_words(long.request) else { return Turn::Closed };
-        let record = shared.record;
-        let left = request.len.saturating_sub(long.done) as usize;
-        let len = left.min(PIECE);
-        if connection.unparsed(&record) < len as u64 || !answer::has_room(connection, &shared) {
-            return self.fill(shared);
-        }
-        if !connection.read_input(&record, record.parsed, self.buffers.data.first(len)) {
-            return Turn::Closed;
-        }
-        shared.current = Some(Current { worker: self.seat.index(), request: None });
-        drop(shared);
-        if !self.enter() {
-            return Turn::Shut;
-        }
-        // What follows it in the input has to wait in any case.
-        let hold = self.seat.hold(self.pass, None, self.told(&request));
-        let offset = request.offset + u64::from(long.done);
-        let mut result = Ok(());
-        if long.error == 0 {
-            result = self.disk.write(&hold, offset, self.buffers.data.first(len));
-            if len == left && request.has(cmd_flag::FUA) && result.is_ok() {
-                result = self.disk.flush(&hold);
-            }
-        }
-        self.tells = hold.tells();
-        let mut is_io_error = false;
-        match result {
-            Ok(()) => {}
-            Err(Failure::Abandoned) => return self.abandon(),
-            Err(Failure::Errno(errno)) => {
-                is_io_error = errno.0 == Os::IO.raw_os_error();
-                long.error = request.error(errno.0).code();
-            }
-        }
-        long.done += u32::try_from(len).unwrap_or(0);
-        loop {
-            let mut shared = connection.lock();
-            if shared.mine(self.seat.index()) != Some(Mine::Current) {
-                return Turn::Abandoned;
-            }
-            let mut record = shared.record;
-            record.parsed += len as u64;
-            record.long = (len < left).then_some(long);
-            if len < left || connection.append(&mut record, &reply::simple_code(request.cookie, long.error)) {
-                self.note_told(&mut record);
-                connection.commit(&mut shared, record);
-                shared.let_go(self.seat.index());
-                self.seat.leave(0, len as u64, is_io_error);
-                return if len == left { self.replied(&shared) } else { Turn::Again };
-            }
-            drop(shared);
-            // A reply of another worker's has taken the room meanwhile.
-            if let Some(turn) = self.wait_for_room(None) {
-                return turn;
-            }
-        }
-    }
-
-    /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
-    fn replied(&mut self, shared: &Shared) -> Turn {
-        self.replies += 1;
-        if self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {
-            return Turn::Again;
-        }
-        self.replies = 0;
-        if self.connection.send(&shared.record).is_err() { Turn::Closed } else { Turn::Again }
     }
 
     /// Waits a moment for another worker of this connection.

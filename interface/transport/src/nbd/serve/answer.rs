@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use everdisk_proto::connection::{OUTPUT_BYTES, Record};
-use rustix::{event::PollFlags, io::Errno as Os};
+use rustix::event::PollFlags;
 
 use super::{
     Command, Connection, Errno, Mine, NbdError, PAUSE, Request, Shared, State, Turn, Worker, is_io, reply, told,
@@ -29,8 +29,8 @@ pub(super) fn has_room(connection: &Connection, shared: &Shared) -> bool {
 /// What the replies to the requests in the hands of workers will take.
 fn promised(connection: &Connection, shared: &Shared) -> u64 {
     let in_hands = shared.hands.iter().enumerate().filter(|(_, hand)| hand.is_some());
-    let requests = in_hands.filter_map(|(index, _)| connection.read_aside(index));
-    requests.map(|(request, _)| if is_inline(&request) { u64::from(request.len) } else { HEAD_MAX as u64 }).sum()
+    let requests = in_hands.map(|(index, _)| connection.read_aside(index).0);
+    requests.map(|request| if is_inline(&request) { u64::from(request.len) } else { HEAD_MAX as u64 }).sum()
 }
 
 const fn is_inline(request: &Request) -> bool {
@@ -71,8 +71,8 @@ fn failure<'b>(
     error: NbdError,
 ) -> &'b [u8] {
     if state.structured && in_chunks(request, state) {
-        let len = reply::error(buf, request.cookie, error, error.message(), true).unwrap_or(0);
-        return buf.get(..len).unwrap_or_default();
+        let len = reply::error(buf, request.cookie, error, error.message(), true).expect("the longest has room");
+        return &buf[..len];
     }
     let simple = reply::simple(request.cookie, Err(error));
     let (head, _) = buf.split_at_mut(simple.len());
@@ -118,10 +118,8 @@ impl Worker<'_, '_> {
             Done::Nothing => self.put_out(request, &reply::simple(request.cookie, Ok(())), 0, false),
             Done::Extents(extents) => {
                 let mut buf = [0; HEAD_MAX];
-                match reply::block_status(&mut buf, request.cookie, &extents, true) {
-                    Some(len) => self.put_out(request, buf.get(..len).unwrap_or_default(), 0, false),
-                    None => self.fail(request, state, Errno(Os::IO.raw_os_error())),
-                }
+                let len = reply::block_status(&mut buf, request.cookie, &extents, true);
+                self.put_out(request, &buf[..len.expect("some extents, and no more than have room")], 0, false)
             }
         }
     }

@@ -12,14 +12,14 @@
 use std::{ops::Range, time::Instant};
 
 use everdisk_proto::connection::Direct;
+use everdisk_sys::file::FileRange;
 use rustix::io::Errno as Os;
 
 use super::{
-    Errno, Failure, Mine, PIECE, Request, State, Turn, Worker,
+    Errno, Mine, PIECE, Request, State, Stopped, Turn, Worker,
     answer::{Head, in_chunks},
     is_io, reply, told,
 };
-use crate::disk::FileRange;
 
 /// How far a chunk of data has come.
 enum Pushed {
@@ -33,10 +33,9 @@ enum Pushed {
     Out(usize),
 }
 
-/// Bytes of the largest chunk.
-fn chunk_max() -> u32 {
-    u32::try_from(PIECE).unwrap_or(u32::MAX)
-}
+/// Bytes of the largest chunk: a piece.
+const DIRECT_CHUNK_MAX: u32 = 1 << 20;
+const _: () = assert!(DIRECT_CHUNK_MAX as usize == PIECE);
 
 impl Worker<'_, '_> {
     /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
@@ -54,8 +53,8 @@ impl Worker<'_, '_> {
                 (Some(Mine::Current), None) => None,
             };
             let mut record = shared.record;
-            let len = if in_chunks(request, state) { request.len.min(chunk_max()) } else { request.len };
-            let place = index.and_then(|index| u8::try_from(index).ok());
+            let len = if in_chunks(request, state) { request.len.min(DIRECT_CHUNK_MAX) } else { request.len };
+            let place = index.map(|index| u8::try_from(index).expect("the table has 32 places"));
             if let Some(index) = place
                 && connection.append(&mut record, Head::new(request, state, 0, len).bytes())
             {
@@ -92,14 +91,14 @@ impl Worker<'_, '_> {
             let begins_chunk = lacks.end == usize::MAX;
             match self.read_piece(request, lacks.start, lacks.end.min(request.len as usize)) {
                 Ok(piece) => have = piece,
-                Err(Failure::Abandoned) => return self.abandon(),
-                Err(Failure::Errno(errno)) if begins_chunk => {
+                Err(Stopped::Abandoned) => return self.abandon(),
+                Err(Stopped::Failed(errno)) if begins_chunk => {
                     match self.next_chunk(request, state, lacks.start, &have, Some(errno)) {
                         Err(turn) => return turn,
                         Ok(_) => return Turn::Closed,
                     }
                 }
-                Err(Failure::Errno(errno)) => {
+                Err(Stopped::Failed(errno)) => {
                     // The data was promised: there is no other way to say that it does not come.
                     tracing::error!(connection = self.connection.number, errno = errno.0, "closed within a reply");
                     return Turn::Closed;
@@ -121,8 +120,8 @@ impl Worker<'_, '_> {
             Ok(false) => return Ok(Pushed::Full),
             Err(_) => return Err(Turn::Closed),
         }
-        let out = connection.memory().sent().saturating_sub(record.committed);
-        let at = direct.done as usize + usize::try_from(out).unwrap_or(usize::MAX);
+        let out = connection.memory().sent().checked_sub(record.committed).expect("what was committed is out");
+        let at = direct.done as usize + usize::try_from(out).expect("no more than a chunk");
         let end = (direct.done + direct.len) as usize;
         if at >= end {
             return Ok(Pushed::Out(end));
@@ -169,8 +168,9 @@ impl Worker<'_, '_> {
         record.committed += u64::from(direct.len);
         record.direct = None;
         if left > 0 && failed.is_none() {
-            let next = Direct { done: direct.done + direct.len, len: left.min(chunk_max()), ..direct };
-            let _ = connection.append(&mut record, Head::new(request, state, next.done, next.len).bytes());
+            let next = Direct { done: direct.done + direct.len, len: left.min(DIRECT_CHUNK_MAX), ..direct };
+            let head = Head::new(request, state, next.done, next.len);
+            assert!(connection.append(&mut record, head.bytes()), "nothing else is in the ring");
             record.direct = Some(next);
             connection.commit(&mut shared, record);
             return Ok(None);
@@ -178,8 +178,9 @@ impl Worker<'_, '_> {
         if let Some(errno) = failed {
             let (mut buf, error) = ([0; reply::ERROR_BYTES_MAX], told(request, errno));
             let at = request.offset + end as u64;
-            let len = reply::error_at(&mut buf, request.cookie, error, error.message(), at, true).unwrap_or(0);
-            let _ = connection.append(&mut record, buf.get(..len).unwrap_or_default());
+            let len = reply::error_at(&mut buf, request.cookie, error, error.message(), at, true);
+            let bytes = &buf[..len.expect("the longest has room")];
+            assert!(connection.append(&mut record, bytes), "nothing else is in the ring");
         }
         record.aside &= !(1 << index);
         connection.commit(&mut shared, record);
@@ -198,7 +199,7 @@ impl Worker<'_, '_> {
     }
 
     /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
-    fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Failure> {
+    fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Stopped> {
         let piece = at..end.min(at + PIECE);
         let hold = self.seat.hold(self.pass, None, None);
         self.disk.read(&hold, request.offset + at as u64, self.buffers.data.first(piece.len()))?;

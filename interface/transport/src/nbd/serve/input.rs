@@ -1,10 +1,8 @@
 //! Waiting for the client: to send more, or to take more.
 
-use std::{
-    sync::MutexGuard,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno as Os,

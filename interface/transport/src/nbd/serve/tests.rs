@@ -9,7 +9,7 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Relaxed, Release},
@@ -18,7 +18,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use everdisk_gate::ticket;
+use everdisk_gate::{hold::Hold, ticket};
 use everdisk_proto::{
     frame::LentConnection,
     gate_word::{GateWord, Mode},
@@ -27,19 +27,18 @@ use everdisk_proto::{
 use everdisk_sys::{
     cache::Resident,
     connection::ConnectionMemory,
+    file::FileRange,
     memory::SharedSegment,
     signal,
     wake::{self, Who},
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    disk::{FileRange, Hold},
-    nbd::{
-        death::{Death, await_death},
-        protocol::{REQUEST_MAGIC, cmd},
-    },
+use crate::nbd::{
+    death::{Death, await_death},
+    protocol::{REQUEST_MAGIC, cmd},
 };
 
 mod death;
@@ -59,7 +58,7 @@ struct Fence(Mutex<(u64, BTreeSet<u64>)>);
 impl Fence {
     /// To be called while nobody else can be let in; [`Fence::pass`] afterwards.
     fn enter(&self) -> u64 {
-        let mut writes = self.0.lock().unwrap();
+        let mut writes = self.0.lock();
         writes.0 += 1;
         let number = writes.0;
         writes.1.insert(number);
@@ -67,9 +66,9 @@ impl Fence {
     }
 
     fn pass(&self, number: u64, write: impl FnOnce()) {
-        until("earlier writes have ended", || self.0.lock().unwrap().1.first() == Some(&number));
+        until("earlier writes have ended", || self.0.lock().1.first() == Some(&number));
         write();
-        self.0.lock().unwrap().1.remove(&number);
+        self.0.lock().1.remove(&number);
     }
 }
 
@@ -88,35 +87,35 @@ impl Disk for FileDisk {
     fn size(&self) -> u64 {
         SIZE
     }
-    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         hold.away();
         self.0.read_exact_at(buf, offset).unwrap();
-        if hold.back() { Ok(()) } else { Err(Failure::Abandoned) }
+        if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
     }
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
         // Half of what could be sent so is read, so that both ways are gone.
         let resident = self.1.as_ref().filter(|file| (offset / 4096).is_multiple_of(2) && file.has(offset, len))?;
         Some(FileRange { file: resident.as_fd(), offset, len })
     }
-    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
         let number = self.2.enter();
         hold.writing();
         self.2.pass(number, || self.0.write_all_at(data, offset).unwrap());
-        if hold.back() { Ok(()) } else { Err(Failure::Abandoned) }
+        if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
     }
-    fn flush(&self, _: &dyn Hold) -> Result<(), Failure> {
+    fn flush(&self, _: &dyn Hold) -> Result<(), Stopped> {
         Ok(())
     }
-    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.write(hold, offset, &vec![0; usize::try_from(len).unwrap()])
     }
-    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.discard(hold, offset, len)
     }
-    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Failure> {
+    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Stopped> {
         Ok(())
     }
-    fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
+    fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         Ok(if hole { (offset / 65536 + 1) * 65536 } else { offset.next_multiple_of(65536) }.min(SIZE))
     }
     fn take_over(&self, _: u64) {}
@@ -165,7 +164,7 @@ impl Stage {
                     await_death(death);
                 }
                 let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0).unwrap();
-                let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped).unwrap();
+                let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped);
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
             });
             stage.cores.push((stop, Some(thread)));

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::{
-    super::negotiation::{Export, OPTION_BYTES_MAX, Phase, SKIP_BYTES_MAX, State, Step, output_max, step},
+    super::{
+        negotiation::{OPTION_BYTES_MAX, SKIP_BYTES_MAX, Step, output_max, step},
+        state::{Export, Phase, State},
+    },
     hex,
 };
 

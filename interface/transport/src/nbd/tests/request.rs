@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        negotiation::{Phase, State},
         protocol::{CHUNK_MAX, PAYLOAD_MAX, cmd_flag},
         reply::NbdError,
         request::{Command, Request},
+        state::{Phase, State},
     },
     hex,
 };

@@ -1,13 +1,14 @@
 //! Several workers of one connection, and a storage node that answers when it is told to.
 
-use std::{
-    collections::HashSet,
-    sync::{Condvar, Mutex},
-};
+use std::collections::HashSet;
+
+use parking_lot::Condvar;
 
 use super::*;
 
+mod large;
 mod rings;
+mod room;
 
 /// What the node does at some offsets.
 #[derive(Default)]
@@ -34,7 +35,7 @@ struct SlowDisk {
 
 impl SlowDisk {
     fn with<T>(&self, change: impl FnOnce(&mut Node) -> T) -> T {
-        let result = change(&mut self.node.lock().unwrap());
+        let result = change(&mut self.node.lock());
         self.changed.notify_all();
         result
     }
@@ -52,28 +53,28 @@ impl SlowDisk {
         until("a request is at the node", || self.with(|node| node.there.contains(&offset)));
     }
 
-    fn visit(&self, hold: &dyn Hold, offset: u64, access: impl FnOnce()) -> Result<(), Failure> {
+    fn visit(&self, hold: &dyn Hold, offset: u64, access: impl FnOnce()) -> Result<(), Stopped> {
         if self.with(|node| node.is_known_to_be_slow) {
             hold.waits();
         }
-        let mut node = self.node.lock().unwrap();
+        let mut node = self.node.lock();
         node.there.insert(offset);
         node.visits += 1;
         while node.held.contains(&offset) {
-            node = self.changed.wait(node).unwrap();
+            self.changed.wait(&mut node);
         }
         node.there.remove(&offset);
         let is_bad = node.bad.contains(&offset);
         drop(node);
         access();
         if !hold.back() {
-            let mut node = self.node.lock().unwrap();
+            let mut node = self.node.lock();
             while node.lingers {
-                node = self.changed.wait(node).unwrap();
+                self.changed.wait(&mut node);
             }
-            return Err(Failure::Abandoned);
+            return Err(Stopped::Abandoned);
         }
-        if is_bad { Err(Failure::Errno(Errno(Os::IO.raw_os_error()))) } else { Ok(()) }
+        if is_bad { Err(Stopped::Failed(Errno(Os::IO.raw_os_error()))) } else { Ok(()) }
     }
 }
 
@@ -81,27 +82,27 @@ impl Disk for SlowDisk {
     fn size(&self) -> u64 {
         SIZE
     }
-    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped> {
         hold.away();
         self.visit(hold, offset, || self.file.0.read_exact_at(buf, offset).unwrap())
     }
-    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped> {
         hold.writing();
         self.visit(hold, offset, || self.file.0.write_all_at(data, offset).unwrap())
     }
-    fn flush(&self, hold: &dyn Hold) -> Result<(), Failure> {
+    fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         self.file.flush(hold)
     }
-    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.file.discard(hold, offset, len)
     }
-    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Failure> {
+    fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped> {
         self.file.discard(hold, offset, len)
     }
-    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Failure> {
+    fn allocate(&self, _: &dyn Hold, _: u64, _: u64) -> Result<(), Stopped> {
         Ok(())
     }
-    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Failure> {
+    fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         self.file.seek(hold, offset, hole)
     }
     fn take_over(&self, _: u64) {}
@@ -147,7 +148,7 @@ impl Team {
             let (segment, connection) = (Arc::clone(&team.segment), Arc::clone(&team.connection));
             let (disk, stop) = (Arc::clone(&team.disk), Arc::clone(&team.stop));
             let work = move || {
-                let seat = Seat::take(&segment, Slot::FIRST, index, &stop).unwrap();
+                let seat = Seat::take(&segment, Slot::FIRST, index, &stop);
                 serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
             };
             team.workers.push(Some(thread::spawn(work)));
@@ -265,34 +266,6 @@ fn beyond4_requests_wait_for_a_slow_node_at_once() {
     assert_eq!(team.reply(), (7, 0));
 }
 
-/// A client that takes no replies for a while keeps no worker: others are served by them meanwhile. It misses none afterwards.
-#[test]
-fn beyond4_a_client_that_does_not_read_keeps_no_worker_but_the_leader() {
-    const REQUESTS: u64 = 40;
-    for len in [4096, 30_000, 60_000] {
-        let mut team = Team::new(6, false);
-        let offsets = || (0..6_u64).map(|n| n << 16);
-        team.disk.with(|node| node.is_known_to_be_slow = true);
-        offsets().for_each(|offset| team.disk.hold(offset));
-        offsets().for_each(|offset| team.send(cmd::READ, offset, offset, len, b""));
-        until("six are at the node", || team.disk.with(|node| offsets().all(|offset| node.there.contains(&offset))));
-        // They come back at once, and of the largest not all have room.
-        team.disk.with(|node| node.held.clear());
-        (1..=REQUESTS).for_each(|cookie| team.send(cmd::READ, cookie, cookie * 4096, len, b""));
-        let is_full = |team: &Team| team.connection.unsent(&team.connection.lock().record) > 50_000;
-        let at_work = |team: &Team| (0..6).filter(|worker| team.is_at_work(*worker)).count();
-        until("the output fills", || is_full(&team) && at_work(&team) <= 1);
-        thread::sleep(Duration::from_millis(60));
-        assert!(is_full(&team) && at_work(&team) <= 1, "{len}");
-        let mut left: HashSet<u64> = offsets().chain(1..=REQUESTS).collect();
-        while !left.is_empty() {
-            let (cookie, error) = team.reply();
-            assert!(left.remove(&cookie) && error == 0, "{cookie}");
-            team.read(len as usize);
-        }
-    }
-}
-
 /// The lead is given on while its holder already waits for the client: one of the two receives, and nothing is lost.
 #[test]
 fn beyond4_a_lead_that_changes_while_its_holder_receives_loses_no_byte() {
@@ -314,90 +287,6 @@ fn beyond4_a_lead_that_changes_while_its_holder_receives_loses_no_byte() {
         team.disk.file.0.read_exact_at(&mut there, 4096).unwrap();
         assert!(there == data, "round {round}");
     }
-}
-
-#[test]
-fn beyond7_a_client_that_says_everything_before_it_reads_is_heard() {
-    let mut team = Team::new(1, false);
-    let before = team.connection.memory().received();
-    for cookie in 0..20 {
-        team.send(cmd::READ, cookie, 0, 60_000, b"");
-    }
-    until("the output is full", || {
-        let record = team.connection.lock().record;
-        team.connection.unsent(&record) > 100_000
-    });
-    for cookie in 20..40 {
-        team.send(cmd::READ, cookie, 0, 60_000, b"");
-    }
-    until("the rest is received", || team.connection.memory().received() == before + 40 * 28);
-    for cookie in 0..40 {
-        assert_eq!(team.reply(), (cookie, 0));
-        team.read(60_000);
-    }
-}
-
-#[test]
-fn beyond4_a_large_reply_that_begins_while_a_long_write_ends_does_not_end_the_connection() {
-    let mut team = Team::new(2, false);
-    team.disk.hold(0);
-    team.disk.hold(2 << 20);
-    team.send(cmd::READ, 1, 0, 300_000, b"");
-    team.disk.await_request(0);
-    team.lead(1);
-    // Its second piece is held.
-    team.send(cmd::WRITE, 2, 1 << 20, (1 << 20) + 5000, &vec![7; (1 << 20) + 5000]);
-    team.disk.await_request(2 << 20);
-    team.disk.release(0);
-    until("the large reply is under way", || team.connection.lock().record.direct.is_some());
-    team.disk.release(2 << 20);
-    thread::sleep(Duration::from_millis(20));
-    assert_eq!(team.reply(), (1, 0));
-    team.read(300_000);
-    assert_eq!(team.reply(), (2, 0));
-}
-
-#[test]
-fn beyond4_every_worker_ends_when_the_client_goes_in_the_middle_of_a_large_reply() {
-    let mut team = Team::new(2, false);
-    team.disk.hold(0);
-    team.send(cmd::READ, 1, 0, 300_000, b"");
-    team.disk.await_request(0);
-    team.lead(1);
-    until("the leader works", || ticket::may_be_reading(team.state(1)));
-    team.disk.release(0);
-    until("the large reply is under way", || team.connection.lock().record.direct.is_some());
-    team.client.shutdown(std::net::Shutdown::Both).unwrap();
-    until("every worker has ended", || team.workers.iter().flatten().all(JoinHandle::is_finished));
-}
-
-#[test]
-fn beyond4_a_large_reply_that_fails_between_chunks_takes_nothing_back() {
-    let mut team = Team::new(3, true);
-    let (a, b) = (0, 3 << 20);
-    team.disk.hold(a);
-    team.disk.hold(a + (1 << 20));
-    team.disk.hold(b);
-    team.disk.with(|node| node.bad.insert(a + (1 << 20)));
-    team.send(cmd::READ, 1, a, 2 << 20, b"");
-    team.disk.await_request(a);
-    team.lead(1);
-    team.send(cmd::READ, 2, b, 4096, b"");
-    team.disk.await_request(b);
-    team.disk.release(a);
-    let (_, kind, cookie, data) = team.chunk();
-    assert_eq!((kind, cookie, data.len()), (1, 1, 8 + (1 << 20)));
-    team.disk.await_request(a + (1 << 20));
-    team.lead(2);
-    until("the other is put aside", || team.connection.lock().record.aside.count_ones() == 2);
-    team.disk.release(a + (1 << 20));
-    let (flags, kind, cookie, _) = team.chunk();
-    assert_eq!((flags, kind, cookie), (1, (1 << 15) + 2, 1));
-    team.disk.release(b);
-    let (flags, kind, cookie, data) = team.chunk();
-    assert_eq!((flags, kind, cookie, data.len()), (1, 1, 2, 8 + 4096));
-    team.send(cmd::WRITE, 3, 0, 1, b"x");
-    assert_eq!(team.reply(), (3, 0), "one reply to each request");
 }
 
 #[test]
@@ -427,100 +316,4 @@ fn reads_at_the_node(team: &mut Team, count: u64, len: u32) {
     (0..count).for_each(|n| team.disk.hold(n << 16));
     (0..count).for_each(|n| team.send(cmd::READ, n, n << 16, len, b""));
     until("all of them are at the node", || team.disk.with(|node| (0..count).all(|n| node.there.contains(&(n << 16)))));
-}
-
-/// What had no room is looked at again when there is room: a client that has said all it has to say gets every reply.
-#[test]
-fn beyond7_a_client_that_half_closes_gets_every_reply() {
-    let mut team = Team::new(1, false);
-    rustix::net::sockopt::set_socket_send_buffer_size(team.connection.socket(), 400_000).unwrap();
-    for cookie in 0..40 {
-        team.send(cmd::READ, cookie, 0, 60_000, b"");
-    }
-    until("the output is full", || team.connection.unsent(&team.connection.lock().record) > 184 << 10);
-    team.client.shutdown(std::net::Shutdown::Write).unwrap();
-    until("it is over", || team.connection.lock().is_over);
-    let mut all = Vec::new();
-    team.client.read_to_end(&mut all).unwrap();
-    assert_eq!(all.len(), 40 * 60_016);
-}
-
-/// The same where room was kept for replies that are still to come.
-#[test]
-fn beyond7_beyond4_a_client_that_half_closes_gets_every_reply_of_a_slow_node() {
-    let mut team = Team::new(6, false);
-    reads_at_the_node(&mut team, 4, 60_000);
-    team.disk.with(|node| node.is_known_to_be_slow = false);
-    let mut bytes = Vec::new();
-    request(&mut bytes, cmd::FLUSH, 0, 0, 0, b"");
-    request(&mut bytes, cmd::READ, 0, 9 << 16, 4096, b"");
-    team.client.write_all(&bytes).unwrap();
-    team.client.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut first = [0; 16];
-    team.client.read_exact(&mut first).unwrap();
-    team.disk.with(|node| node.held.clear());
-    let mut all = Vec::new();
-    team.client.read_to_end(&mut all).unwrap();
-    assert_eq!(all.len(), 4 * 60_016 + 4112);
-}
-
-/// The rest of a reply is sent although a piece of a long write hangs, of which the connection waits for the end.
-#[test]
-fn beyond4_the_rest_of_a_reply_is_sent_while_a_long_write_hangs() {
-    let mut team = Team::new(3, false);
-    team.disk.hold(0);
-    team.send(cmd::READ, 1, 0, 60_000, b"");
-    team.disk.await_request(0);
-    team.lead(1);
-    until("it was put aside", || team.connection.lock().record.aside != 0);
-    team.disk.hold(1 << 20);
-    team.send(cmd::WRITE, 2, 1 << 20, (1 << 20) + 5000, &vec![7; (1 << 20) + 5000]);
-    team.disk.await_request(1 << 20);
-    team.lead(2);
-    thread::sleep(Duration::from_millis(20));
-    team.disk.release(0);
-    assert_eq!(team.reply(), (1, 0));
-    team.read(60_000);
-    team.disk.release(1 << 20);
-    assert_eq!(team.reply(), (2, 0));
-}
-
-/// A leader whose own reply finds no room listens on: the client may say all it has to say before it reads.
-#[test]
-fn beyond4_beyond7_a_leader_without_room_for_its_reply_hears_the_client() {
-    let mut team = Team::new(6, false);
-    reads_at_the_node(&mut team, 5, 60_000);
-    team.disk.with(|node| node.is_known_to_be_slow = false);
-    team.disk.hold(9 << 16);
-    team.send(cmd::READ, 9, 9 << 16, 60_000, b"");
-    team.disk.await_request(9 << 16);
-    (0..5).for_each(|n| team.disk.release(n << 16));
-    until("the output fills", || team.connection.unsent(&team.connection.lock().record) > 200_000);
-    team.disk.release(9 << 16);
-    thread::sleep(Duration::from_millis(60));
-    let mut bytes = Vec::new();
-    for _ in 0..40 {
-        request(&mut bytes, cmd::WRITE, 0, 2 << 20, 30_000, &vec![7; 30_000]);
-    }
-    team.client.write_all(&bytes).unwrap();
-    let mut read = vec![0; 6 * 60_016 + 40 * 16];
-    team.client.read_exact(&mut read).unwrap();
-}
-
-/// While a slow client takes one large reply after the other, those that wait for their turn keep what they have read.
-#[test]
-fn beyond4_large_reads_are_not_read_again_while_the_client_takes_replies() {
-    let mut team = Team::new(12, false);
-    reads_at_the_node(&mut team, 12, 300_000);
-    let before = team.disk.with(|node| node.visits);
-    team.disk.with(|node| node.held.clear());
-    let mut left = 12 * 300_016;
-    while left > 0 {
-        let len = left.min(10_000);
-        team.read(len);
-        left -= len;
-        thread::sleep(Duration::from_micros(500));
-    }
-    let again = team.disk.with(|node| node.visits) - before;
-    assert!(again <= 6, "{again} of 12");
 }

@@ -6,17 +6,14 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use crate::write_back::lock;
+use parking_lot::Mutex;
 
 /// The writes under way. Looked at and added to under the book's lock, so that nothing is buffered in between.
 #[derive(Debug, Default)]
-pub(crate) struct Passing {
+pub(crate) struct Bypasses {
     writes: Mutex<Writes>,
     /// Number of those of this tenure, so that nobody takes the lock for none.
     count: AtomicUsize,
@@ -34,48 +31,48 @@ struct Writes {
 /// A range is being written past the buffer while this lives.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Pass<'a> {
-    passing: &'a Passing,
+pub(crate) struct Bypassing<'a> {
+    bypasses: &'a Bypasses,
     number: u64,
     /// How many writes were under way when this one began, it among them.
     pub(crate) beside: usize,
 }
 
-impl Pass<'_> {
+impl Bypassing<'_> {
     /// Whether it was taken in an earlier tenure: what it is for was abandoned.
     pub(crate) fn is_past(&self) -> bool {
-        lock(&self.passing.writes).before.contains(&self.number)
+        self.bypasses.writes.lock().before.contains(&self.number)
     }
 }
 
-impl Passing {
+impl Bypasses {
     /// Whether a write under way overlaps this range.
     #[inline]
     pub(crate) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.count.load(Relaxed) > 0 && lock(&self.writes).overlap(range)
+        self.count.load(Relaxed) > 0 && self.writes.lock().overlap(range)
     }
 
     /// This range is written from now on; `None` when a write under way overlaps it.
-    pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Pass<'_>> {
-        let mut writes = lock(&self.writes);
+    pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Bypassing<'_>> {
+        let mut writes = self.writes.lock();
         (!writes.overlap(range)).then(|| self.add(&mut writes, range))
     }
 
-    /// As [`Passing::enter`], whatever overlaps it: where nothing is buffered, or no byte changes.
-    pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Pass<'_> {
-        self.add(&mut lock(&self.writes), range)
+    /// As [`Bypasses::enter`], whatever overlaps it: where nothing is buffered, or no byte changes.
+    pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Bypassing<'_> {
+        self.add(&mut self.writes.lock(), range)
     }
 
-    fn add(&self, writes: &mut Writes, range: &Range<u64>) -> Pass<'_> {
+    fn add(&self, writes: &mut Writes, range: &Range<u64>) -> Bypassing<'_> {
         writes.next += 1;
         writes.now.push((writes.next, range.clone()));
         self.count.store(writes.now.len(), Relaxed);
-        Pass { passing: self, number: writes.next, beside: writes.now.len() }
+        Bypassing { bypasses: self, number: writes.next, beside: writes.now.len() }
     }
 
     /// Another tenure begins: what is under way was abandoned and holds up no request.
     pub(crate) fn begin_tenure(&self) {
-        let mut writes = lock(&self.writes);
+        let mut writes = self.writes.lock();
         let numbers: Vec<u64> = writes.now.drain(..).map(|(number, _)| number).collect();
         writes.before.extend(numbers);
         self.count.store(0, Relaxed);
@@ -83,7 +80,7 @@ impl Passing {
 
     /// Whether what was under way in earlier tenures is over.
     pub(crate) fn are_past_over(&self) -> bool {
-        lock(&self.writes).before.is_empty()
+        self.writes.lock().before.is_empty()
     }
 }
 
@@ -93,12 +90,12 @@ impl Writes {
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Bypassing<'_> {
     fn drop(&mut self) {
-        let mut writes = lock(&self.passing.writes);
+        let mut writes = self.bypasses.writes.lock();
         writes.now.retain(|(number, _)| *number != self.number);
         writes.before.retain(|number| *number != self.number);
-        self.passing.count.store(writes.now.len(), Relaxed);
+        self.bypasses.count.store(writes.now.len(), Relaxed);
     }
 }
 
@@ -108,21 +105,21 @@ mod tests {
 
     #[test]
     fn ranges_that_overlap_exclude_each_other_as_long_as_they_last() {
-        let passing = Passing::default();
-        let first = passing.enter(&(10..20)).unwrap();
-        let second = passing.enter(&(20..30)).unwrap();
+        let bypasses = Bypasses::default();
+        let first = bypasses.enter(&(10..20)).unwrap();
+        let second = bypasses.enter(&(20..30)).unwrap();
         assert_eq!((first.beside, second.beside), (1, 2));
-        assert!(passing.enter(&(15..25)).is_none());
-        assert!(passing.overlaps(&(0..11)) && !passing.overlaps(&(0..10)) && !passing.overlaps(&(30..40)));
+        assert!(bypasses.enter(&(15..25)).is_none());
+        assert!(bypasses.overlaps(&(0..11)) && !bypasses.overlaps(&(0..10)) && !bypasses.overlaps(&(30..40)));
         drop(first);
-        assert!(passing.enter(&(15..20)).is_some());
-        passing.begin_tenure();
-        assert!(!passing.are_past_over());
-        let third = passing.enter(&(20..30)).unwrap();
+        assert!(bypasses.enter(&(15..20)).is_some());
+        bypasses.begin_tenure();
+        assert!(!bypasses.are_past_over());
+        let third = bypasses.enter(&(20..30)).unwrap();
         drop(second);
-        assert!(passing.overlaps(&(20..30)), "that of an earlier tenure took nothing away");
-        assert!(passing.are_past_over());
+        assert!(bypasses.overlaps(&(20..30)), "that of an earlier tenure took nothing away");
+        assert!(bypasses.are_past_over());
         drop(third);
-        assert!(!passing.overlaps(&(0..100)));
+        assert!(!bypasses.overlaps(&(0..100)));
     }
 }
