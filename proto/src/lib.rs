@@ -18,3 +18,6 @@ pub mod segment;
 pub mod superblock;
 pub mod version;
 pub mod volume;
+
+#[cfg(test)]
+mod golden;
