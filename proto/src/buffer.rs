@@ -251,7 +251,7 @@ impl SlotState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -276,16 +276,14 @@ mod tests {
     }
 
     /// The bytes of a slot with data: the same in buffer versions 1 and 2.
-    #[test]
-    fn golden_slot_of_version_1() {
-        is_golden(include_str!("../golden/slot-v1.hex"), &EXTENT);
+    pub(crate) fn golden_slot_of_version_1(golden: &str) {
+        is_golden(golden, &EXTENT);
     }
 
     /// The bytes of a slot without data, since buffer version 2.
-    #[test]
-    fn golden_slot_of_version_2() {
+    pub(crate) fn golden_slot_of_version_2(golden: &str) {
         let extent = Extent { kind: ExtentKind::Discard, len: 1 << 40, crc: 0, ..EXTENT };
-        is_golden(include_str!("../golden/slot-v2.hex"), &extent);
+        is_golden(golden, &extent);
     }
 
     #[test]

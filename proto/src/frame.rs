@@ -596,4 +596,4 @@ pub struct NodeStatus {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

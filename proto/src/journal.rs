@@ -127,17 +127,16 @@ pub enum BadJournal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const GOLDEN: &str = include_str!("../golden/journal-v1.jsonl");
 
-    #[test]
-    fn golden_journal_of_version_1_reads_and_writes_the_same_bytes() {
-        let records = parse(GOLDEN).unwrap();
+    pub(crate) fn golden_journal_of_version_1_reads_and_writes_the_same_bytes(golden: &str) {
+        let records = parse(golden).unwrap();
         assert_eq!(records.len(), 6);
         let again: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
-        assert_eq!(again, GOLDEN);
+        assert_eq!(again, golden);
     }
 
     #[test]

@@ -19,3 +19,6 @@ pub mod segment;
 pub mod superblock;
 pub mod version;
 pub mod volume;
+
+#[cfg(test)]
+mod golden;

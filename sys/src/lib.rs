@@ -1,5 +1,6 @@
 //! What the kernel offers and std does not: shared memory, locked buffers, futexes, sockets that pass file
 //! descriptors, process handles, /dev/fuse. All hand-written `unsafe` of the project stands here; the interfaces are safe.
+#![expect(unsafe_code, reason = "the one room of unsafe code: system calls and shared memory behind safe functions")]
 
 pub mod cache;
 pub mod clock;

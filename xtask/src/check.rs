@@ -7,14 +7,14 @@ mod graph;
 mod pure;
 mod unsafe_code;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::TaskError;
 use crate::child::{self, Stdout};
-use crate::source::{self, Source};
-use crate::workspace::Workspace;
-use crate::{TaskError, commands};
+use crate::workspace::{Workspace, cargo};
 
 /// For clippy on an empty target directory.
 const LINT_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -30,11 +30,11 @@ pub(crate) enum Law {
     Graph,
     /// Pure crates touch no clock, file, socket, process or thread.
     Pure,
-    /// `unsafe` stands below sys/ only.
+    /// `unsafe` stands in sys/ only.
     Unsafe,
     /// The interface's dependencies are few and plain.
     Closure,
-    /// Golden files are tested and never change.
+    /// Golden files of a release never change.
     Golden,
 }
 
@@ -47,24 +47,16 @@ pub(crate) struct Verdict {
     pub(crate) violations: Vec<String>,
 }
 
-/// The laws look at this.
-struct Repository {
-    workspace: Workspace,
-    sources: Vec<Source>,
-}
-
 /// Checks everything, or `only` some; reports all violations before it fails.
 ///
 /// # Errors
 /// A law is broken, or could not be looked at.
 pub(crate) fn run(only: &[Law]) -> Result<(), TaskError> {
     let workspace = Workspace::load()?;
-    let sources = source::load(&workspace.workspace_root)?;
-    let repository = Repository { workspace, sources };
     let mut broken = Vec::new();
     for law in Law::value_variants().iter().filter(|law| only.is_empty() || only.contains(law)) {
         let name = law.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-        match look(*law, &repository) {
+        match look(*law, &workspace) {
             Ok(Verdict { note, violations }) if violations.is_empty() => println!("{name:<8} ok: {note}"),
             Ok(Verdict { note, violations }) => {
                 println!("{name:<8} BROKEN: {note}");
@@ -82,24 +74,29 @@ pub(crate) fn run(only: &[Law]) -> Result<(), TaskError> {
     if broken.is_empty() { Ok(()) } else { Err(TaskError::Failed(format!("check: broken: {}", broken.join(", ")))) }
 }
 
-fn look(law: Law, Repository { workspace, sources }: &Repository) -> Result<Verdict, TaskError> {
+fn look(law: Law, workspace: &Workspace) -> Result<Verdict, TaskError> {
+    let root = &workspace.workspace_root;
     match law {
-        Law::Fmt | Law::Clippy => lint(law),
+        Law::Fmt => lint(root, &["fmt", "--all", "--check"], "run `cargo fmt --all`"),
+        Law::Clippy => lint(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], "see above"),
         Law::Graph => Ok(graph::look(workspace)),
-        Law::Pure => pure::look(workspace, sources),
-        Law::Unsafe => Ok(unsafe_code::look(sources)),
-        Law::Closure => closure::look(&workspace.workspace_root),
-        Law::Golden => golden::look(&workspace.workspace_root, sources),
+        Law::Pure => pure::look(workspace),
+        Law::Unsafe => Ok(unsafe_code::look(workspace)),
+        Law::Closure => closure::look(root),
+        Law::Golden => golden::look(root),
     }
 }
 
-fn lint(law: Law) -> Result<Verdict, TaskError> {
-    let Some(mut command) = commands::lint(law) else { return Ok(Verdict::default()) };
-    let ended = child::run(&mut command, Instant::now() + LINT_LIMIT, Stdout::Inherited)?;
+fn lint(root: &Path, arguments: &[&str], remedy: &str) -> Result<Verdict, TaskError> {
+    let ended = child::run(cargo(root).args(arguments), Instant::now() + LINT_LIMIT, Stdout::Inherited)?;
     let note = "the workspace with all its targets".to_owned();
-    if ended.is_success() {
-        return Ok(Verdict { note, violations: Vec::new() });
-    }
-    let remedy = if law == Law::Fmt { "run `cargo fmt --all`" } else { "see above" };
-    Ok(Verdict { note, violations: vec![format!("{}: {remedy}", ended.outcome())] })
+    let violations = if ended.is_success() { Vec::new() } else { vec![format!("{}: {remedy}", ended.outcome())] };
+    Ok(Verdict { note, violations })
+}
+
+/// Whether a line of the file begins with `text`, leading blanks aside; not, where it cannot be read. `text` may go on over
+/// further lines.
+fn reads(file: &Path, text: &str) -> bool {
+    let read = std::fs::read_to_string(file).unwrap_or_default();
+    read.match_indices(text).any(|(at, _)| read[..at].rsplit('\n').next().is_some_and(|head| head.trim().is_empty()))
 }

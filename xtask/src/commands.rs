@@ -8,7 +8,7 @@ use crate::child::Stdout;
 use crate::phases::Phases;
 use crate::programs::{self, Program};
 use crate::workspace::{Workspace, cargo, root};
-use crate::{TaskError, check, guest, setup};
+use crate::{TaskError, guest, setup};
 
 /// Every child of `test` together.
 const TEST_LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -137,15 +137,4 @@ fn loom(root: &Path) -> Result<Command, TaskError> {
         .arg(target);
     test.env("RUSTFLAGS", flags.trim());
     Ok(test)
-}
-
-/// Formatting and clippy, for the check.
-pub(crate) fn lint(law: check::Law) -> Option<Command> {
-    let mut command = cargo(&root());
-    match law {
-        check::Law::Fmt => command.args(["fmt", "--all", "--check"]),
-        check::Law::Clippy => command.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-        _ => return None,
-    };
-    Some(command)
 }

@@ -1,5 +1,6 @@
 //! Tasks of the repository. A fresh clone needs only a Rust toolchain: `cargo xtask test` installs what else the
 //! tests call, builds, and runs every test there is.
+#![forbid(unsafe_code)]
 
 mod archive;
 mod check;
@@ -9,7 +10,6 @@ mod guest;
 mod phases;
 mod programs;
 mod setup;
-mod source;
 mod tally;
 mod workspace;
 

@@ -33,7 +33,6 @@ pub(crate) struct Dependency {
 
 #[derive(Deserialize)]
 pub(crate) struct Target {
-    pub(crate) kind: Vec<String>,
     pub(crate) src_path: PathBuf,
 }
 

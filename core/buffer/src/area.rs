@@ -1,6 +1,6 @@
 //! The shared memory that a buffer lies in.
 
-use std::sync::atomic::Ordering;
+use core::sync::atomic::Ordering;
 
 use everdisk_proto::buffer::{Geometry, MAGIC, word};
 

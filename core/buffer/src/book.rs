@@ -20,7 +20,8 @@ mod flushing;
 mod reading;
 mod sending;
 
-use std::{collections::VecDeque, ops::Range, sync::atomic::Ordering::Relaxed};
+use alloc::{collections::VecDeque, vec::Vec};
+use core::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 use everdisk_proto::buffer::{Extent, ExtentKind, Geometry, SLOTS_WITHOUT_DATA, stored, word};
 

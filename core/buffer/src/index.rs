@@ -1,7 +1,8 @@
 //! The index: which extent holds which byte of the volume. Pieces do not overlap; where extents do, the one with the higher
 //! sequence number has the byte, in whatever order they are entered.
 
-use std::{collections::BTreeMap, ops::Range};
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::ops::Range;
 
 use everdisk_proto::buffer::ExtentKind;
 

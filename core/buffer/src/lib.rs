@@ -8,9 +8,12 @@
 //!  noted   what was written past the buffer and is not known to be durable
 //!  book    one core's view of all of it: append, look up, follow, choose what is sent next, retire
 //! ```
-//! Nothing here waits, locks or does I/O. One core at a time appends, and one retires; the gate and the fence of the
+//! Nothing here waits, locks or does I/O: there is no std, but for the tests. One core at a time appends, and one retires; the gate and the fence of the
 //! process around it see to that.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(any(test, loom)), no_std)]
+
+extern crate alloc;
 
 pub mod area;
 pub mod book;

@@ -5,11 +5,11 @@
 //! a log that [`look`] reads rightly. The marks of what was only reserved tell a death from damage: a slot below the head
 //! that bears neither mark of its sequence number has been overwritten.
 
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+#[cfg(not(loom))]
+use core::sync::atomic::fence;
 #[cfg(loom)]
 use loom::sync::atomic::fence;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-#[cfg(not(loom))]
-use std::sync::atomic::fence;
 
 use everdisk_proto::buffer::{Extent, ExtentKind, SlotState, word};
 

@@ -2,7 +2,8 @@
 //! before a flush failed. Like unreadable sectors of a disk: reading one is an error until it is written anew. The list stands in
 //! the buffer's header, so that every core knows it.
 
-use std::{
+use alloc::vec::Vec;
+use core::{
     ops::Range,
     sync::atomic::Ordering::{Acquire, Relaxed, Release},
 };

@@ -8,7 +8,8 @@
 //! One bit stands for [`noted_granule`] bytes. A write is noted after it has reached the nodes and before it is acknowledged: so what
 //! is noted when a flush begins was written before it.
 
-use std::{ops::Range, sync::atomic::Ordering::SeqCst};
+use alloc::vec::Vec;
+use core::{ops::Range, sync::atomic::Ordering::SeqCst};
 
 use everdisk_proto::{
     buffer::{NOTED_WORDS, noted_granule, word},

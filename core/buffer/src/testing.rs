@@ -1,6 +1,9 @@
 //! Memory for tests: one whose owner may die between any two stores, and one for loom.
 
-use std::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use everdisk_proto::buffer::{Geometry, word};
 
@@ -12,9 +15,9 @@ use crate::area::Area;
 #[derive(Debug)]
 pub struct MortalArea {
     geometry: Geometry,
-    words: std::cell::RefCell<Vec<u64>>,
-    data: std::cell::RefCell<Vec<u8>>,
-    stores_left: std::cell::Cell<Option<usize>>,
+    words: core::cell::RefCell<Vec<u64>>,
+    data: core::cell::RefCell<Vec<u8>>,
+    stores_left: core::cell::Cell<Option<usize>>,
 }
 
 #[cfg(not(loom))]
@@ -48,12 +51,12 @@ impl MortalArea {
     }
 
     /// Header and slots.
-    pub fn words(&self) -> std::cell::RefMut<'_, Vec<u64>> {
+    pub fn words(&self) -> core::cell::RefMut<'_, Vec<u64>> {
         self.words.borrow_mut()
     }
 
     /// The ring.
-    pub fn data(&self) -> std::cell::RefMut<'_, Vec<u8>> {
+    pub fn data(&self) -> core::cell::RefMut<'_, Vec<u8>> {
         self.data.borrow_mut()
     }
 

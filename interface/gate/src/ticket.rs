@@ -17,11 +17,11 @@
 //! sends no write before no other core writes ([`may_write`]); the sender of buffered data announces itself in the same way
 //! ([`begin_sending`]). That is the fence: Dekker once more, with the word changed first and the writers looked at afterwards.
 
+use core::sync::atomic::Ordering::{self, Acquire, Release, SeqCst};
+#[cfg(not(loom))]
+use core::sync::atomic::fence;
 #[cfg(loom)]
 use loom::sync::atomic::fence;
-use std::sync::atomic::Ordering::{self, Acquire, Release, SeqCst};
-#[cfg(not(loom))]
-use std::sync::atomic::fence;
 
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
@@ -54,8 +54,8 @@ macro_rules! cell {
         }
     };
 }
-cell!(std::sync::atomic::AtomicU32, u32);
-cell!(std::sync::atomic::AtomicU64, u64);
+cell!(core::sync::atomic::AtomicU32, u32);
+cell!(core::sync::atomic::AtomicU64, u64);
 #[cfg(loom)]
 cell!(loom::sync::atomic::AtomicU32, u32);
 #[cfg(loom)]

@@ -10,8 +10,7 @@ fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize
 }
 
 /// What was added to ABI 3 as optional: who has a volume's places and nodes, byte for byte.
-#[test]
-fn golden_frames_about_owners() {
+pub(crate) fn golden_frames_about_owners(text: &str) {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 3..3, buffer 0..1)").unwrap();
     let id = || Some(FileId { device: 65024, inode: 12, born_ns: Some(1_700_000_000_000_000_001) });
     let address = || "unix:/run/v.sock".parse().unwrap();
@@ -27,7 +26,7 @@ fn golden_frames_about_owners() {
     };
     let listen = NbdListen { address: address(), mode: 0o600, uid: 0, gid: 0, bound: id() };
     let lent = LentFile { path: "/srv/v".into(), channels: 1, source: source() };
-    let lines: Vec<&str> = include_str!("../../golden/frames-v3-owners.jsonl").lines().collect();
+    let lines: Vec<&str> = text.lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: true }, 0);
     golden(lines[1], ToInterface::Request(Request::Attach { file: Some(file), nbd: vec![listen], core: 42 }), 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent), nbd: Vec::new(), connections: 0, locks: 2 }, 2);
@@ -40,11 +39,10 @@ fn golden_frames_about_owners() {
 }
 
 /// What ABI 3 has beside the frames of ABI 1 and 2, byte for byte.
-#[test]
-fn golden_frames_of_abi_3() {
+pub(crate) fn golden_frames_of_abi_3(text: &str) {
     let listen =
         |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };
-    let lines: Vec<&str> = include_str!("../../golden/frames-v3.jsonl").lines().collect();
+    let lines: Vec<&str> = text.lines().collect();
     let nbd = || vec![listen("unix:/run/v.sock"), listen("tcp:127.0.0.1:10809")];
     golden(lines[0], ToInterface::Request(Request::Attach { file: None, nbd: nbd(), core: 42 }), 0);
     golden(lines[1], ToInterface::Returned { file: None, nbd: nbd(), connections: 2, locks: 0 }, 3);
@@ -55,10 +53,9 @@ fn golden_frames_of_abi_3() {
 }
 
 /// What ABI 2 has beside the frames of ABI 1, byte for byte.
-#[test]
-fn golden_frames_of_abi_2() {
+pub(crate) fn golden_frames_of_abi_2(text: &str) {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 2..2, buffer 0..1)").unwrap();
-    let lines: Vec<&str> = include_str!("../../golden/frames-v2.jsonl").lines().collect();
+    let lines: Vec<&str> = text.lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);
     golden(lines[1], ToInterface::Request(Request::Synchronous { on: true }), 0);
     golden(lines[2], CoreRequest::Flush { limit_ms: 250 }, 0);
@@ -84,11 +81,10 @@ fn golden_frames_of_abi_2() {
 }
 
 /// The frames of ABI 1, byte for byte.
-#[test]
-fn golden_frames_of_abi_1() {
+pub(crate) fn golden_frames_of_abi_1(text: &str) {
     let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
     let lent = || LentFile { path: "/srv/v".into(), channels: 2, source: None };
-    let lines: Vec<&str> = include_str!("../../golden/frames-v1.jsonl").lines().collect();
+    let lines: Vec<&str> = text.lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);
     golden(lines[1], ToInterface::Armed { fronts: 1 }, 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent()), nbd: Vec::new(), connections: 0, locks: 0 }, 3);

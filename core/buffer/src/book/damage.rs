@@ -1,6 +1,7 @@
 //! What is lost: what the book makes of damage, found by itself or by another core.
 
-use std::sync::atomic::Ordering::Relaxed;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 
 use everdisk_proto::buffer::{Extent, word};
 
@@ -47,13 +48,13 @@ impl Book {
             }
         }
         self.is_unsaved |= !self.found.is_empty();
-        for (seq, range) in std::mem::take(&mut self.found) {
+        for (seq, range) in core::mem::take(&mut self.found) {
             self.lost.add(range.clone());
             for newer in self.index.overlapping(range.clone()).filter(|piece| piece.seq > seq) {
                 self.lost.remove(&newer.within(&range).span());
             }
         }
-        if std::mem::take(&mut self.is_unsaved) {
+        if core::mem::take(&mut self.is_unsaved) {
             self.lost.save(area);
         }
     }

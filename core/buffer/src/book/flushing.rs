@@ -1,6 +1,7 @@
 //! What a flush of the storage nodes makes durable, and what one that fails costs.
 
-use std::{ops::Range, sync::atomic::Ordering::Relaxed};
+use alloc::vec::Vec;
+use core::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 use everdisk_proto::buffer::word;
 
@@ -30,11 +31,11 @@ impl Book {
 
     /// Puts what is lost into the segment. Only for the core that has the gate, and as long as nobody else can be given it.
     pub fn settle(&mut self, area: &impl Area) {
-        if std::mem::take(&mut self.is_unsaved) {
+        if core::mem::take(&mut self.is_unsaved) {
             self.lost.save(area);
         }
         // After that, so that a death in between forgets nothing.
-        self.noted.forget(area, &std::mem::take(&mut self.lost_noted));
+        self.noted.forget(area, &core::mem::take(&mut self.lost_noted));
     }
 
     /// Whether there is something for [`Book::settle`].

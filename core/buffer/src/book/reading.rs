@@ -1,6 +1,7 @@
 //! What a reader sees: the buffered bytes of a range, each verified as far as that is worth it, and where there is data.
 
-use std::ops::Range;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 use everdisk_proto::buffer::ExtentKind;
 

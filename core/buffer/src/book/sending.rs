@@ -1,6 +1,7 @@
 //! What is sent to the storage nodes next, and what has become of it.
 
-use std::ops::Range;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 use everdisk_proto::buffer::{Extent, ExtentKind};
 
