@@ -20,6 +20,7 @@ use everdisk_proto::{frame::LentConnection, ids::Slot, limits::WORKERS_MAX, segm
 use everdisk_sys::{
     connection::ConnectionMemory,
     memory::SharedSegment,
+    robust,
     wake::{self, Who},
 };
 use everdisk_transport::{
@@ -132,7 +133,7 @@ impl Workers {
             watcher: OnceLock::new(),
         });
         let watched = Arc::clone(&shared);
-        let watcher = thread::Builder::new().name("watch".to_owned()).spawn(move || watch::watch(&watched))?;
+        let watcher = robust::start("watch", move || watch::watch(&watched))?;
         let _ = shared.watcher.set(watcher.thread().clone());
         Ok(Self(shared))
     }
@@ -156,7 +157,7 @@ impl Workers {
     pub(crate) fn add_guard(&self) -> io::Result<()> {
         let taken = self.0.take_ticket(TICKET_LIMIT)?;
         let (ready, parked) = mpsc::channel();
-        thread::Builder::new().name("guard".to_owned()).spawn(move || {
+        robust::start("guard", move || {
             let shared = &taken.shared;
             let Some(seat) = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop) else { return };
             let _ = ready.send(());
@@ -300,7 +301,7 @@ impl Shared {
             }
             served.running.fetch_sub(1, AcqRel);
         };
-        let thread = thread::Builder::new().name("worker".to_owned()).spawn(body);
+        let thread = robust::start("worker", body);
         if thread.is_err() {
             started.running.fetch_sub(1, AcqRel);
         }

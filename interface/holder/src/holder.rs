@@ -4,9 +4,12 @@ use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Relaxed, Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -40,6 +43,7 @@ use crate::{
     front::FileFront,
     fronts::Fronts,
     life::Watchdog,
+    marks::{self, Bell},
     nbd::NbdFront,
     restore,
     suspension::{self, Given, not_drained},
@@ -89,7 +93,7 @@ pub(crate) struct Peer {
 
 /// The interface of one volume.
 pub(crate) struct Holder {
-    pub(crate) segment: SharedSegment,
+    pub(crate) segment: Arc<SharedSegment>,
     pub(crate) custody: Custody,
     pub(crate) cores: Cores,
     pub(crate) fronts: Fronts,
@@ -106,6 +110,8 @@ pub(crate) struct Holder {
     pub(crate) nodes: Vec<NodeUrl>,
     retried: Instant,
     listener: OwnedFd,
+    /// Rung when the threads of a core have stopped.
+    bell: Arc<Bell>,
 }
 
 /// Runs until the volume is detached.
@@ -120,7 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec);
-        Holder::new(listener, &spec, segment, Custody::new(), arguments)
+        Holder::new(listener, &spec, segment, Custody::new(), arguments)?
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -183,9 +189,9 @@ impl Holder {
         segment: SharedSegment,
         custody: Custody,
         arguments: &Arguments,
-    ) -> Self {
-        Self {
-            segment,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            segment: Arc::new(segment),
             custody,
             cores: Cores::default(),
             fronts: Fronts::default(),
@@ -199,12 +205,20 @@ impl Holder {
             nodes: spec.nodes.iter().map(|node| node.url.clone()).collect(),
             retried: Instant::now(),
             listener,
-        }
+            bell: Arc::new(Bell::new()?),
+        })
+    }
+
+    /// A core has a slot: it is watched from now on.
+    pub(crate) fn seat(&mut self, slot: Slot, mut core: Core) {
+        core.stopped = marks::watch(&self.segment, slot, core.pid, &self.bell);
+        self.cores.seat(slot, core);
     }
 
     /// One turn: wait, then deal with everything that has happened, deaths first.
     fn turn(&mut self) -> Result<(), Fatal> {
         self.wait()?;
+        self.bell.rest();
         for slot in self.cores.gone() {
             self.bury(slot);
         }
@@ -226,7 +240,7 @@ impl Holder {
     }
 
     fn wait(&self) -> Result<(), Fatal> {
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.listener.as_fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.listener.as_fd(), self.bell.as_fd()];
         for (_, core) in self.cores.iter() {
             fds.push(core.handle.as_fd());
             fds.extend(core.link.as_ref().map(AsFd::as_fd));
@@ -446,7 +460,7 @@ impl Holder {
                 core.identity = identity;
                 core.keeps_locks = keeps_locks;
             } else if let Ok(handle) = pidfd(peer.pid) {
-                self.cores.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
+                self.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
@@ -479,7 +493,7 @@ impl Holder {
         if lend(&mut core).is_err() {
             return cores::strike(&self.segment, slot);
         }
-        self.cores.seat(slot, core);
+        self.seat(slot, core);
         self.custody.joined(slot);
     }
 

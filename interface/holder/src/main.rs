@@ -14,6 +14,7 @@ mod holder;
 mod life;
 mod listen;
 mod locks;
+mod marks;
 mod nbd;
 mod requests;
 mod restore;

@@ -28,6 +28,7 @@ use everdisk_sys::{
 use crate::{
     args::Arguments,
     cores::{self, Core, PeerLink},
+    deaths::Noticed,
     front::FileFront,
     fronts::Fronts,
     holder::{Fatal, Holder, Peer, accept_peer, hear, make_room, refuse},
@@ -181,7 +182,7 @@ fn take_up(
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, spec, segment, custody, arguments);
+    let mut holder = Holder::new(listener, spec, segment, custody, arguments)?;
     holder.fronts = returned.fronts;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {
@@ -200,7 +201,7 @@ fn take_up(
         let keeps_locks = came.is_some_and(|core| core.keeps_locks);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
-                holder.cores.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
+                holder.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
                 if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
@@ -228,14 +229,17 @@ fn take_up(
         holder.segment.gate.crashes.store(holder.custody.crashes(), Relaxed);
         holder.perform(act, PROBE_LIMIT, None);
         let successor = holder.custody.serving().and_then(|slot| holder.cores.get(slot)).map(|core| core.pid);
-        holder.note_death(CoreDeath {
-            pid: dead.unwrap_or(0),
-            generation,
-            served: true,
-            killed: None,
-            successor,
-            recovered_us: successor.and_then(|_| u64::try_from(noticed.elapsed().as_micros()).ok()),
-        });
+        holder.note_death(
+            CoreDeath {
+                pid: dead.unwrap_or(0),
+                generation,
+                served: true,
+                killed: None,
+                successor,
+                recovered_us: successor.and_then(|_| u64::try_from(noticed.elapsed().as_micros()).ok()),
+            },
+            Noticed::Process,
+        );
     }
     Ok(holder)
 }
