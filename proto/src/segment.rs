@@ -6,7 +6,7 @@
 //! ```text
 //! 0      header   magic, layout version, the volume's identity
 //! 128    gate     the gate word, the lease, what the last hand-over took
-//! 512    front    what was negotiated with the kernel for the file front end
+//! 512    front    the file's owner, permissions and times
 //! 1024   cores    CORES_MAX × 7.5 KiB: process id, wake word, sender, THREADS_MAX thread words, WORKERS_MAX tickets of 64 bytes
 //! 64 KiB buffer   the write buffer, of no bytes where the volume has none ([`crate::buffer`])
 //! ```
@@ -99,29 +99,22 @@ pub struct GateArea {
     _pad2: [AtomicU64; 20],
 }
 
-/// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
+/// What a core has to know of the file front end.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(128))]
 pub struct FrontArea {
-    /// FUSE minor version in force.
-    pub fuse_minor: AtomicU32,
-    /// Largest payload of a request in bytes.
-    pub fuse_max_write: AtomicU32,
-    /// INIT flags in force, both words.
-    pub fuse_flags: AtomicU64,
-    /// Number of /dev/fuse fds lent to each core.
-    pub channels: AtomicU32,
     /// Permission bits of the file.
     pub mode: AtomicU32,
     /// Owner of the file.
     pub uid: AtomicU32,
     /// Group of the file.
     pub gid: AtomicU32,
+    _pad0: AtomicU32,
     /// Time of the attach, Unix seconds: the file's times.
     pub attached_at: AtomicU64,
     /// Value of [`GateArea::flush_errors`] of which the file's users were told. Since ABI 4.
     pub flush_errors_told: AtomicU64,
-    _pad: [AtomicU64; 58],
+    _pad: [AtomicU64; 60],
 }
 
 /// One core's area.
@@ -130,14 +123,11 @@ pub struct FrontArea {
 pub struct CoreArea {
     /// Process id; 0 when the slot is free.
     pub pid: AtomicU32,
-    /// Workers that have tickets; they are `tickets[..workers]`.
-    pub workers: AtomicU32,
     /// The futex the core's parked workers sleep on; incremented before every wake.
     pub wake: AtomicU32,
-    _pad0: AtomicU32,
     /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
     pub started: AtomicU64,
-    _pad1: [AtomicU64; 5],
+    _pad1: [AtomicU64; 6],
     /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING`, `BUSY` or `PARKED`.
     pub sender: AtomicU32,
     /// The same for the thread that flushes the storage nodes: `BUSY` or `PARKED`. Since ABI 4.
