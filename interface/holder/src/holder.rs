@@ -19,7 +19,7 @@ use everdisk_gate::{
     ticket,
 };
 use everdisk_proto::{
-    buffer::{self, word},
+    buffer,
     frame::{Answer, CoreDeath, FromInterface, LentConnection, ToInterface},
     ids::Slot,
     segment::MAGIC,
@@ -170,9 +170,7 @@ fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();
     header.abi.store(ABI, Relaxed);
-    let geometry = segment.geometry();
-    let words = [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, buffer::MAGIC)];
-    for (index, value) in words {
+    for (index, value) in buffer::empty(segment.geometry()) {
         segment.buffer_word(index).expect("every segment has a buffer's header").store(value, Release);
     }
     header.buffer_version.store(BUFFER, Relaxed);
