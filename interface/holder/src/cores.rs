@@ -162,6 +162,14 @@ pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
     }
 }
 
+/// Whether the core in `slot` is this process, by the segment: another that was given its number later is not.
+pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
+    area(segment, slot).is_some_and(|area| {
+        let started = process::start_time(pid).is_ok_and(|started| started == area.started.load(Relaxed));
+        area.pid.load(Acquire) == pid && started
+    })
+}
+
 /// Takes a core that is gone out of the segment: none of its threads can hold a ticket any more.
 pub(crate) fn strike(segment: &Segment, slot: Slot) {
     if let Some(area) = area(segment, slot) {

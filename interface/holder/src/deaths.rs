@@ -9,11 +9,7 @@ use everdisk_gate::{
 use everdisk_proto::{frame::CoreDeath, ids::Slot};
 use everdisk_sys::{clock::monotonic_ns, signal};
 
-use crate::{
-    cores,
-    holder::{Holder, TAKEOVER_LIMIT},
-    life,
-};
+use crate::{cores, holder::Holder, life, suspension::TAKEOVER_LIMIT};
 
 /// So many deaths are remembered.
 const DEATHS_MAX: usize = 8;

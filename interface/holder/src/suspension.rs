@@ -35,6 +35,8 @@ use crate::{
 const EVICT_AGAIN: Duration = Duration::from_micros(150);
 /// Before the kernel gives out anew: a core that should be parked already has this long to be.
 const STRAGGLER_LIMIT: Duration = Duration::from_millis(20);
+/// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
+pub(crate) const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks whether the core that is waited for still lives.
 const LIFE_LOOK: Duration = Duration::from_millis(2);
 
