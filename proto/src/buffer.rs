@@ -75,6 +75,33 @@ pub const fn noted_granule(size: u64) -> u64 {
     if granule < 4096 { 4096 } else { granule }
 }
 
+/// The words that make zeroed memory an empty buffer of this geometry, by their index, in the order in which they are to be stored: the
+/// last with release.
+pub const fn empty(geometry: Geometry) -> [(usize, u64); 3] {
+    [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
+}
+
+/// How full a buffer is, by its header: for who neither adds to it nor takes it over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Whether nothing in it concerns the next core: every extent is retired, and no range is lost.
+    pub is_empty: bool,
+    /// Bytes of unretired extents.
+    pub bytes: u64,
+    /// Ranges of the volume that are lost.
+    pub lost_ranges: u32,
+}
+
+impl Fill {
+    /// Reads it by loads (acquire) of words of the header.
+    pub fn read(load: impl Fn(usize) -> u64) -> Self {
+        // The tail before the head, which may grow in between: then the buffer is not empty.
+        let tail = load(word::TAIL);
+        let lost_ranges = lost_count(load(word::LOST));
+        Self { is_empty: load(word::HEAD) == tail && lost_ranges == 0, bytes: load(word::BYTES), lost_ranges }
+    }
+}
+
 /// Number of lost ranges that a word `LOST` counts.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 pub const fn lost_count(word: u64) -> u32 {
@@ -306,6 +333,22 @@ pub(crate) mod tests {
         }
         assert_eq!(HEADER_BYTES, 100 << 10);
         assert_eq!(Geometry::new(0).capacity, 0);
+    }
+
+    #[test]
+    fn an_empty_header_is_empty_and_what_was_added_to_it_shows() {
+        let header = |changed: &[(usize, u64)]| {
+            let mut words = vec![0; word::LOST_RANGES];
+            empty(Geometry::new(1 << 20)).iter().chain(changed).for_each(|(index, value)| words[*index] = *value);
+            assert_eq!((words[word::MAGIC], words[word::CAPACITY]), (MAGIC, 1 << 20));
+            Fill::read(|index| words[index])
+        };
+        assert_eq!(header(&[]), Fill { is_empty: true, bytes: 0, lost_ranges: 0 });
+        let used = header(&[(word::HEAD, 7), (word::TAIL, 6), (word::BYTES, 4096)]);
+        assert_eq!(used, Fill { is_empty: false, bytes: 4096, lost_ranges: 0 });
+        assert!(header(&[(word::HEAD, 7), (word::TAIL, 7)]).is_empty);
+        let lost = header(&[(word::LOST, 1 << 32 | 3)]);
+        assert_eq!((lost.is_empty, lost.lost_ranges), (false, 3));
     }
 
     proptest! {

@@ -20,7 +20,10 @@
 //!
 //! Version 2, since ABI 4: [`Record::errors_told`]. Version 1 (ABI 3) was never released.
 
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed},
+};
 
 use zerocopy::{FromBytes, KnownLayout};
 
@@ -47,7 +50,7 @@ pub struct Page {
     pub magic: AtomicU64,
     /// [`VERSION`].
     pub version: AtomicU32,
-    /// 1: the connection has ended, its socket is shut down, and what was lent may be closed. 2: the same, because this memory was not sound.
+    /// [`ended`]; anything but 0: the connection has ended, its socket is shut down, and what was lent may be closed.
     pub ended: AtomicU32,
     /// Times the connection went on under another generation.
     pub carried: AtomicU64,
@@ -66,6 +69,32 @@ pub struct Page {
     /// Requests that were put aside because they take long; those whose bit is set in [`Record::aside`] are valid.
     pub aside: [[AtomicU64; 8]; ASIDE_MAX],
     _pad2: [AtomicU64; 160],
+}
+
+/// Values of [`Page::ended`].
+pub mod ended {
+    /// It ended as connections end.
+    pub const IN_ORDER: u32 = 1;
+    /// It was given up, because this memory was not sound.
+    pub const BROKEN: u32 = 2;
+}
+
+impl Page {
+    /// Whether the connection has ended, here or in another core.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Acquire) != 0
+    }
+
+    /// The place of the record that `turn` makes valid.
+    pub const fn place_of(&self, turn: u64) -> &[AtomicU64; Record::WORDS] {
+        let [even, odd] = &self.records;
+        if turn % 2 == 1 { odd } else { even }
+    }
+
+    /// [`Record::parsed`] of the valid record, unchecked: for who looks while a core serves the connection.
+    pub fn parsed(&self) -> u64 {
+        self.place_of(self.turn.load(Acquire))[Record::PARSED].load(Relaxed)
+    }
 }
 
 /// How far a stream has come: the sum of `base` and what the current call has moved. A new call is prepared beside it, with a
@@ -136,6 +165,8 @@ pub struct Direct {
 impl Record {
     /// Words of a record.
     pub const WORDS: usize = 16;
+    /// The word that is [`Record::parsed`].
+    const PARSED: usize = 1;
 
     /// The words.
     pub fn encode(&self) -> [u64; Self::WORDS] {
@@ -233,6 +264,7 @@ const _: () = {
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+    use zerocopy::FromZeros;
 
     use super::*;
 
@@ -264,6 +296,19 @@ pub(crate) mod tests {
 
     pub(crate) fn golden_record_of_version_2(golden: &str) {
         is_golden(golden, sample());
+    }
+
+    #[test]
+    fn the_valid_record_is_found_on_the_page() {
+        let page = Page::new_zeroed();
+        for (turn, parsed) in [(0, 11), (1, 22), (2, 33), (u64::MAX, 44)] {
+            let record = Record { parsed, ..sample() };
+            page.place_of(turn).iter().zip(record.encode()).for_each(|(place, word)| place.store(word, Relaxed));
+            page.turn.store(turn, Relaxed);
+            assert_eq!((page.parsed(), page.has_ended()), (parsed, false));
+        }
+        page.ended.store(ended::BROKEN, Relaxed);
+        assert!(page.has_ended());
     }
 
     #[test]

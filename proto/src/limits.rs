@@ -25,6 +25,10 @@ pub const CHANNELS_MAX: usize = 4;
 pub const WORKERS_MAX: usize = 96;
 /// Workers of one core that stand in for one that waits for a storage node: so many requests may wait.
 pub const STANDINS_MAX: usize = 28;
+/// Threads of one core that touch a channel, a connection or a storage node: 96 workers, 31 that help the sender, 63 that flush a node
+/// each, 8 that answer the control module, and the main thread, the guard, the watcher, the sender and the flusher make 203; the rest is
+/// for those that are just ending.
+pub const THREADS_MAX: usize = 256;
 /// Places at which NBD clients are awaited, of one volume: their sockets fit into one frame beside the channels.
 pub const LISTENERS_MAX: usize = 8;
 /// NBD connections of one volume at once. Each has a worker in every core.

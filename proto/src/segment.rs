@@ -6,20 +6,21 @@
 //! ```text
 //! 0      header   magic, layout version, the volume's identity
 //! 128    gate     the gate word, the lease, what the last hand-over took
-//! 512    front    what was negotiated with the kernel for the file front end
-//! 1024   cores    CORES_MAX × 6.5 KiB: process id, wake word, sender, WORKERS_MAX tickets of 64 bytes
-//! 56 KiB buffer   the write buffer, of no bytes where the volume has none ([`crate::buffer`])
+//! 512    front    the file's owner, permissions and times
+//! 1024   cores    CORES_MAX × 7.5 KiB: process id, wake word, sender, THREADS_MAX thread words, WORKERS_MAX tickets of 64 bytes
+//! 64 KiB buffer   the write buffer, of no bytes where the volume has none ([`crate::buffer`])
 //! ```
 //!
 //! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. Since ABI 3: 96 tickets, for NBD connections.
-//! Since ABI 4: the buffer's header also where there is no buffer, [`CoreArea::flusher`], flush errors and who was told of them.
+//! Since ABI 4: the buffer's header also where there is no buffer, [`CoreArea::flusher`], flush errors and who was told of them,
+//! [`CoreArea::threads`].
 //! ABI 1 to 3 were never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use zerocopy::{FromBytes, KnownLayout};
 
-use crate::limits::{CORES_MAX, WORKERS_MAX};
+use crate::limits::{CORES_MAX, THREADS_MAX, WORKERS_MAX};
 
 /// `"EVDSEG\0\0"` little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDSEG\0\0");
@@ -98,29 +99,22 @@ pub struct GateArea {
     _pad2: [AtomicU64; 20],
 }
 
-/// What the interface negotiated with the kernel for the file front end; a core that takes over never sees an INIT.
+/// What a core has to know of the file front end.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(128))]
 pub struct FrontArea {
-    /// FUSE minor version in force.
-    pub fuse_minor: AtomicU32,
-    /// Largest payload of a request in bytes.
-    pub fuse_max_write: AtomicU32,
-    /// INIT flags in force, both words.
-    pub fuse_flags: AtomicU64,
-    /// Number of /dev/fuse fds lent to each core.
-    pub channels: AtomicU32,
     /// Permission bits of the file.
     pub mode: AtomicU32,
     /// Owner of the file.
     pub uid: AtomicU32,
     /// Group of the file.
     pub gid: AtomicU32,
+    _pad0: AtomicU32,
     /// Time of the attach, Unix seconds: the file's times.
     pub attached_at: AtomicU64,
     /// Value of [`GateArea::flush_errors`] of which the file's users were told. Since ABI 4.
     pub flush_errors_told: AtomicU64,
-    _pad: [AtomicU64; 58],
+    _pad: [AtomicU64; 60],
 }
 
 /// One core's area.
@@ -129,19 +123,18 @@ pub struct FrontArea {
 pub struct CoreArea {
     /// Process id; 0 when the slot is free.
     pub pid: AtomicU32,
-    /// Workers that have tickets; they are `tickets[..workers]`.
-    pub workers: AtomicU32,
     /// The futex the core's parked workers sleep on; incremented before every wake.
     pub wake: AtomicU32,
-    _pad0: AtomicU32,
     /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
     pub started: AtomicU64,
-    _pad1: [AtomicU64; 5],
+    _pad1: [AtomicU64; 6],
     /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING`, `BUSY` or `PARKED`.
     pub sender: AtomicU32,
     /// The same for the thread that flushes the storage nodes: `BUSY` or `PARKED`. Since ABI 4.
     pub flusher: AtomicU32,
     _pad3: [AtomicU64; 55],
+    /// One for each thread that touches a channel, a connection or a storage node: [`thread_word`]. Since ABI 4.
+    pub threads: [AtomicU32; THREADS_MAX],
     /// One for each worker.
     pub tickets: [Ticket; WORKERS_MAX],
 }
@@ -197,6 +190,44 @@ pub mod ticket_state {
     pub const WRITING: u32 = 5;
 }
 
+/// Values of a word of [`CoreArea::threads`], a robust futex (linux/futex.h, Documentation/locking/robust-futexes.rst).
+///
+/// ```text
+///        a thread that has a word     the new thread itself          it ends by itself
+///  FREE ─────────────────────────► STARTING ───────► WAITERS + its id ───────────────────► FREE
+///                                                        │ it ends in any other way: the kernel
+///                                                        └─────────────────────────────────────► WAITERS + DIED
+/// ```
+/// The first mark of a core tells that it ends as a whole: only a fatal signal or exit_group(2) ends a thread that has not freed its
+/// word. From then on no thread of it is born (copy_process in the kernel refuses while a fatal signal is pending), and every thread
+/// that lives has a word that [`is_running`](thread_word::is_running): its word was taken before it was born. So when no word runs, in
+/// a look that began after the first mark was seen, none of these threads runs.
+pub mod thread_word {
+    /// No thread has this word.
+    pub const FREE: u32 = 0;
+    /// Somebody may sleep on the word (FUTEX_WAITERS): the kernel wakes one sleeper when it marks the word.
+    pub const WAITERS: u32 = 0x8000_0000;
+    /// The kernel's mark (FUTEX_OWNER_DIED).
+    pub const DIED: u32 = 0x4000_0000;
+    /// Taken for a thread that is about to be started. The kernel does not mark it: a core that dies now is noticed by its pidfd.
+    pub const STARTING: u32 = WAITERS;
+
+    /// The word of a thread that runs, by its id as that thread sees it (gettid(2)).
+    pub const fn running(tid: u32) -> u32 {
+        WAITERS | tid
+    }
+
+    /// Whether a thread has the word and may still do something.
+    pub const fn is_running(word: u32) -> bool {
+        word != FREE && word & DIED == 0
+    }
+
+    /// Whether the thread that had the word ended without freeing it.
+    pub const fn has_died(word: u32) -> bool {
+        word & DIED != 0
+    }
+}
+
 /// Values of [`GateArea::probe`].
 pub mod probe_verdict {
     /// Not ended.
@@ -212,10 +243,12 @@ const _: () = {
     assert!(size_of::<GateArea>() == 384);
     assert!(size_of::<FrontArea>() == 512);
     assert!(size_of::<Ticket>() == 64);
-    assert!(size_of::<CoreArea>() == 6656);
-    assert!(SEGMENT_BYTES == 56 << 10);
+    assert!(size_of::<CoreArea>() == 7680);
+    assert!(SEGMENT_BYTES == 64 << 10);
     assert!(core::mem::offset_of!(Segment, gate) == 128);
     assert!(core::mem::offset_of!(Segment, front) == 512);
     assert!(core::mem::offset_of!(Segment, cores) == 1024);
     assert!(core::mem::offset_of!(CoreArea, sender) == 64);
+    assert!(core::mem::offset_of!(CoreArea, threads) == 512);
+    assert!(core::mem::offset_of!(CoreArea, tickets) == 1536);
 };

@@ -15,5 +15,6 @@ pub mod mounts;
 pub mod packet;
 pub mod privileges;
 pub mod process;
+pub mod robust;
 pub mod signal;
 pub mod wake;

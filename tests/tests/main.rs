@@ -20,6 +20,7 @@ mod kills_fio;
 mod limits;
 mod logs;
 mod mappings;
+mod marks;
 mod module_deaths;
 mod nbd_clients;
 mod nbd_guest;

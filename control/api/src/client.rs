@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
@@ -92,18 +91,6 @@ pub fn ask(socket: &Path, request: &Request, mut watch: impl FnMut(&Progress)) -
             Line::Error(refusal) => return Err(refusal.into()),
         }
     }
-}
-
-/// As [`ask`], with the result read as `T`.
-///
-/// # Errors
-/// [`ClientError`].
-pub fn ask_for<T: DeserializeOwned>(
-    socket: &Path,
-    request: &Request,
-    watch: impl FnMut(&Progress),
-) -> Result<T, ClientError> {
-    serde_json::from_value(ask(socket, request, watch)?).map_err(ClientError::Strange)
 }
 
 #[cfg(test)]

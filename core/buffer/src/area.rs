@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use everdisk_proto::buffer::{Geometry, MAGIC, word};
+use everdisk_proto::buffer::{self, Geometry};
 
 /// Words and data that several processes see. An index or position outside of it is a fault of ours, and panics.
 pub trait Area {
@@ -26,8 +26,7 @@ pub trait Area {
 
 /// Makes zeroed memory an empty buffer.
 pub fn format(area: &impl Area) {
-    let geometry = area.geometry();
-    area.store(word::CAPACITY, geometry.capacity, Ordering::Relaxed);
-    area.store(word::SLOTS, geometry.slots, Ordering::Relaxed);
-    area.store(word::MAGIC, MAGIC, Ordering::Release);
+    for (word, value) in buffer::empty(area.geometry()) {
+        area.store(word, value, Ordering::Release);
+    }
 }

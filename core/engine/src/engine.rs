@@ -9,7 +9,7 @@ use std::{
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
 use everdisk_store::{Sought, Store, StoreError};
-use everdisk_sys::file::FileRange;
+use everdisk_sys::{file::FileRange, robust};
 
 use crate::{
     IoError,
@@ -173,9 +173,8 @@ impl Engine {
         } else {
             thread::scope(|scope| {
                 let begun = self.nodes[1..].iter().map(|node| {
-                    let named = thread::Builder::new().name("flush".to_owned());
                     // Where no thread can be started, this one does it.
-                    named.spawn_scoped(scope, || flush(node)).map_err(|_| node)
+                    robust::start_scoped(scope, "flush", || flush(node)).map_err(|_| node)
                 });
                 let begun: Vec<_> = begun.collect();
                 let first = flush(&self.nodes[0]);

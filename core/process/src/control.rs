@@ -16,7 +16,7 @@ use everdisk_engine::{Engine, IoError, WriteBack};
 use everdisk_proto::frame::{CoreAnswer, CoreRequest};
 use everdisk_sys::{
     link::{Link, LinkError},
-    packet,
+    packet, robust,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -126,6 +126,7 @@ fn answer_all(
             }
         };
         busy.store(true, SeqCst);
+        let entered = robust::enter();
         let answer = match frame.body {
             CoreRequest::Flush { limit_ms } => {
                 flush(engine, volume, Duration::from_millis(limit_ms).min(FLUSH_LIMIT_MAX))
@@ -136,6 +137,7 @@ fn answer_all(
             CoreRequest::Verify { blocks } => engine.verify(blocks).map(|blocks| CoreAnswer::Verified { blocks }),
             CoreRequest::Status => Ok(CoreAnswer::Status { nodes: engine.nodes() }),
         };
+        drop(entered);
         let answer = answer.unwrap_or_else(|error| CoreAnswer::Failed { reason: error.to_string() });
         if link.send(frame.id, answer, &[]).is_err() {
             return;

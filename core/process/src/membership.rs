@@ -21,6 +21,7 @@ use everdisk_proto::{
 use everdisk_sys::{
     link::{Link, LinkError},
     memory::SharedSegment,
+    robust,
 };
 
 use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, workers::Workers};
@@ -93,10 +94,11 @@ pub(crate) fn serve(
 ) -> Result<(), Fatal> {
     let (mut link, mut lent, volume) = join(spec, identity, engine, socket)?;
     joined.set(Arc::clone(&volume)).expect("a core joins once");
+    let _entered = robust::enter();
     let sending = Arc::clone(&volume);
-    let sender = thread::Builder::new().name("sender".to_owned()).spawn(move || sending.run_sender())?;
+    let sender = robust::start("sender", move || sending.run_sender())?;
     let flushing = Arc::clone(&volume);
-    let flusher = thread::Builder::new().name("flusher".to_owned()).spawn(move || flushing.run_flusher())?;
+    let flusher = robust::start("flusher", move || flushing.run_flusher())?;
     loop {
         match attend(&link, &mut lent)? {
             Next::Quit => break,
@@ -166,6 +168,7 @@ fn join(
     if uuid != [high, low] {
         return Err(Fatal::Interface("keeps another volume than this core's".to_owned()));
     }
+    robust::join(&segment, slot);
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
     let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass)
         .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;

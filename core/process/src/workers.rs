@@ -20,6 +20,7 @@ use everdisk_proto::{frame::LentConnection, ids::Slot, limits::WORKERS_MAX, segm
 use everdisk_sys::{
     connection::ConnectionMemory,
     memory::SharedSegment,
+    robust,
     wake::{self, Who},
 };
 use everdisk_transport::{
@@ -126,7 +127,7 @@ impl Workers {
             watcher: OnceLock::new(),
         });
         let watched = Arc::clone(&shared);
-        let watcher = thread::Builder::new().name("watch".to_owned()).spawn(move || watch::watch(&watched))?;
+        let watcher = robust::start("watch", move || watch::watch(&watched))?;
         shared.watcher.set(watcher.thread().clone()).expect("it is set here only");
         Ok(Self(shared))
     }
@@ -150,7 +151,7 @@ impl Workers {
     pub(crate) fn add_guard(&self) -> io::Result<()> {
         let taken = self.0.take_ticket(TICKET_LIMIT)?;
         let (ready, parked) = mpsc::channel();
-        thread::Builder::new().name("guard".to_owned()).spawn(move || {
+        robust::start("guard", move || {
             let shared = &taken.shared;
             let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
             // Whoever started it may have lost patience.
@@ -292,7 +293,7 @@ impl Shared {
             shared.serve(&seat, &served, locked.as_mut());
             served.running.fetch_sub(1, AcqRel);
         };
-        let thread = thread::Builder::new().name("worker".to_owned()).spawn(body);
+        let thread = robust::start("worker", body);
         if thread.is_err() {
             started.running.fetch_sub(1, AcqRel);
         }

@@ -217,7 +217,7 @@ impl Custody {
         if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
     }
 
-    /// A core is dead: every thread of it has gone.
+    /// A core is dead: none of its threads does anything any more.
     pub fn died(&mut self, slot: Slot) -> Act {
         self.set_seat(slot, Seat::Vacant);
         if self.fallback == Some(slot) {

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use everdisk_proto::{
     frame::{CoreStatus, FromInterface, ToInterface},
     ids::Slot,
     limits::CORES_MAX,
-    segment::{CoreArea, Segment, ticket_state},
+    segment::{CoreArea, Segment, thread_word, ticket_state},
     version::CoreIdentity,
 };
 use everdisk_sys::{
@@ -18,6 +18,8 @@ use everdisk_sys::{
     process,
     wake::{self, Who},
 };
+
+use crate::marks::Stopped;
 
 /// A connection to a peer.
 pub(crate) type PeerLink = Link<FromInterface, ToInterface>;
@@ -30,6 +32,8 @@ const UNLINKED_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Core {
     pub(crate) pid: u32,
     pub(crate) handle: OwnedFd,
+    /// Whether the marks tell that its threads have stopped.
+    pub(crate) stopped: Stopped,
     pub(crate) identity: CoreIdentity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
@@ -45,14 +49,15 @@ pub(crate) struct Core {
 
 impl Core {
     /// A core that has joined.
-    pub(crate) const fn new(
+    pub(crate) fn new(
         pid: u32,
         handle: OwnedFd,
         identity: CoreIdentity,
         link: Option<PeerLink>,
         keeps_locks: bool,
     ) -> Self {
-        Self { pid, handle, identity, link, unlinked: None, leaves: false, killed: None, keeps_locks }
+        let stopped = Stopped::default();
+        Self { pid, handle, stopped, identity, link, unlinked: None, leaves: false, killed: None, keeps_locks }
     }
 
     /// Its connection has ended. Its process may live on and serve; only its death, told by its handle, is a death.
@@ -75,9 +80,11 @@ impl Core {
         }
     }
 
-    /// Whether every thread of it has gone.
+    /// Whether no system call of it on a channel, a connection or a storage node can still be under way, and it makes none any more: its
+    /// threads have stopped, or its process has ended. Of the former nothing follows about its memory and its descriptors, which may be
+    /// there for some time yet.
     pub(crate) fn is_gone(&self) -> bool {
-        process::is_gone(self.handle.as_fd())
+        self.stopped.is_so() || process::is_gone(self.handle.as_fd())
     }
 
     /// Sends to the core, if it is connected. A core that does not read its socket loses the connection.
@@ -123,7 +130,7 @@ impl Cores {
         self.iter().find(|(_, core)| core.pid == pid).map(|(slot, _)| slot)
     }
 
-    /// Cores whose every thread has gone.
+    /// Cores that are gone, see [`Core::is_gone`].
     pub(crate) fn gone(&self) -> Vec<Slot> {
         self.iter().filter(|(_, core)| core.is_gone()).map(|(slot, _)| slot).collect()
     }
@@ -146,24 +153,38 @@ pub(crate) fn area(segment: &Segment, slot: Slot) -> Option<&CoreArea> {
     segment.cores.get(slot.index())
 }
 
-/// Writes a core into the segment; its tickets are free.
+/// Writes a core into the segment; its tickets and its threads' words are free, whatever a core that had the slot before left in them.
 pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
     if let Some(area) = area(segment, slot) {
-        clear_tickets(area);
+        clear(area);
         area.started.store(process::start_time(pid).unwrap_or(0), Relaxed);
         area.pid.store(pid, Release);
     }
 }
 
-/// Takes a dead core out of the segment: none of its threads can hold a ticket any more.
+/// Whether the core in `slot` is this process, by the segment: another that was given its number later is not.
+pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
+    area(segment, slot).is_some_and(|area| {
+        let started = process::start_time(pid).is_ok_and(|started| started == area.started.load(Relaxed));
+        area.pid.load(Acquire) == pid && started
+    })
+}
+
+/// Takes a core that is gone out of the segment: none of its threads can hold a ticket any more.
 pub(crate) fn strike(segment: &Segment, slot: Slot) {
     if let Some(area) = area(segment, slot) {
         area.pid.store(0, Release);
-        clear_tickets(area);
+        clear(area);
     }
 }
 
-fn clear_tickets(area: &CoreArea) {
+fn clear(area: &CoreArea) {
+    for word in &area.threads {
+        // Who watches the core that had the slot sleeps on one of them.
+        if word.swap(thread_word::FREE, AcqRel) != thread_word::FREE {
+            wake::wake(word, Who::All);
+        }
+    }
     area.sender.store(ticket_state::FREE, Release);
     area.flusher.store(ticket_state::FREE, Release);
     for ticket in &area.tickets {

@@ -9,21 +9,36 @@ use everdisk_gate::{
 use everdisk_proto::{frame::CoreDeath, ids::Slot};
 use everdisk_sys::{clock::monotonic_ns, signal};
 
-use crate::{
-    cores,
-    holder::{Holder, TAKEOVER_LIMIT},
-    life,
-};
+use crate::{cores, holder::Holder, life, suspension::TAKEOVER_LIMIT};
 
 /// So many deaths are remembered.
 const DEATHS_MAX: usize = 8;
 
+/// By what a death was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noticed {
+    /// By the marks that its threads left (D14).
+    Marks,
+    /// By the end of the process.
+    Process,
+}
+
+impl Noticed {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Marks => "marks",
+            Self::Process => "process",
+        }
+    }
+}
+
 impl Holder {
-    /// A core is dead. If it had the gate, another gets it (D3): the same steps as a planned hand-over after its
+    /// A core is gone. If it had the gate, another gets it (D3): the same steps as a planned hand-over after its
     /// suspension.
     pub(crate) fn bury(&mut self, slot: Slot) {
         let noticed = Instant::now();
         let Some(core) = self.cores.remove(slot) else { return };
+        let by = if core.stopped.is_so() { Noticed::Marks } else { Noticed::Process };
         let served = self.has_gate(slot);
         let generation = self.custody.generation();
         let act = {
@@ -40,19 +55,21 @@ impl Holder {
         self.perform(act, TAKEOVER_LIMIT, None);
         let version = &core.identity.version;
         if core.leaves && !served {
-            tracing::info!(event = "core_left", pid = core.pid, %version, "a core that was asked to leave has left");
+            let by = by.as_str();
+            tracing::info!(event = "core_left", pid = core.pid, %version, by, "a core that was asked to leave has left");
             return;
         }
         let successor = self.custody.serving().and_then(|slot| self.cores.get(slot)).map(|core| core.pid);
         let recovered = successor.map(|_| noticed.elapsed());
-        self.note_death(CoreDeath {
+        let death = CoreDeath {
             pid: core.pid,
             generation,
             served,
             killed: core.killed,
             successor: successor.filter(|_| served),
             recovered_us: recovered.filter(|_| served).and_then(|time| u64::try_from(time.as_micros()).ok()),
-        });
+        };
+        self.note_death(death, by);
     }
 
     /// Whether a core has the gate, or had it when it was suspended.
@@ -65,8 +82,8 @@ impl Holder {
     }
 
     /// Remembers a death for the control module, and logs it.
-    pub(crate) fn note_death(&mut self, death: CoreDeath) {
-        let (pid, generation) = (death.pid, death.generation);
+    pub(crate) fn note_death(&mut self, death: CoreDeath, by: Noticed) {
+        let (pid, generation, by) = (death.pid, death.generation, by.as_str());
         let killed = death.killed.as_deref().unwrap_or("not by this interface");
         match (death.served, death.successor, death.recovered_us) {
             (true, Some(successor), Some(recovered_us)) => tracing::warn!(
@@ -74,6 +91,7 @@ impl Holder {
                 pid,
                 %generation,
                 killed,
+                by,
                 successor,
                 recovered_us,
                 "the core that served has died, and another one has taken over"
@@ -83,10 +101,11 @@ impl Holder {
                 pid,
                 %generation,
                 killed,
+                by,
                 "the core that served has died, and no other is ready to take over yet: requests wait"
             ),
             (false, ..) => {
-                tracing::warn!(event = "standby_crashed", pid, killed, "a core that did not serve has died");
+                tracing::warn!(event = "standby_crashed", pid, killed, by, "a core that did not serve has died");
             }
         }
         if death.served {

@@ -68,7 +68,7 @@ impl FileFront {
         let mut request = vec![0; REQUEST_BYTES_MAX + 4096];
         let len = fuse::read_within(mounted.as_fd(), &mut request, INIT_DEADLINE)?;
         let max_write = u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX);
-        let (agreed, reply) =
+        let reply =
             handshake::answer(request.get(..len).unwrap_or_default(), max_write, alone).map_err(io::Error::other)?;
         rustix::io::write(&mounted, &reply)?;
         let mut channels = vec![mounted];
@@ -77,10 +77,6 @@ impl FileFront {
             channels.push(another);
         }
         let front = &segment.front;
-        front.fuse_minor.store(agreed.minor, Relaxed);
-        front.fuse_flags.store(agreed.flags, Relaxed);
-        front.fuse_max_write.store(agreed.max_write, Relaxed);
-        front.channels.store(u32::try_from(channels.len()).unwrap_or(0), Relaxed);
         front.mode.store(attach.mode & 0o777, Relaxed);
         front.uid.store(attach.uid, Relaxed);
         front.gid.store(attach.gid, Relaxed);

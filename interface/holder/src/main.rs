@@ -5,18 +5,24 @@
 //! not on the data path, and when it dies itself, the cores go on serving and give a new one the descriptors back.
 #![forbid(unsafe_code)]
 
+mod acts;
 mod args;
 mod cores;
 mod deaths;
+mod fatal;
 mod front;
 mod fronts;
+mod hearing;
 mod holder;
 mod life;
 mod listen;
 mod locks;
+mod marks;
 mod nbd;
+mod peers;
 mod requests;
 mod restore;
+mod start;
 mod suspension;
 mod unmounting;
 
@@ -39,7 +45,7 @@ fn main() -> ExitCode {
         }
     };
     everdisk_telemetry::init();
-    match holder::run(&arguments) {
+    match start::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("everdisk-interface: {error}");

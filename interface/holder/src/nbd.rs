@@ -3,11 +3,12 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::Ordering::{Acquire, Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
 use everdisk_proto::{
+    connection::ended,
     frame::{LentConnection, NbdListen, NbdStatus},
     limits::{CONNECTIONS_MAX, LISTENERS_MAX},
     nbd::NbdAddress,
@@ -63,19 +64,10 @@ impl Held {
         [self.socket.as_fd(), self.memory.as_fd()]
     }
 
-    fn has_ended(&self) -> bool {
-        self.memory.ended.load(Acquire) != 0
-    }
-
     /// Whether there is something that no core has answered.
     fn waits(&self) -> bool {
-        let unanswered = self.memory.received() > self.parsed();
+        let unanswered = self.memory.received() > self.memory.parsed();
         unanswered || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
-    }
-
-    fn parsed(&self) -> u64 {
-        let record = &self.memory.records[usize::from(self.memory.turn.load(Acquire) % 2 == 1)];
-        record[1].load(Relaxed)
     }
 }
 
@@ -176,16 +168,16 @@ impl NbdFront {
     pub(crate) fn look_after(&mut self) {
         for held in &mut self.connections {
             let due = held.lingers.is_none_or(|since| since.elapsed() >= LINGER_LOOK);
-            if due && !held.has_ended() {
+            if due && !held.memory.has_ended() {
                 held.lingers = has_hung_up(held.socket.as_fd()).then(Instant::now);
             }
         }
         let Self { listeners, connections, .. } = self;
         connections.retain(|held| {
-            let ended = held.has_ended();
+            let ended = held.memory.has_ended();
             if let Some(listener) = listeners.get_mut(usize::from(held.lent.listener)).filter(|_| ended) {
                 listener.carried += held.memory.carried.load(Relaxed);
-                listener.broken += u64::from(held.memory.ended.load(Relaxed) == 2);
+                listener.broken += u64::from(held.memory.ended.load(Relaxed) == ended::BROKEN);
             }
             !ended
         });
@@ -264,7 +256,7 @@ impl NbdFront {
     /// Ends every connection and listens no longer.
     pub(crate) fn close(&mut self) {
         for held in self.connections.drain(..) {
-            held.memory.ended.store(1, Relaxed);
+            held.memory.ended.store(ended::IN_ORDER, Relaxed);
             let _ = rustix::net::shutdown(&held.socket, Shutdown::Both);
         }
         for listener in self.listeners.drain(..) {

@@ -17,9 +17,10 @@ use everdisk_sys::clock::monotonic_ns;
 use crate::{
     cores,
     front::FileFront,
-    holder::{Holder, Peer},
+    holder::Holder,
     locks::NodeLocks,
     nbd::NbdFront,
+    peers::Peer,
     suspension::{self, Until, not_drained},
     unmounting::Unmounting,
 };

@@ -28,11 +28,14 @@ use everdisk_sys::{
 use crate::{
     args::Arguments,
     cores::{self, Core, PeerLink},
+    deaths::Noticed,
+    fatal::Fatal,
     front::FileFront,
     fronts::Fronts,
-    holder::{Fatal, Holder, Peer, accept_peer, hear, make_room, refuse},
+    holder::Holder,
     locks::NodeLocks,
     nbd::NbdFront,
+    peers::{Peer, accept_peer, hear, make_room, refuse},
 };
 
 /// The cores look for a new interface every few milliseconds.
@@ -52,14 +55,6 @@ struct Returning {
     identity: CoreIdentity,
     slot: Slot,
     keeps_locks: bool,
-}
-
-/// Whether the core in `slot` is this process, by the segment: another that was given its number later is not.
-pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
-    cores::area(segment, slot).is_some_and(|area| {
-        let started = start_time(pid).is_ok_and(|started| started == area.started.load(Relaxed));
-        area.pid.load(Acquire) == pid && started
-    })
 }
 
 /// Waits for a core that returns the descriptors and takes up its duties.
@@ -181,7 +176,7 @@ fn take_up(
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, spec, segment, custody, arguments);
+    let mut holder = Holder::new(listener, spec, segment, custody, arguments)?;
     holder.fronts = returned.fronts;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {
@@ -200,7 +195,7 @@ fn take_up(
         let keeps_locks = came.is_some_and(|core| core.keeps_locks);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
-                holder.cores.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
+                holder.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
                 if holder.custody.seat(slot) == Seat::Vacant {
                     holder.custody.joined(slot);
                 }
@@ -228,14 +223,17 @@ fn take_up(
         holder.segment.gate.crashes.store(holder.custody.crashes(), Relaxed);
         holder.perform(act, PROBE_LIMIT, None);
         let successor = holder.custody.serving().and_then(|slot| holder.cores.get(slot)).map(|core| core.pid);
-        holder.note_death(CoreDeath {
-            pid: dead.unwrap_or(0),
-            generation,
-            served: true,
-            killed: None,
-            successor,
-            recovered_us: successor.and_then(|_| u64::try_from(noticed.elapsed().as_micros()).ok()),
-        });
+        holder.note_death(
+            CoreDeath {
+                pid: dead.unwrap_or(0),
+                generation,
+                served: true,
+                killed: None,
+                successor,
+                recovered_us: successor.and_then(|_| u64::try_from(noticed.elapsed().as_micros()).ok()),
+            },
+            Noticed::Process,
+        );
     }
     Ok(holder)
 }
@@ -292,13 +290,13 @@ mod tests {
         let segment = SharedSegment::create(0).unwrap();
         let (slot, pid) = (Slot::FIRST, std::process::id());
         cores::enrol(&segment, slot, pid);
-        assert!(living(&segment, slot, pid).unwrap().is_some() && is_of(&segment, slot, pid));
+        assert!(living(&segment, slot, pid).unwrap().is_some() && cores::is_of(&segment, slot, pid));
         let area = cores::area(&segment, slot).unwrap();
         area.started.store(start_time(pid).unwrap() - 1, Release);
         assert!(living(&segment, slot, pid).unwrap().is_none(), "a living process of another start is no core");
-        assert!(!is_of(&segment, slot, pid), "it may not come back as that core");
+        assert!(!cores::is_of(&segment, slot, pid), "it may not come back as that core");
         assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "nobody has that number");
         cores::enrol(&segment, slot, pid);
-        assert!(!is_of(&segment, slot, pid + 1));
+        assert!(!cores::is_of(&segment, slot, pid + 1));
     }
 }

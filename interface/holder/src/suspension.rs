@@ -12,7 +12,7 @@ use std::{
 
 use everdisk_gate::ticket;
 use everdisk_proto::{
-    buffer::{self, word},
+    buffer::Fill,
     frame::{BufferStatus, Suspension},
     gate_word::GateWord,
     ids::Slot,
@@ -35,6 +35,8 @@ use crate::{
 const EVICT_AGAIN: Duration = Duration::from_micros(150);
 /// Before the kernel gives out anew: a core that should be parked already has this long to be.
 const STRAGGLER_LIMIT: Duration = Duration::from_millis(20);
+/// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
+pub(crate) const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks whether the core that is waited for still lives.
 const LIFE_LOOK: Duration = Duration::from_millis(2);
 
@@ -187,25 +189,22 @@ pub(crate) fn grant(segment: &Segment, cores: &Cores, fronts: &Fronts, open: Gat
 /// Whether a core could go on with what is in the write buffer: it knows the buffer's version, or there is nothing in it.
 pub(crate) fn can_adopt(segment: &SharedSegment, cores: &Cores, slot: Slot) -> bool {
     let version = segment.header.buffer_version.load(Relaxed);
-    let load = |index| buffer_word(segment, index);
-    let tail = load(word::TAIL);
-    let empty = load(word::HEAD) == tail && buffer::lost_count(load(word::LOST)) == 0;
-    empty || cores.get(slot).is_some_and(|core| core.identity.buffer.contains(version))
+    fill(segment).is_empty || cores.get(slot).is_some_and(|core| core.identity.buffer.contains(version))
 }
 
-fn buffer_word(segment: &SharedSegment, index: usize) -> u64 {
-    segment.buffer_word(index).expect("every segment has a buffer's header").load(Acquire)
+fn fill(segment: &SharedSegment) -> Fill {
+    Fill::read(|index| segment.buffer_word(index).expect("every segment has a buffer's header").load(Acquire))
 }
 
 /// How the write buffer stands, where there is one, or something of the volume is lost.
 pub(crate) fn buffer_status(segment: &SharedSegment, synchronous: bool) -> Option<BufferStatus> {
     let capacity = segment.geometry().capacity;
-    let damaged_ranges = buffer::lost_count(buffer_word(segment, word::LOST));
-    (capacity > 0 || damaged_ranges > 0).then(|| BufferStatus {
+    let Fill { bytes, lost_ranges, .. } = fill(segment);
+    (capacity > 0 || lost_ranges > 0).then(|| BufferStatus {
         version: segment.header.buffer_version.load(Relaxed),
         capacity,
-        buffered_bytes: buffer_word(segment, word::BYTES),
-        damaged_ranges,
+        buffered_bytes: bytes,
+        damaged_ranges: lost_ranges,
         synchronous,
     })
 }

@@ -11,7 +11,7 @@ use everdisk_buffer::{
     index::Piece,
 };
 use everdisk_proto::buffer::{Extent, ExtentKind};
-use everdisk_sys::process::voluntary_switches;
+use everdisk_sys::{process::voluntary_switches, robust};
 use parking_lot::Mutex;
 
 use super::Buffer;
@@ -58,7 +58,7 @@ impl Buffer {
             thread::scope(|scope| {
                 for _ in 1..left.min(SENDERS_MAX) {
                     // Where no thread can be started, those that run do the work; at least this one does.
-                    let _ = thread::Builder::new().name("send".to_owned()).spawn_scoped(scope, work);
+                    let _ = robust::start_scoped(scope, "send", work);
                 }
                 work();
             });

@@ -10,7 +10,7 @@ use std::{
 };
 
 use everdisk_proto::{
-    buffer::{MAGIC, word},
+    buffer,
     limits::BLOCK,
     segment::MAGIC as SEGMENT_MAGIC,
     version::BUFFER,
@@ -129,9 +129,7 @@ impl Bench {
         let segment = Arc::new(SharedSegment::create(buffer).unwrap());
         segment.header.magic.store(SEGMENT_MAGIC, SeqCst);
         segment.header.buffer_version.store(BUFFER, SeqCst);
-        let geometry = segment.geometry();
-        for (index, value) in [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
-        {
+        for (index, value) in buffer::empty(segment.geometry()) {
             segment.buffer_word(index).unwrap().store(value, SeqCst);
         }
         let words = Arc::new(Words::default());

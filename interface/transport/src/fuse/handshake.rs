@@ -1,5 +1,5 @@
 //! INIT: what the kernel and we agree on, once for the life of the mount. The interface does it before any core is
-//! involved and writes the result into the segment; a core never sees an INIT.
+//! involved; a core never sees an INIT.
 #![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -24,17 +24,6 @@ const MAX_BACKGROUND: u16 = 512;
 const CONGESTION_THRESHOLD: u16 = 384;
 const PAGE: u32 = 4096;
 
-/// What was agreed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreement {
-    /// Minor version in force.
-    pub minor: u32,
-    /// Flags in force.
-    pub flags: u64,
-    /// Largest payload of a request.
-    pub max_write: u32,
-}
-
 /// Why the mount cannot be served.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadInit {
@@ -53,7 +42,7 @@ pub enum BadInit {
 ///
 /// # Errors
 /// [`BadInit`]; answer nothing and unmount.
-pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<(Agreement, Vec<u8>), BadInit> {
+pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<Vec<u8>, BadInit> {
     let (header, rest) = InHeader::read_from_prefix(request).map_err(|_| BadInit::NotInit)?;
     let (init, _) = InitIn::read_from_prefix(rest).map_err(|_| BadInit::NotInit)?;
     if header.opcode != opcode::INIT {
@@ -89,5 +78,5 @@ pub fn answer(request: &[u8], max_write: u32, alone: bool) -> Result<(Agreement,
     };
     let len = size_of::<OutHeader>() + size_of::<InitOut>();
     let head = OutHeader { len: u32::try_from(len).expect("a reply is short"), error: 0, unique: header.unique };
-    Ok((Agreement { minor, flags, max_write }, [head.as_bytes(), body.as_bytes()].concat()))
+    Ok([head.as_bytes(), body.as_bytes()].concat())
 }

@@ -204,9 +204,11 @@ fn init_wants_a_kernel_that_gives_requests_out_anew() {
     };
     let ask = |major, minor, flags| ask_as(true, major, minor, flags);
     let all = init_flag::INIT_EXT | init_flag::HAS_RESEND | init_flag::ASYNC_DIO | 1 << 50;
-    let (agreed, reply) = ask(7, 45, all).unwrap();
-    assert_eq!(agreed.flags, init_flag::INIT_EXT | init_flag::HAS_RESEND | init_flag::ASYNC_DIO);
-    assert_eq!(InitOut::read_from_bytes(&reply[16..]).unwrap().max_write, 1 << 20);
+    let out = |reply: &[u8]| InitOut::read_from_bytes(&reply[16..]).unwrap();
+    let flags = |out: &InitOut| u64::from(out.flags2) << 32 | u64::from(out.flags);
+    let agreed = out(&ask(7, 45, all).unwrap());
+    assert_eq!(flags(&agreed), init_flag::INIT_EXT | init_flag::HAS_RESEND | init_flag::ASYNC_DIO);
+    assert_eq!(agreed.max_write, 1 << 20);
     assert_eq!(ask(7, 39, init_flag::INIT_EXT), Err(BadInit::NoResend));
     assert_eq!(ask(7, 39, init_flag::HAS_RESEND), Err(BadInit::NoResend), "the second word counts only with INIT_EXT");
     assert_eq!(ask(7, 19, all), Err(BadInit::Version(7, 19)));
@@ -214,10 +216,8 @@ fn init_wants_a_kernel_that_gives_requests_out_anew() {
     // Shared mappings are a cache that no other front end knows of.
     let maps = all | init_flag::DIRECT_IO_ALLOW_MMAP;
     for alone in [true, false] {
-        let (agreed, reply) = ask_as(alone, 7, 45, maps).unwrap();
-        let out = InitOut::read_from_bytes(&reply[16..]).unwrap();
-        assert_eq!(agreed.flags & init_flag::DIRECT_IO_ALLOW_MMAP != 0, alone);
-        assert_eq!(u64::from(out.flags2) << 32 & init_flag::DIRECT_IO_ALLOW_MMAP != 0, alone);
+        let agreed = out(&ask_as(alone, 7, 45, maps).unwrap());
+        assert_eq!(flags(&agreed) & init_flag::DIRECT_IO_ALLOW_MMAP != 0, alone);
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use everdisk_proto::{
-    connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record},
+    connection::{ASIDE_MAX, INPUT_BYTES, OUTPUT_BYTES, Record, ended},
     frame::LentConnection,
 };
 use everdisk_sys::{connection::ConnectionMemory, file::FileRange};
@@ -30,11 +30,6 @@ use crate::channel::Lead;
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
 const RECEIVE_MAX: usize = 512 << 10;
-/// Values of `Page::ended`.
-mod ended {
-    pub(super) const IN_ORDER: u32 = 1;
-    pub(super) const BROKEN: u32 = 2;
-}
 
 /// A connection that was lent to this core.
 #[derive(Debug)]
@@ -141,7 +136,7 @@ impl Connection {
 
     /// Whether it has ended, here or in another core.
     pub fn has_ended(&self) -> bool {
-        self.memory.ended.load(Acquire) != 0
+        self.memory.has_ended()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -156,7 +151,7 @@ impl Connection {
         }
         let page = &self.memory;
         let turn = page.turn.load(Acquire);
-        let words = page.records[usize::from(turn % 2 == 1)].each_ref().map(|word| word.load(Relaxed));
+        let words = page.place_of(turn).each_ref().map(|word| word.load(Relaxed));
         let record = Record::decode(&words).ok_or(Broken)?;
         if !self.is_sound(&record) {
             return Err(Broken);
@@ -207,7 +202,7 @@ impl Connection {
     /// Makes a record the valid one.
     pub(super) fn commit(&self, shared: &mut Shared, record: Record) {
         let turn = self.memory.turn.load(Relaxed).wrapping_add(1);
-        for (place, word) in self.memory.records[usize::from(turn % 2 == 1)].iter().zip(record.encode()) {
+        for (place, word) in self.memory.place_of(turn).iter().zip(record.encode()) {
             place.store(word, Relaxed);
             stored();
         }

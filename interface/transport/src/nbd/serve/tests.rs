@@ -375,7 +375,7 @@ fn m5_beyond7_a_hand_over_after_each_byte_of_one_conversation_changes_no_byte_of
         stage.hand_over();
         until("the next core serves", || {
             let page = &stage.memory;
-            page.generation.load(Relaxed) == stage.generation || page.ended.load(Acquire) != 0
+            page.generation.load(Relaxed) == stage.generation || page.has_ended()
         });
     }
     assert!(stage.memory.carried.load(Relaxed) > bytes.len() as u64 - 10);

@@ -1,0 +1,25 @@
+//! Why the interface ends.
+
+use std::io;
+
+use everdisk_sys::lock::Holders;
+
+/// Why the interface ends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    /// The volume's description cannot be used.
+    #[error("{0}: {1}")]
+    Volume(String, String),
+    /// The socket.
+    #[error("cannot listen at {0}: {1}")]
+    Socket(String, io::Error),
+    /// Another interface keeps the volume.
+    #[error("another interface keeps this volume (it holds the lock beside {0}): {1}; end it first")]
+    Second(String, Holders),
+    /// Memory, poll.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Nothing to restore.
+    #[error("no core of the volume gave the descriptors back: attach the volume again")]
+    NothingToRestore,
+}

@@ -1,0 +1,167 @@
+//! What cores and the control module say: cores join, are armed, give connections back; requests go to [`crate::requests`].
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use everdisk_proto::{
+    frame::{FromInterface, LentConnection, ToInterface},
+    ids::Slot,
+    version::{ABI, CoreIdentity},
+};
+use everdisk_sys::{link::LinkError, process::pidfd};
+
+use crate::{
+    cores::{self, Core},
+    holder::Holder,
+    peers::{Peer, accept_peer, hear, make_room, refuse},
+    suspension::TAKEOVER_LIMIT,
+};
+
+/// A peer that has connected says who it is within this time.
+const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
+
+impl Holder {
+    pub(crate) fn accept(&mut self) {
+        let waiting = everdisk_sys::link::wait_readable(self.listener.as_fd(), Duration::ZERO).unwrap_or(false);
+        if !waiting {
+            return;
+        }
+        make_room(&mut self.peers);
+        match accept_peer(self.listener.as_fd(), self.peers.len()) {
+            Ok(peer) => self.peers.extend(peer),
+            Err(error) => tracing::warn!(%error, "a connection could not be taken"),
+        }
+    }
+
+    pub(crate) fn hear_cores(&mut self) {
+        let slots: Vec<Slot> = self.cores.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            while let Some(heard) = self.cores.get(slot).and_then(|core| core.link.as_ref()).and_then(hear) {
+                match heard {
+                    Ok((frame, _)) if matches!(frame.body, ToInterface::Armed { .. }) => {
+                        let ToInterface::Armed { fronts } = frame.body else { break };
+                        self.arm(slot, fronts);
+                    }
+                    // One core's descriptors were enough, but for connections that it had not been lent yet.
+                    Ok((frame, _))
+                        if matches!(frame.body, ToInterface::Returned { .. } | ToInterface::ReturnedLocks { .. }) => {}
+                    Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedConnection(_)) => {
+                        let ToInterface::ReturnedConnection(lent) = frame.body else { break };
+                        self.take_back(lent, fds);
+                    }
+                    Ok((frame, _)) => {
+                        tracing::warn!(pid = self.pid_of(slot), body = ?frame.body, "a core said what it may not say now");
+                    }
+                    Err(error) => {
+                        if let Some(core) = self.cores.get_mut(slot) {
+                            core.unlink(&error);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn hear_peers(&mut self) {
+        let mut peers = std::mem::take(&mut self.peers);
+        peers.retain(|peer| peer.is_control || peer.since.elapsed() < INTRODUCTION_LIMIT);
+        for mut peer in peers {
+            match hear(&peer.link) {
+                None => self.peers.push(peer),
+                Some(Ok((frame, _))) => match frame.body {
+                    ToInterface::Hello { identity, slot, keeps_locks } => {
+                        self.welcome(peer, identity, slot, keeps_locks);
+                    }
+                    ToInterface::Request(request) => {
+                        peer.is_control = true;
+                        let answer = self.handle(request, &peer, frame.id);
+                        let sent = answer
+                            .is_none_or(|answer| peer.link.send(frame.id, FromInterface::Answer(answer), &[]).is_ok());
+                        if sent {
+                            self.peers.push(peer);
+                        }
+                    }
+                    ToInterface::Armed { .. }
+                    | ToInterface::Returned { .. }
+                    | ToInterface::ReturnedLocks { .. }
+                    | ToInterface::ReturnedConnection(_) => {
+                        refuse(&peer, "introduce yourself first");
+                    }
+                },
+                Some(Err(LinkError::Closed)) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(pid = peer.pid, %error, "a peer is refused");
+                    refuse(&peer, &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// A core gives a connection back that this interface perhaps knows nothing of: then every other core is lent it.
+    fn take_back(&mut self, lent: LentConnection, fds: Vec<OwnedFd>) {
+        let Ok([socket, memory]) = <[OwnedFd; 2]>::try_from(fds) else { return };
+        let Some(nbd) = &mut self.fronts.nbd else { return };
+        if nbd.adopt_connection(lent, socket, memory) {
+            self.fronts.lend_to_all(&mut self.cores);
+        }
+    }
+
+    /// A core says that it is ready. It is, when it has every front end; one that lost its connection before it was
+    /// lent the last gets it now.
+    fn arm(&mut self, slot: Slot, fronts: u8) {
+        let Some(core) = self.cores.get_mut(slot) else { return };
+        if fronts == 0 && self.fronts.kinds() > 0 {
+            let _ = self.fronts.lend(core);
+        } else if fronts == self.fronts.kinds() {
+            let act = self.custody.armed(slot);
+            self.perform(act, TAKEOVER_LIMIT, None);
+        }
+    }
+
+    /// A core joins, or comes back to a new interface process.
+    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>, keeps_locks: bool) {
+        if let Some(slot) = had.filter(|slot| cores::is_of(&self.segment, *slot, peer.pid)) {
+            if let Some(core) = self.cores.get_mut(slot) {
+                core.link = Some(peer.link);
+                core.identity = identity;
+                core.keeps_locks = keeps_locks;
+            } else if let Ok(handle) = pidfd(peer.pid) {
+                self.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
+                self.custody.joined(slot);
+            }
+            // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
+            if let Some(core) = self.cores.get_mut(slot) {
+                let _ = self.fronts.lend(core);
+                if self.fronts.nbd.is_some() {
+                    let _ = core.tell(FromInterface::Recall, &[]);
+                }
+            }
+            return;
+        }
+        if !identity.abi.contains(ABI) {
+            return refuse(
+                &peer,
+                &format!("the core serves ABI {}, this volume's segment has ABI {ABI}", identity.abi),
+            );
+        }
+        if self.cores.slot_of(peer.pid).is_some() {
+            return refuse(&peer, "this process has a slot already");
+        }
+        let Some(slot) = self.custody.vacancy() else { return refuse(&peer, "every core slot is taken") };
+        let Ok(handle) = pidfd(peer.pid) else { return };
+        cores::enrol(&self.segment, slot, peer.pid);
+        let mut core = Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks);
+        let lend = |core: &mut Core| -> Result<(), LinkError> {
+            let fronts = self.fronts.frames(core);
+            core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
+            self.fronts.lend(core)
+        };
+        if lend(&mut core).is_err() {
+            return cores::strike(&self.segment, slot);
+        }
+        self.seat(slot, core);
+        self.custody.joined(slot);
+    }
+}
