@@ -8,10 +8,10 @@ use std::{
 
 use everdisk_proto::{
     frame::{CoreStatus, FromInterface, ToInterface},
+    identity::Identity,
     ids::Slot,
     limits::CORES_MAX,
     segment::{CoreArea, Segment, ticket_state},
-    version::CoreIdentity,
 };
 use everdisk_sys::{
     link::{Link, LinkError},
@@ -30,7 +30,7 @@ const UNLINKED_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Core {
     pub(crate) pid: u32,
     pub(crate) handle: OwnedFd,
-    pub(crate) identity: CoreIdentity,
+    pub(crate) identity: Identity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
     /// It closed its connection, and it is not known why yet: since when.
@@ -48,7 +48,7 @@ impl Core {
     pub(crate) const fn new(
         pid: u32,
         handle: OwnedFd,
-        identity: CoreIdentity,
+        identity: Identity,
         link: Option<PeerLink>,
         keeps_locks: bool,
     ) -> Self {

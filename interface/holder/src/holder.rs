@@ -18,9 +18,9 @@ use everdisk_gate::{
 use everdisk_proto::{
     buffer::{self, word},
     frame::{Answer, CoreDeath, FromInterface, LentConnection, ToInterface},
+    identity::Identity,
     ids::Slot,
     segment::MAGIC,
-    version::{ABI, BUFFER, CoreIdentity},
     volume::{NodeUrl, VolumeSpec},
 };
 use everdisk_sys::{
@@ -72,6 +72,17 @@ pub(crate) enum Fatal {
     /// Memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The cores serve a segment that this program cannot adopt.
+    #[error(
+        "this volume's segment is of {segment}, and {identity} cannot adopt it: I/O goes on, but nobody handles the death of a core. Put \
+         the program of the interface back that made the segment, or detach the volume by force and attach it again"
+    )]
+    ForeignSegment {
+        /// Its ABI and buffer, in words.
+        segment: String,
+        /// This program.
+        identity: Identity,
+    },
     /// Nothing to restore.
     #[error("no core of the volume gave the descriptors back: attach the volume again")]
     NothingToRestore,
@@ -96,6 +107,8 @@ pub(crate) struct Holder {
     pub(crate) peers: Vec<Peer>,
     pub(crate) unmounting: Option<Unmounting>,
     pub(crate) done: bool,
+    /// This program.
+    pub(crate) identity: Identity,
     /// Where this interface is asked; the cores' sockets lie beside it.
     pub(crate) socket: PathBuf,
     pub(crate) watchdog: Watchdog,
@@ -109,18 +122,18 @@ pub(crate) struct Holder {
 }
 
 /// Runs until the volume is detached.
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
+pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
     let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
-        restore::restore(listener, &spec, arguments)?
+        restore::restore(listener, &spec, arguments, identity)?
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
-        imprint(&segment, &spec);
-        Holder::new(listener, &spec, segment, Custody::new(), arguments)
+        imprint(&segment, &spec, identity);
+        Holder::new(listener, &spec, segment, Custody::new(), arguments, identity)
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -160,16 +173,16 @@ fn no_memory(buffer: u64, e: &io::Error) -> io::Error {
 }
 
 /// Writes the volume's identity into a new segment and makes its write buffer an empty one; the magic last.
-fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
+fn imprint(segment: &SharedSegment, spec: &VolumeSpec, identity: &Identity) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();
-    header.abi.store(ABI, Relaxed);
+    header.abi.store(identity.abi.max, Relaxed);
     let geometry = segment.geometry();
     let words = [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, buffer::MAGIC)];
     for (index, value) in words {
         segment.buffer_word(index).expect("every segment has a buffer's header").store(value, Release);
     }
-    header.buffer_version.store(BUFFER, Relaxed);
+    header.buffer_version.store(identity.buffer.max, Relaxed);
     header.volume_uuid[0].store(high, Relaxed);
     header.volume_uuid[1].store(low, Relaxed);
     header.volume_size.store(spec.size, Relaxed);
@@ -183,6 +196,7 @@ impl Holder {
         segment: SharedSegment,
         custody: Custody,
         arguments: &Arguments,
+        identity: &Identity,
     ) -> Self {
         Self {
             segment,
@@ -192,6 +206,7 @@ impl Holder {
             peers: Vec::new(),
             unmounting: None,
             done: false,
+            identity: identity.clone(),
             socket: arguments.socket.clone(),
             watchdog: Watchdog::new(arguments.hang_limit),
             deaths: Vec::new(),
@@ -439,7 +454,7 @@ impl Holder {
     }
 
     /// A core joins, or comes back to a new interface process.
-    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>, keeps_locks: bool) {
+    fn welcome(&mut self, peer: Peer, identity: Identity, had: Option<Slot>, keeps_locks: bool) {
         if let Some(slot) = had.filter(|slot| restore::is_of(&self.segment, *slot, peer.pid)) {
             if let Some(core) = self.cores.get_mut(slot) {
                 core.link = Some(peer.link);
@@ -458,10 +473,11 @@ impl Holder {
             }
             return;
         }
-        if !identity.abi.contains(ABI) {
+        let abi = self.segment.header.abi.load(Relaxed);
+        if !identity.abi.contains(abi) {
             return refuse(
                 &peer,
-                &format!("the core serves ABI {}, this volume's segment has ABI {ABI}", identity.abi),
+                &format!("the core serves ABI {}, this volume's segment has ABI {abi}", identity.abi),
             );
         }
         if self.cores.slot_of(peer.pid).is_some() {
