@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     file_id::FileId,
+    identity::Identity,
     ids::{Generation, Slot},
     limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX},
     nbd::NbdAddress,
-    version::{ABI, CoreIdentity},
+    version::ABI,
 };
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -115,7 +116,7 @@ pub enum ToInterface {
     /// A core introduces itself; the first frame of a core on every connection.
     Hello {
         /// Its program.
-        identity: CoreIdentity,
+        identity: Identity,
         /// The slot it already has, when it served another interface process of this volume.
         slot: Option<Slot>,
         /// It keeps the locks of the storage nodes when they are lent to it. Cores of earlier builds do not know of them.
@@ -349,6 +350,12 @@ pub enum Answer {
 pub struct InterfaceStatus {
     /// Version of the interface program.
     pub version: String,
+    /// Its program. None: it has ABI 3 or before, and its ABI is that of its segment. Since ABI 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// ABI of the segment, which a core must be able to serve. Since ABI 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment_abi: Option<u32>,
     /// Its process id.
     pub pid: u32,
     /// What the gate does.
@@ -438,7 +445,7 @@ pub struct CoreStatus {
     /// Its slot.
     pub slot: Slot,
     /// Its program.
-    pub identity: CoreIdentity,
+    pub identity: Identity,
     /// Parked workers, open stores: it could take the gate.
     pub armed: bool,
     /// Requests it has executed.

@@ -1,19 +1,19 @@
 //! The journal of a volume's upgrades: one JSON object a line, appended and made durable before the act it announces
 //! (D7). After a crash of the control module the last upgrade in it either has its end or is taken up again.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
-use crate::version::CoreIdentity;
+use crate::identity::Build;
 
-/// Version of the records.
-pub const JOURNAL_VERSION: u32 = 1;
+/// Version of the records that are written. Since version 2 a program says which component it is of; version 1 told of cores alone.
+pub const JOURNAL_VERSION: u32 = 2;
+/// The oldest version that is read.
+pub const JOURNAL_VERSION_MIN: u32 = 1;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`JOURNAL_VERSION`].
+    /// From [`JOURNAL_VERSION_MIN`] to [`JOURNAL_VERSION`].
     pub v: u32,
     /// Number of the upgrade within the volume, from 1.
     pub upgrade: u64,
@@ -30,7 +30,7 @@ pub enum Event {
     /// An upgrade begins.
     Begin {
         /// The core that serves.
-        from: CoreBuild,
+        from: Build,
         /// Process id of the serving core.
         from_pid: u32,
         /// How long the predecessor stays parked after the switch.
@@ -42,7 +42,7 @@ pub enum Event {
     /// The new core's program lies staged and was checked.
     Staged {
         /// The new core.
-        to: CoreBuild,
+        to: Build,
     },
     /// The new core runs as a standby.
     Standby {
@@ -60,18 +60,6 @@ pub enum Event {
         /// Why, when it was not committed.
         reason: Option<String>,
     },
-}
-
-/// A core's program: where the control module keeps it and what it says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CoreBuild {
-    /// The file.
-    pub program: PathBuf,
-    /// Its `--version`.
-    pub identity: CoreIdentity,
-    /// SHA-256 of the file in hexadecimal; none where a build before digests recorded it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
 }
 
 /// How an upgrade ended.
@@ -97,7 +85,7 @@ pub fn parse(text: &str) -> Result<Vec<Record>, BadJournal> {
         let Some(whole) = line.strip_suffix('\n') else { break };
         let record: Record =
             serde_json::from_str(whole).map_err(|source| BadJournal::Syntax { line: number + 1, source })?;
-        if record.v != JOURNAL_VERSION {
+        if !(JOURNAL_VERSION_MIN..=JOURNAL_VERSION).contains(&record.v) {
             return Err(BadJournal::Version { line: number + 1, version: record.v });
         }
         records.push(record);
@@ -117,7 +105,9 @@ pub enum BadJournal {
         source: serde_json::Error,
     },
     /// Written by another version.
-    #[error("line {line} of the upgrade journal has version {version}, this program reads {JOURNAL_VERSION}")]
+    #[error(
+        "line {line} of the upgrade journal has version {version}, this program reads {JOURNAL_VERSION_MIN} to {JOURNAL_VERSION}"
+    )]
     Version {
         /// From 1.
         line: usize,
@@ -130,13 +120,31 @@ pub enum BadJournal {
 pub(crate) mod tests {
     use super::*;
 
-    const GOLDEN: &str = include_str!("../golden/journal-v1.jsonl");
+    use crate::identity::Component;
 
-    pub(crate) fn golden_journal_of_version_1_reads_and_writes_the_same_bytes(golden: &str) {
+    const GOLDEN: &str = include_str!("../golden/journal-v2.jsonl");
+
+    pub(crate) fn golden_journal_of_version_2_reads_and_writes_the_same_bytes(golden: &str) {
         let records = parse(golden).unwrap();
         assert_eq!(records.len(), 6);
         let again: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
         assert_eq!(again, golden);
+    }
+
+    /// Byte for byte the same story: what version 1 did not say is what version 2 says of a core.
+    pub(crate) fn golden_journal_of_version_1_is_read(golden: &str) {
+        let before = parse(golden).unwrap();
+        let Event::Begin { from, .. } = &before[0].event else { panic!("{:?}", before[0]) };
+        assert_eq!((from.identity.component, from.digest.as_ref()), (Component::Core, None));
+        let mut now = parse(GOLDEN).unwrap();
+        for record in &mut now {
+            record.v = 1;
+            match &mut record.event {
+                Event::Begin { from: build, .. } | Event::Staged { to: build } => build.digest = None,
+                _ => {}
+            }
+        }
+        assert_eq!(before, now);
     }
 
     #[test]
@@ -144,7 +152,9 @@ pub(crate) mod tests {
         let torn = &GOLDEN[..GOLDEN.len() - 5];
         assert_eq!(parse(torn).unwrap().len(), 5);
         assert!(matches!(parse("{}\n"), Err(BadJournal::Syntax { line: 1, .. })));
-        let newer = GOLDEN.replacen("\"v\":1", "\"v\":2", 1);
-        assert!(matches!(parse(&newer), Err(BadJournal::Version { line: 1, version: 2 })));
+        for other in [0, 3] {
+            let other_version = GOLDEN.replacen("\"v\":2", &format!("\"v\":{other}"), 1);
+            assert!(matches!(parse(&other_version), Err(BadJournal::Version { line: 1, version }) if version == other));
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod connection;
 pub mod file_id;
 pub mod frame;
 pub mod gate_word;
+pub mod identity;
 pub mod ids;
 pub mod journal;
 pub mod limits;

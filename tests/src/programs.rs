@@ -6,6 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use everdisk_proto::{
+    identity::{Component, Identity},
+    version::{ABI, VersionRange},
+};
+
 /// The directory of the programs: that of the build this test belongs to.
 pub fn directory() -> PathBuf {
     let own = env::current_exe().expect("the path of this test");
@@ -45,6 +50,35 @@ pub fn core_faulty() -> PathBuf {
 pub fn core_faulty_next() -> PathBuf {
     program("everdisk-core-faulty-next")
 }
+
+/// Names the environment variable with which the programs of the next ABI are of the one after it.
+pub const ABI_AFTER: &str = "EVERDISK_TEST_ABI_AFTER";
+
+/// The identity of a program whose ABI is the one after this build's, with the same layouts. It works with segments of its own ABI and
+/// of the one before.
+pub fn of_next_abi(component: Component) -> Identity {
+    let after = env::var_os(ABI_AFTER).is_some();
+    let newest = ABI + if after { 2 } else { 1 };
+    let version = if after { VERSION_ABI_AFTER } else { VERSION_ABI_NEXT };
+    let abi = VersionRange { min: newest - 1, max: newest };
+    Identity { version: version.to_owned(), abi, ..Identity::current(component) }
+}
+
+/// The program of a component of the next ABI.
+pub fn abi_next(component: Component) -> PathBuf {
+    program(&format!("{}-abi-next", component.program()))
+}
+
+/// The program of a component of the ABI after the next.
+pub fn abi_after(directory: &Path, component: Component) -> PathBuf {
+    let text = format!("{ABI_AFTER}=1 exec '{}' \"$@\"", abi_next(component).display());
+    script(&directory.join(format!("{}-abi-after", component.program())), &text)
+}
+
+/// Version of the programs of the next ABI.
+pub const VERSION_ABI_NEXT: &str = "0.3.0-abi-next";
+/// Version of those of the ABI after it.
+pub const VERSION_ABI_AFTER: &str = "0.4.0-abi-after";
 
 /// Version of [`core`].
 pub const VERSION: &str = everdisk_proto::version::PRODUCT;

@@ -13,9 +13,10 @@ use std::{
 
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, FromInterface, LentFile, Request, ToInterface},
+    identity::{Component, Identity},
     ids::Slot,
     limits::FRAME_BYTES_MAX,
-    version::{CoreIdentity, VersionRange},
+    version::VersionRange,
 };
 use everdisk_sys::{link::Link, packet};
 use everdisk_tests::{
@@ -117,11 +118,11 @@ fn peers_that_pretend_to_be_cores_do_no_harm() {
     let load = Load::start(&volume, 2);
     let (interface, _) = sockets(&volume);
     let connect = || Link::<ToInterface, FromInterface>::connect(&interface).unwrap();
-    let hello = |slot| ToInterface::Hello { identity: CoreIdentity::current(), slot, keeps_locks: false };
+    let hello = |slot| ToInterface::Hello { identity: Identity::current(Component::Core), slot, keeps_locks: false };
 
     let foreign = connect();
     let abi = VersionRange { min: 7, max: 9 };
-    let identity = CoreIdentity { abi, ..CoreIdentity::current() };
+    let identity = Identity { abi, ..Identity::current(Component::Core) };
     foreign.send(1, ToInterface::Hello { identity, slot: None, keeps_locks: false }, &[]).unwrap();
     let (answer, _) = foreign.recv_within(SOON).unwrap();
     assert!(matches!(&answer.body, FromInterface::Refused { reason } if reason.contains("ABI")), "{answer:?}");

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod components;
 mod crash_consistency;
 mod detach;
 mod failed_flush;

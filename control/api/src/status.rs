@@ -5,6 +5,7 @@ use std::path::Path;
 use everdisk_proto::{
     frame::{NbdStatus, NodeStatus},
     nbd::NbdAddress,
+    version::VersionRange,
     volume::VolumeSpec,
 };
 use everdisk_upgrade::{policy::Handover, report::Report};
@@ -91,6 +92,12 @@ pub struct VolumeStatus {
     pub standby: Option<Program>,
     /// The interface.
     pub interface: Option<Program>,
+    /// The control module.
+    #[serde(default)]
+    pub daemon: Option<Program>,
+    /// ABI of the volume's segment; none when detached, and while the interface does not answer.
+    #[serde(default)]
+    pub segment_abi: Option<u32>,
     /// Where applications reach the volume.
     pub frontends: Vec<Frontend>,
     /// Acknowledged bytes that are not on the storage nodes yet.
@@ -126,6 +133,12 @@ pub struct Program {
     pub pid: u32,
     /// Version of its program.
     pub version: String,
+    /// ABI versions of the segments that it works with; none where an interface of ABI 3 or before does not tell.
+    #[serde(default)]
+    pub abi: Option<VersionRange>,
+    /// SHA-256 of its program; none where an earlier control module did not record it.
+    #[serde(default)]
+    pub build: Option<String>,
 }
 
 /// Where applications reach a volume.

@@ -1,11 +1,12 @@
 //! The command line.
 
-use std::{env, ffi::OsString, path, path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, path, path::PathBuf, sync::LazyLock, time::Duration};
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use everdisk_api::{Handover, frontends::check_set, quantity};
 use everdisk_proto::volume::Bypass;
 use everdisk_proto::{
+    identity::{Component, Identity},
     ids::VolumeName,
     nbd::{BadNbdAddress, NbdAddress},
     volume::NodeUrl,
@@ -18,9 +19,12 @@ Examples:
   everdisk attach v --nbd unix:/run/v.sock --nbd tcp:localhost:10809
   everdisk attach v --file /srv/v.img --nbd unix:/run/v.sock --mode 0660 --owner 0:107";
 
+/// What `--version` says after the name of the program.
+static VERSION: LazyLock<String> = LazyLock::new(|| Identity::current(Component::Control).details());
+
 /// Block volumes whose client software is upgraded while applications use them
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = VERSION.as_str(), max_term_width = 100)]
 pub(crate) struct Arguments {
     /// Sockets and logs [default: /run/everdisk as root, else $XDG_RUNTIME_DIR/everdisk]
     #[arg(long, global = true, value_name = "DIR", env = "EVERDISK_RUN_DIR")]

@@ -10,8 +10,8 @@ use std::{
 
 use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, InterfaceStatus},
-    journal::{CoreBuild, Event, JOURNAL_VERSION, Record as JournalRecord},
-    version::CoreIdentity,
+    identity::{Build, Component, Identity},
+    journal::{Event, JOURNAL_VERSION, Record as JournalRecord},
 };
 use everdisk_sys::link::LinkError;
 use everdisk_telemetry::event;
@@ -32,6 +32,7 @@ use crate::{
     programs,
     progress::Progress,
     record::{Attachment, KnownCore},
+    stage,
     start::{self, ARMED_WITHIN, Unserved},
     volume::Volume,
 };
@@ -62,7 +63,7 @@ pub struct Actor<'a> {
     staged: Option<PathBuf>,
     /// Of what is staged.
     digest: Option<String>,
-    to: Option<CoreBuild>,
+    to: Option<Build>,
     /// The new program could not be recorded, and perhaps it was.
     record_unknown: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
@@ -88,7 +89,7 @@ impl<'a> Actor<'a> {
     }
 
     /// Whether a core was started from another program than the recorded one, or by nobody we remember.
-    fn is_new(&self, pid: u32, current: &CoreBuild, attachment: &Attachment) -> bool {
+    fn is_new(&self, pid: u32, current: &Build, attachment: &Attachment) -> bool {
         attachment.program_of(pid) != Some(&current.program)
     }
 
@@ -133,7 +134,7 @@ impl<'a> Actor<'a> {
     }
 
     /// Gives the gate to an old core: one that is armed, or a new process.
-    fn give_back(&self, serving: u32, current: &CoreBuild) -> Result<()> {
+    fn give_back(&self, serving: u32, current: &Build) -> Result<()> {
         let status = self.wait_for(|_| true)?;
         let attachment = self.volume.attached()?;
         let armed = |pid: u32| status.cores.iter().any(|core| core.pid == pid && core.armed);
@@ -169,7 +170,7 @@ impl<'a> Actor<'a> {
     }
 
     /// A core of the program `to` is armed beside the one with this process id: one that is there, or a new one.
-    fn stand_by(&self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<()> {
+    fn stand_by(&self, to: &Build, pid: u32, limit: Duration) -> Result<()> {
         let (status, attachment) = (self.volume.interface().status()?, self.volume.attached()?);
         let armed = |pid: u32| status.cores.iter().any(|core| core.pid == pid && core.armed);
         let of_new = |core: &&KnownCore| core.program == to.program && core.process.pid != pid;
@@ -202,7 +203,7 @@ fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> Handover
 }
 
 /// The write buffer, and who has it: the core that serves, else one of the program `current`.
-pub fn buffer(status: &InterfaceStatus, current: &CoreIdentity) -> Option<Buffer> {
+pub fn buffer(status: &InterfaceStatus, current: &Identity) -> Option<Buffer> {
     let serving = status.cores.iter().find(|core| Some(core.pid) == status.serving);
     let holder = serving.map_or(current, |core| &core.identity).clone();
     status.buffer.map(|buffer| Buffer { version: buffer.version, bytes: buffer.buffered_bytes, holder })
@@ -240,17 +241,19 @@ impl Act for Actor<'_> {
     }
 
     fn stage(&mut self, limit: Duration) -> Result<(), Fault> {
-        let program = start::next_program(self.volume)?;
+        let program = stage::next_program(self.volume, Component::Core)?;
         self.staged = Some(program.clone());
         let mut source = Source::open_trusted(&self.source)?;
         self.digest = Some(programs::copy(&mut source, &program, limit)?);
         Ok(())
     }
 
-    fn verify(&mut self, limit: Duration) -> Result<CoreBuild, Fault> {
+    fn verify(&mut self, limit: Duration) -> Result<Build, Fault> {
         let program = self.staged.clone().ok_or_else(|| Fault("nothing is staged".to_owned()))?;
-        let identity = programs::identify(&program, &self.source, limit)?;
-        let build = CoreBuild { program, identity, digest: self.digest.clone() };
+        let identity = programs::identify(Component::Core, &program, &self.source, limit)?;
+        // The segment outlives every program: it may be older than the interface that keeps it.
+        programs::serves(&identity, stage::segment_abi(self.volume, &self.wait_for(|_| true)?)?)?;
+        let build = Build { program, identity, digest: self.digest.clone() };
         self.to = Some(build.clone());
         Ok(build)
     }
@@ -331,7 +334,7 @@ impl Act for Actor<'_> {
         }
     }
 
-    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault> {
+    fn commit(&mut self, to: &Build, pid: u32, limit: Duration) -> Result<(), Fault> {
         let until = Instant::now() + limit;
         self.must_serve(pid)?;
         let unrecorded = |e: Error| Fault(format!("the new program cannot be recorded as the current one: {e}"));
@@ -359,7 +362,7 @@ impl Act for Actor<'_> {
         if stands_by.is_err() {
             dismiss();
         }
-        start::prune_programs(self.volume);
+        stage::prune(self.volume);
         Ok(())
     }
 
@@ -398,7 +401,7 @@ impl Act for Actor<'_> {
         if self.record_unknown {
             return;
         }
-        start::prune_programs(self.volume);
+        stage::prune(self.volume);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use everdisk_api::frontends::{FileOptions, NbdOptions, exposure};
-use everdisk_proto::{frame::FileAttach, journal::CoreBuild, limits::PEER_DEADLINE, version::ABI};
+use everdisk_proto::{frame::FileAttach, identity::Build, limits::PEER_DEADLINE};
 use everdisk_sys::{file, fuse};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
@@ -23,6 +23,7 @@ use crate::{
     process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
+    stage,
     start::{self, ARMED_WITHIN, end_all},
     volume::Volume,
 };
@@ -55,7 +56,8 @@ pub fn attach(
     // Before anything is done, and again when nobody else claims a place at the same time.
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
-    let build = first_build(volume, progress)?;
+    progress.step("stage the programs");
+    let build = stage::core(volume, &stage::interface_beside(volume)?.identity)?;
     let claim = catalogue.claim();
     let places = places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     let attachment = Attachment {
@@ -86,7 +88,7 @@ pub fn attach(
     Ok(())
 }
 
-fn bring_up(volume: &Arc<Volume>, build: &CoreBuild, progress: &Progress) -> Result<()> {
+fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<()> {
     progress.step("start the interface");
     let interface = start::interface(volume, false)?;
     start::interface_ready(volume, &interface)?;
@@ -136,24 +138,6 @@ fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
     let _ = answered.recv_timeout(PEER_DEADLINE);
-}
-
-/// The program in use; at the first attach the one beside the control module.
-fn first_build(volume: &Volume, progress: &Progress) -> Result<CoreBuild> {
-    match volume.record().current {
-        Some(build) if build.identity.abi.contains(ABI) => return Ok(build),
-        Some(old) => warn!(
-            volume = %volume.name,
-            "core {} speaks ABI {}, which this everdiskd does not: the volume goes on with the core that came with it",
-            old.identity.version,
-            old.identity.abi
-        ),
-        None => {}
-    }
-    progress.step("stage the core");
-    let build = start::stage(volume, &volume.programs.core())?;
-    volume.update(|record| record.current = Some(build.clone()))?;
-    Ok(build)
 }
 
 /// Finds or makes the file to mount on, and remembers which it is. A regular file that was made is closed to writers once something is

@@ -12,8 +12,9 @@ use everdisk_proto::{
         Answer, BufferStatus, CoreAnswer, CoreRequest, CoreStatus, FileAttach, FromInterface, GateState,
         HandoverFailure, HandoverReport, InterfaceStatus, Request, Suspension, ToInterface,
     },
+    identity::{Component, Identity},
     ids::{Generation, Slot},
-    version::{BUFFER, CoreIdentity},
+    version::{ABI, BUFFER},
 };
 use everdisk_sys::{
     link::{Link, wait_readable},
@@ -101,7 +102,7 @@ pub(crate) fn core(pid: u32, slot: usize) -> CoreStatus {
     CoreStatus {
         pid,
         slot: Slot::new(slot).unwrap(),
-        identity: CoreIdentity::current(),
+        identity: Identity::current(Component::Core),
         armed: true,
         requests: 0,
         io_errors: 0,
@@ -134,6 +135,8 @@ impl Interface {
         volume.update(|record| record.attachment = Some(attachment)).unwrap();
         let status = InterfaceStatus {
             version: "1".to_owned(),
+            identity: Some(Identity::current(Component::Interface)),
+            segment_abi: Some(ABI),
             pid: std::process::id(),
             gate: GateState::Serving,
             generation: Generation(1),

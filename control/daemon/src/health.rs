@@ -109,7 +109,8 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
     match (&look.interface, attachment.interface.filter(|_| attachment.interface_alive())) {
         (_, None) if !lives => Some(Problem::new("volume", Health::Failed, all_gone(volume, attachment))),
         (_, None) => {
-            Some(Problem::new("interface", health, format!("the interface has died and is started again; {without}")))
+            let why = volume.trouble().unwrap_or_else(|| "the interface has died and is started again".to_owned());
+            Some(Problem::new("interface", health, format!("{why}; {without}")))
         }
         (Heard::Restoring, _) => Some(Problem::new(
             "interface",

@@ -10,7 +10,7 @@
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
 //!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
-//!  owner · territory · peers · places · start · child · process · programs · origin · durable · paths      what all of them stand on
+//!  owner · territory · peers · places · start · stage · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
@@ -39,6 +39,7 @@ pub mod programs;
 pub mod progress;
 pub mod record;
 pub mod server;
+pub mod stage;
 pub mod start;
 pub mod status;
 pub mod stuck;
@@ -87,6 +88,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
     let mut programs = Programs::find().doing(|| "find the programs".to_owned())?;
     programs.hang_limit = hang_limit;
+    programs.digest_own().doing(|| "read the program of this process".to_owned())?;
     let catalogue = Arc::new(Catalogue::load(directories, programs)?);
     take_over::take_over(&catalogue)?;
     let listener = server::listen(&socket).doing(|| format!("listen at {}", socket.display()))?;

@@ -1,14 +1,18 @@
 //! `everdiskd`: the control module in the foreground.
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::Parser;
 use everdisk_api::{directories::Directories, quantity};
+use everdisk_proto::identity::{Component, Identity};
+
+/// What `--version` says after the name of the program.
+static VERSION: LazyLock<String> = LazyLock::new(|| Identity::current(Component::Control).details());
 
 /// The control module of Everdisk: starts, watches and upgrades the volumes of this host.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = VERSION.as_str())]
 struct Arguments {
     /// Sockets and logs [default: /run/everdisk as root, else $XDG_RUNTIME_DIR/everdisk]
     #[arg(long, value_name = "DIR", env = "EVERDISK_RUN_DIR")]

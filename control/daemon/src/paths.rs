@@ -7,7 +7,7 @@ use std::{
 };
 
 use everdisk_api::directories::Directories;
-use everdisk_proto::{file_id::FileId, ids::VolumeName};
+use everdisk_proto::{file_id::FileId, identity::Component, ids::VolumeName};
 use everdisk_sys::file;
 
 use crate::durable::make_dir;
@@ -54,7 +54,16 @@ impl VolumePaths {
 
     /// The staged core programs, one directory each.
     pub fn cores(&self) -> PathBuf {
-        self.state.join("cores")
+        self.programs(Component::Core)
+    }
+
+    /// The staged programs of a component, one directory each.
+    pub fn programs(&self, component: Component) -> PathBuf {
+        self.state.join(match component {
+            Component::Core => "cores",
+            Component::Interface => "interfaces",
+            Component::Control => "control",
+        })
     }
 
     /// The interface listens here.

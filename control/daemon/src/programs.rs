@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::{
         fs::OpenOptionsExt,
@@ -17,8 +17,8 @@ use std::{
 };
 
 use everdisk_proto::{
+    identity::{Component, Identity},
     limits::HANG_LIMIT_DEFAULT,
-    version::{ABI, CoreIdentity},
 };
 use everdisk_sys::{link::wait_readable, process::pidfd};
 use std::os::fd::AsFd;
@@ -40,6 +40,8 @@ const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Programs {
     directory: PathBuf,
+    /// Digest of the program of this process, once it was read.
+    own: Option<String>,
     /// What an interface is started with: a core that serves may be silent for this long while requests wait.
     pub hang_limit: Duration,
 }
@@ -60,17 +62,31 @@ impl Programs {
     /// The operating system's.
     pub fn find() -> io::Result<Self> {
         if let Some(directory) = env::var_os(LIBEXEC_VARIABLE).filter(|v| !v.is_empty()) {
-            return Ok(Self { directory: directory.into(), hang_limit: HANG_LIMIT_DEFAULT });
+            return Ok(Self { directory: directory.into(), own: None, hang_limit: HANG_LIMIT_DEFAULT });
         }
         let own = env::current_exe()?;
         let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
-        Ok(Self { directory, hang_limit: HANG_LIMIT_DEFAULT })
+        Ok(Self { directory, own: None, hang_limit: HANG_LIMIT_DEFAULT })
     }
 
     /// Those in `directory`.
     #[cfg(test)]
     pub(crate) fn in_directory(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), hang_limit: HANG_LIMIT_DEFAULT }
+        Self { directory: directory.to_owned(), own: None, hang_limit: HANG_LIMIT_DEFAULT }
+    }
+
+    /// Reads the program of this process, for its digest.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn digest_own(&mut self) -> io::Result<()> {
+        self.own = Some(digest(&mut File::open("/proc/self/exe")?)?);
+        Ok(())
+    }
+
+    /// Digest of the program of this process, once it was read.
+    pub fn own_digest(&self) -> Option<&str> {
+        self.own.as_deref()
     }
 
     /// `everdisk-interface`.
@@ -174,21 +190,48 @@ pub fn last_line(text: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-/// Asks a program, called `name` in messages, whether it is a core, and checks that it can work with the interfaces of this build.
+/// Asks a program, called `name` in messages, whether it is of this component.
 ///
 /// # Errors
-/// It is no core, does not answer, or speaks another ABI.
-pub fn identify(program: &Path, name: &Path, limit: Duration) -> Result<CoreIdentity> {
+/// It is not, or does not answer.
+pub fn identify(component: Component, program: &Path, name: &Path, limit: Duration) -> Result<Identity> {
     let out = run_named(program, name, &["--version"], limit)?;
-    let identity =
-        CoreIdentity::parse(&out).map_err(|e| Error::Failed(format!("{} is no everdisk-core: {e}", name.display())))?;
-    if !identity.abi.contains(ABI) {
-        return Err(Error::Failed(format!(
-            "everdisk-core {} speaks ABI {}, the interface of this volume speaks {ABI}: use a core of a version nearer to it",
-            identity.version, identity.abi
-        )));
+    let no_such = |why: String| Error::Failed(format!("{} is no {}: {why}", name.display(), component.program()));
+    let identity = Identity::parse(&out).map_err(|e| no_such(e.to_string()))?;
+    if identity.component != component {
+        return Err(no_such(format!("it is {identity}")));
     }
     Ok(identity)
+}
+
+/// Whether a core can serve a segment of this ABI.
+///
+/// # Errors
+/// It cannot, and what to do.
+pub fn serves(core: &Identity, abi: u32) -> Result<()> {
+    if core.abi.contains(abi) {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "everdisk-core {} serves segments of ABI {}, and that of this volume has ABI {abi}: upgrade to a core of a version in between, whose range \
+         holds ABI {abi}; or detach the volume and attach it again, which makes a segment of the ABI of the interface that is installed",
+        core.version, core.abi
+    )))
+}
+
+/// SHA-256 of a program, in hexadecimal.
+///
+/// # Errors
+/// The operating system's.
+pub fn digest(program: &mut impl Read) -> io::Result<String> {
+    let mut digest = Digest::default();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        match program.read(&mut chunk)? {
+            0 => return Ok(digest.end()),
+            n => digest.update(chunk.get(..n).expect("read fills no more than it was given")),
+        }
+    }
 }
 
 /// Copies a program to `target`, durable and executable; gives the SHA-256 of what was copied.
@@ -239,18 +282,23 @@ mod tests {
     }
 
     #[test]
-    fn a_core_is_known_by_its_version_line_and_abi() {
+    fn a_program_is_known_by_its_version_line() {
         let dir = tempfile::tempdir().unwrap();
-        let core = script(dir.path(), &format!("echo 'everdisk-core 9.8.7 (abi 1..{ABI}, buffer 0..0)'"));
-        assert_eq!(identify(&core, &core, SOON).unwrap().version, "9.8.7");
-        let foreign = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 7..8, buffer 0..0)'");
-        assert!(identify(&foreign, &foreign, SOON).unwrap_err().to_string().contains("speaks ABI 7..8"));
-        assert!(
-            identify(Path::new("/bin/true"), Path::new("called"), SOON)
-                .unwrap_err()
-                .to_string()
-                .contains("is no everdisk-core")
-        );
+        let core = script(dir.path(), "echo 'everdisk-core 9.8.7 (abi 7..8, buffer 0..0)'");
+        let identity = identify(Component::Core, &core, &core, SOON).unwrap();
+        assert_eq!(identity.version, "9.8.7");
+        let as_interface = identify(Component::Interface, &core, &core, SOON).unwrap_err().to_string();
+        assert!(as_interface.contains("is no everdisk-interface: it is everdisk-core 9.8.7"), "{as_interface}");
+        let foreign = identify(Component::Core, Path::new("/bin/true"), Path::new("called"), SOON).unwrap_err();
+        assert!(foreign.to_string().contains("called is no everdisk-core"), "{foreign}");
+        for served in [7, 8] {
+            serves(&identity, served).unwrap();
+        }
+        for unserved in [6, 9] {
+            let why = serves(&identity, unserved).unwrap_err().to_string();
+            let words = ["serves segments of ABI 7..8", &format!("has ABI {unserved}"), "detach the volume"];
+            assert!(words.iter().all(|words| why.contains(words)), "{why}");
+        }
     }
 
     #[test]
@@ -258,10 +306,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let began = Instant::now();
         let hangs = script(dir.path(), "sleep 60 & sleep 60");
-        let error = identify(&hangs, &hangs, Duration::from_millis(200)).unwrap_err();
+        let error = identify(Component::Core, &hangs, &hangs, Duration::from_millis(200)).unwrap_err();
         assert!(error.to_string().contains("did not end within"), "{error}");
         let babbles = script(dir.path(), "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyy; done");
-        assert!(identify(&babbles, &babbles, SOON).is_err());
+        assert!(identify(Component::Core, &babbles, &babbles, SOON).is_err());
         let fails = script(dir.path(), "echo first >&2; echo 'the store is missing' >&2; exit 1");
         assert_eq!(run_well(&fails, &["x"], SOON).unwrap_err().to_string(), "the store is missing");
         assert!(began.elapsed() < SOON);

@@ -6,7 +6,7 @@ use everdisk_api::LastUpgrade;
 use everdisk_proto::{
     file_id::FileId,
     frame::{FileAttach, NbdListen, NbdStatus},
-    journal::CoreBuild,
+    identity::Build,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,10 @@ use crate::{
     process::{ProcessId, boot_id},
 };
 
-/// Version of the file.
-pub const RECORD_VERSION: u32 = 1;
+/// Version of the file that is written. Since version 2 it tells of the interface's program, and of which component a program is.
+pub const RECORD_VERSION: u32 = 2;
+/// The oldest version that is read.
+const RECORD_VERSION_MIN: u32 = 1;
 
 /// The file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,9 +28,12 @@ pub struct Record {
     /// [`RECORD_VERSION`].
     pub record_version: u32,
     /// The core program in use; none before the first attach.
-    pub current: Option<CoreBuild>,
+    pub current: Option<Build>,
     /// The one before.
-    pub previous: Option<CoreBuild>,
+    pub previous: Option<Build>,
+    /// The interface program in use; none before the first attach, and after one by a control module of record version 1.
+    #[serde(default)]
+    pub interface: Option<Build>,
     /// While attached.
     pub attachment: Option<Attachment>,
     /// The last upgrade that ended.
@@ -84,6 +89,9 @@ pub struct KnownCore {
     pub process: ProcessId,
     /// Its program.
     pub program: PathBuf,
+    /// SHA-256 of it; none where a control module of record version 1 started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 impl Default for Record {
@@ -92,6 +100,7 @@ impl Default for Record {
             record_version: RECORD_VERSION,
             current: None,
             previous: None,
+            interface: None,
             attachment: None,
             last_upgrade: None,
             unfinished: None,
@@ -169,15 +178,17 @@ impl Record {
         let Some(text) = durable::read(path).doing(|| format!("read {}", path.display()))? else {
             return Ok(Self::default());
         };
-        let record: Self =
+        let mut record: Self =
             serde_json::from_str(&text).map_err(|e| Error::Failed(format!("{} is damaged: {e}", path.display())))?;
-        if record.record_version != RECORD_VERSION {
+        if !(RECORD_VERSION_MIN..=RECORD_VERSION).contains(&record.record_version) {
             return Err(Error::Failed(format!(
-                "{} has version {}, this program reads {RECORD_VERSION}",
+                "{} has version {}, this program reads {RECORD_VERSION_MIN} to {RECORD_VERSION}",
                 path.display(),
                 record.record_version
             )));
         }
+        // It is written anew as what it is now.
+        record.record_version = RECORD_VERSION;
         Ok(record)
     }
 
@@ -190,6 +201,13 @@ impl Record {
         durable::write(path, &text).doing(|| format!("write {}", path.display()))
     }
 
+    /// Digest of the program of a core that was started.
+    pub fn digest_of(&self, pid: u32) -> Option<String> {
+        let core = self.attachment.as_ref()?.cores.iter().find(|core| core.process.pid == pid)?;
+        let on_record = || [&self.current, &self.previous].into_iter().flatten().find(|b| b.program == core.program);
+        core.digest.clone().or_else(|| on_record()?.digest.clone())
+    }
+
     /// Version of the current core, for people.
     pub fn current_version(&self) -> String {
         self.current.as_ref().map_or_else(|| "none".to_owned(), |build| build.identity.version.clone())
@@ -200,32 +218,43 @@ impl Record {
 pub(crate) mod tests {
     use super::*;
 
-    /// As the control module wrote it when a file was the only front end.
-    const FILE_ONLY: &str = r#"{
-        "record_version": 1, "current": null, "previous": null,
-        "attachment": {
-            "boot_id": "b", "phase": "attached",
-            "file": { "path": "/srv/v", "mode": 384, "uid": 0, "gid": 0, "allow_other": false },
-            "created_file": true, "interface": null, "cores": [], "started": 1
-        },
-        "last_upgrade": null, "unfinished": null
-    }"#;
+    /// As a control module of version 1 wrote it, and one of version 2.
+    const GOLDEN_1: &str = include_str!("../golden/state-v1.json");
+    const GOLDEN_2: &str = include_str!("../golden/state-v2.json");
 
-    /// The attachment of it.
+    fn read(text: &str) -> Record {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        std::fs::write(&path, text).unwrap();
+        Record::load(&path).unwrap()
+    }
+
+    /// An attachment to a file.
     pub(crate) fn attachment() -> Attachment {
-        serde_json::from_str::<Record>(FILE_ONLY).unwrap().attachment.unwrap()
+        Attachment { cores: Vec::new(), interface: None, ..read(GOLDEN_1).attachment.unwrap() }
     }
 
     #[test]
-    fn a_record_from_before_nbd_is_read_and_one_without_nbd_is_written_as_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.json");
-        std::fs::write(&path, FILE_ONLY).unwrap();
-        let record = Record::load(&path).unwrap();
+    fn golden_record_of_version_2_reads_and_writes_the_same_bytes() {
+        let record = read(GOLDEN_2);
+        let interface = record.interface.as_ref().unwrap();
+        assert_eq!(interface.identity.component, everdisk_proto::identity::Component::Interface);
+        assert_eq!(record.digest_of(43).as_deref(), Some("bb"), "as it was started");
+        assert_eq!(record.digest_of(42), None, "no core");
+        assert_eq!(serde_json::to_string_pretty(&record).unwrap(), GOLDEN_2.trim_end());
+    }
+
+    #[test]
+    fn golden_record_of_version_1_is_read_and_tells_of_cores_alone() {
+        let record = read(GOLDEN_1);
         let attachment = record.attachment.clone().unwrap();
         assert_eq!((attachment.places().as_str(), attachment.options().as_str()), ("/srv/v", "--file /srv/v"));
-        let written: serde_json::Value = serde_json::to_value(&record).unwrap();
-        assert_eq!(written, serde_json::from_str::<serde_json::Value>(FILE_ONLY).unwrap());
+        assert_eq!((record.record_version, record.interface.as_ref()), (RECORD_VERSION, None));
+        assert_eq!(record.digest_of(43).as_deref(), Some("aa"), "of the program on record");
+        let mut now = read(GOLDEN_2);
+        now.interface = None;
+        now.attachment.as_mut().unwrap().cores[0].digest = None;
+        assert_eq!(record, now);
     }
 
     #[test]
@@ -234,7 +263,7 @@ pub(crate) mod tests {
         let path = dir.path().join("state.json");
         let listen =
             |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 1, gid: 2, bound: None };
-        let record: Record = serde_json::from_str(FILE_ONLY).unwrap();
+        let record = read(GOLDEN_2);
         let attachment = Attachment {
             file: None,
             nbd: vec![listen("unix:/run/v.sock"), listen("tcp:[::1]:10809")],
@@ -269,8 +298,8 @@ pub(crate) mod tests {
         assert_eq!(Record::load(&path).unwrap(), Record::default());
         std::fs::write(&path, "{").unwrap();
         assert!(Record::load(&path).unwrap_err().to_string().contains("damaged"));
-        let newer = Record { record_version: 2, ..Record::default() };
+        let newer = Record { record_version: 3, ..Record::default() };
         newer.save(&path).unwrap();
-        assert!(Record::load(&path).unwrap_err().to_string().contains("version 2"));
+        assert!(Record::load(&path).unwrap_err().to_string().contains("version 3"));
     }
 }

@@ -2,23 +2,21 @@
 
 use std::{
     fs,
-    path::Path,
     process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use everdisk_proto::{frame::InterfaceStatus, journal::CoreBuild};
+use everdisk_proto::{frame::InterfaceStatus, identity::Build};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
 use crate::{
     child::Child,
     error::{Doing, Error, Result},
-    origin::Source,
-    programs,
     record::{Attachment, KnownCore},
+    stage,
     volume::Volume,
 };
 
@@ -30,10 +28,6 @@ pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 const INTERFACE_WITHIN: Duration = Duration::from_secs(5);
 /// Waits look this often.
 const LOOK: Duration = Duration::from_millis(5);
-/// A version line comes within this time.
-const VERSION_WITHIN: Duration = Duration::from_secs(5);
-/// A program is copied within this time.
-const COPIED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What becomes of a core that was asked to leave and refused while nobody serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +38,12 @@ pub enum Unserved {
     Goes,
 }
 
-/// Starts an interface; `restore`: one that takes the file descriptors back from the cores.
+/// Starts an interface, of the recorded program; `restore`: one that takes the file descriptors back from the cores.
 ///
 /// # Errors
 /// It cannot be started or remembered.
 pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
-    let program = volume.programs.interface();
+    let program = stage::interface(volume)?.program;
     let mut command = Command::new(&program);
     command.arg("--volume").arg(volume.paths.spec()).arg("--socket").arg(volume.paths.interface_socket());
     command.arg("--hang-limit").arg(volume.programs.hang_limit.as_millis().to_string());
@@ -97,7 +91,7 @@ pub fn interface_ready(volume: &Volume, child: &Child) -> Result<InterfaceStatus
 ///
 /// # Errors
 /// It cannot be started or remembered.
-pub fn core(volume: &Arc<Volume>, build: &CoreBuild) -> Result<Child> {
+pub fn core(volume: &Arc<Volume>, build: &Build) -> Result<Child> {
     let number = volume.update_attachment(|attachment| {
         attachment.started += 1;
         attachment.started
@@ -109,7 +103,7 @@ pub fn core(volume: &Arc<Volume>, build: &CoreBuild) -> Result<Child> {
     let kicked = Arc::clone(volume);
     let child = Child::start(command, &volume.paths.core_log(number), move || kicked.kick())
         .doing(|| format!("start {}", build.program.display()))?;
-    let known = KnownCore { process: child.id, program: build.program.clone() };
+    let known = KnownCore { process: child.id, program: build.program.clone(), digest: build.digest.clone() };
     if let Err(e) = volume.update_attachment(|attachment| attachment.cores.push(known)) {
         child.id.end(Duration::ZERO);
         return Err(e);
@@ -176,46 +170,4 @@ pub fn end_all(attachment: &Attachment, grace: Duration) -> bool {
         gone &= process.end(deadline.saturating_duration_since(Instant::now()));
     }
     gone
-}
-
-/// Copies `source` into a directory of its own under `cores/` and checks it.
-///
-/// # Errors
-/// It cannot be copied or is no core that fits.
-pub fn stage(volume: &Volume, source: &Path) -> Result<CoreBuild> {
-    let program = next_program(volume)?;
-    let copied = Source::open(source).and_then(|mut source| programs::copy(&mut source, &program, COPIED_WITHIN));
-    let checked = copied.and_then(|digest| {
-        let identity = programs::identify(&program, source, VERSION_WITHIN)?;
-        Ok(CoreBuild { program: program.clone(), identity, digest: Some(digest) })
-    });
-    if checked.is_err() {
-        prune_programs(volume);
-    }
-    checked
-}
-
-/// Where the next program will lie: one above the highest number in use.
-///
-/// # Errors
-/// The directory cannot be read.
-pub fn next_program(volume: &Volume) -> Result<std::path::PathBuf> {
-    let cores = volume.paths.cores();
-    crate::durable::make_dir(&cores).doing(|| format!("make {}", cores.display()))?;
-    let entries = fs::read_dir(&cores).doing(|| format!("read {}", cores.display()))?;
-    let highest = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max();
-    Ok(cores.join((highest.unwrap_or(0) + 1).to_string()).join("everdisk-core"))
-}
-
-/// Removes every program but the current and the previous one.
-pub fn prune_programs(volume: &Volume) {
-    let record = volume.record();
-    let kept = [record.current, record.previous].into_iter().flatten().map(|build| build.program);
-    let kept: Vec<_> = kept.filter_map(|program| program.parent().map(Path::to_owned)).collect();
-    let Ok(entries) = fs::read_dir(volume.paths.cores()) else { return };
-    for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
-        if let Err(e) = fs::remove_dir_all(&directory) {
-            warn!(volume = %volume.name, "cannot remove {}: {e}", directory.display());
-        }
-    }
 }

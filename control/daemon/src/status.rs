@@ -5,6 +5,7 @@ use std::{sync::Arc, thread};
 use everdisk_api::status::{Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
 use everdisk_proto::{
     frame::{GateState, InterfaceStatus, NodeStatus},
+    identity::{Build, Component, Identity},
     ids::VolumeName,
     volume::VolumeSpec,
 };
@@ -13,6 +14,7 @@ use crate::{
     health,
     look::{Look, look},
     record::{Attachment, Phase},
+    stage,
     volume::{KnownNode, Running, Volume, lock},
 };
 
@@ -41,13 +43,14 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         last_upgrade: volume.record().last_upgrade,
         operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
         reason: reason.or_else(|| volume.warning()),
+        daemon: Some(own_program(volume)),
         ..empty(volume.name.to_string())
     };
     if let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) {
         status.frontends = frontends(&attachment, seen);
     }
     if let Some(seen) = seen {
-        enter(&mut status, seen.clone());
+        enter(&mut status, volume, seen.clone());
     }
     status
 }
@@ -131,6 +134,8 @@ fn empty(name: String) -> VolumeStatus {
         core: None,
         standby: None,
         interface: None,
+        daemon: None,
+        segment_abi: None,
         frontends: Vec::new(),
         buffered_bytes: 0,
         buffer_bytes: 0,
@@ -161,7 +166,14 @@ fn mode(synchronous: bool) -> String {
     if synchronous { "synchronous" } else { "write-back" }.to_owned()
 }
 
-fn enter(status: &mut VolumeStatus, seen: InterfaceStatus) {
+/// This process.
+fn own_program(volume: &Volume) -> Program {
+    let identity = Identity::current(Component::Control);
+    let build = volume.programs.own_digest().map(str::to_owned);
+    Program { pid: std::process::id(), version: identity.version, abi: Some(identity.abi), build }
+}
+
+fn enter(status: &mut VolumeStatus, volume: &Volume, seen: InterfaceStatus) {
     status.mode = mode(seen.buffer.is_none_or(|buffer| buffer.synchronous));
     status.buffer_bytes = seen.buffer.map_or(0, |buffer| buffer.capacity);
     status.buffered_bytes = seen.buffer.map_or(0, |buffer| buffer.buffered_bytes);
@@ -173,16 +185,24 @@ fn enter(status: &mut VolumeStatus, seen: InterfaceStatus) {
         );
         status.reason = Some(status.reason.take().map_or(damage.clone(), |reason| format!("{reason}; {damage}")));
     }
+    let record = volume.record();
     let program = |pid: u32| {
         let core = seen.cores.iter().find(|core| core.pid == pid)?;
-        Some(Program { pid, version: core.identity.version.clone() })
+        let build = record.digest_of(pid);
+        Some(Program { pid, version: core.identity.version.clone(), abi: Some(core.identity.abi), build })
     };
     status.core = seen.serving.and_then(program);
     // During an upgrade the youngest armed core is the one that is about to take over.
     let mut others = seen.cores.iter().filter(|core| core.armed && Some(core.pid) != seen.serving);
     status.standby = others.next_back().and_then(|core| program(core.pid));
     status.cores = seen.cores.iter().filter_map(|core| program(core.pid)).collect();
-    status.interface = Some(Program { pid: seen.pid, version: seen.version });
+    status.segment_abi = stage::segment_abi(volume, &seen).ok();
+    status.interface = Some(Program {
+        pid: seen.pid,
+        version: seen.version,
+        abi: seen.identity.map(|identity| identity.abi),
+        build: record.interface.and_then(|build| build.digest),
+    });
     status.generation = seen.generation.0;
     status.in_flight = seen.in_flight;
     status.waiting = seen.waiting;
@@ -262,7 +282,7 @@ pub fn line(volume: &Volume) -> VolumeLine {
 /// The description.
 pub fn describe(volume: &Volume) -> VolumeDescription {
     let record = volume.record();
-    let version = |build: everdisk_proto::journal::CoreBuild| build.identity.version;
+    let version = |build: Build| build.identity.version;
     VolumeDescription {
         spec: volume.spec(),
         state: state(volume),

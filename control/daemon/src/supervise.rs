@@ -126,6 +126,8 @@ struct Supervisor<'a> {
     interface_pause: BackOff,
     /// The dead interface of which was said that it is, and since when none has taken its place.
     headless: Option<(Option<ProcessId>, Instant)>,
+    /// Why the last interface that was started ended by itself.
+    unrestored: Option<String>,
     standby: Option<Started>,
     standby_pause: BackOff,
     /// Cores that run and are not armed, and since when.
@@ -144,6 +146,7 @@ impl<'a> Supervisor<'a> {
             interface: None,
             interface_pause: BackOff::default(),
             headless: None,
+            unrestored: None,
             standby: None,
             standby_pause: BackOff::default(),
             waiting: HashMap::new(),
@@ -178,6 +181,7 @@ impl<'a> Supervisor<'a> {
             Ok(status) => {
                 self.interface_pause.succeeded();
                 self.volume.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
+                self.unrestored = None;
                 if let Some((_, since)) = self.headless.take() {
                     let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since));
                     info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");
@@ -222,9 +226,13 @@ impl<'a> Supervisor<'a> {
             warn!(event = event::INTERFACE_ENDED, %volume, pid, how, "the interface has died: I/O goes on as long as a core lives");
             let since = self.headless.map_or(now, |(_, since)| since);
             self.headless = Some((dead, since));
-            let early = self.interface.take().is_some_and(|dead| dead.at.elapsed() < EARLY);
-            if early {
-                self.interface_pause.failed(now);
+            if let Some(started) = self.interface.take() {
+                if started.at.elapsed() < EARLY {
+                    self.interface_pause.failed(now);
+                }
+                // One that was killed has nothing to say of why.
+                let by_itself = started.child.ended_by_now().is_some_and(|status| status.code().is_some());
+                self.unrestored = by_itself.then(|| started.child.last_words());
             }
         }
         if attachment.live_cores().next().is_none() {
@@ -234,7 +242,10 @@ impl<'a> Supervisor<'a> {
         if !self.interface_pause.permits(now) {
             return Ok(());
         }
-        self.volume.set_trouble(Some("the interface has died and is started again".to_owned()));
+        self.volume.set_trouble(Some(match &self.unrestored {
+            None => "the interface has died and is started again".to_owned(),
+            Some(why) => format!("the interface has died, and the one that was started in its place ended: {why}"),
+        }));
         let started = start::interface(self.volume, true);
         if started.is_err() {
             self.interface_pause.failed(now);

@@ -14,6 +14,7 @@ use crate::{
     health,
     process::of_volume,
     record::{Attachment, KnownCore, Phase},
+    stage,
     supervise::supervise,
     upgrade,
     volume::Volume,
@@ -45,7 +46,7 @@ fn adopt(volume: &Volume) -> Result<()> {
             match program.file_name().and_then(|name| name.to_str()) {
                 _ if known => {}
                 Some("everdisk-interface") if !attachment.interface_alive() => attachment.interface = Some(process),
-                Some("everdisk-core") => attachment.cores.push(KnownCore { process, program }),
+                Some("everdisk-core") => attachment.cores.push(KnownCore { process, program, digest: None }),
                 _ => {}
             }
         }
@@ -73,6 +74,7 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
     }
     if attachment.phase == Phase::Attached {
         adopt(volume)?;
+        stage::adopt_interface(volume, &volume.attached()?);
         let cores = volume.attached()?.live_cores().count();
         info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores, "a volume that runs is taken over");
         return Ok(());

@@ -12,9 +12,9 @@ use everdisk_api::{
 };
 use everdisk_proto::{
     frame::GateState,
-    journal::{self, CoreBuild, Outcome},
+    identity::{Build, Component, Identity},
+    journal::{self, Outcome},
     limits::{FLUSH_LIMIT_DEFAULT, PAUSE_BUDGET_DEFAULT},
-    version::CoreIdentity,
 };
 use everdisk_telemetry::event;
 use everdisk_upgrade::{
@@ -33,7 +33,7 @@ use crate::{
     origin::Source,
     programs,
     progress::Progress,
-    start,
+    stage,
     volume::{Operation, Volume, lock},
 };
 
@@ -82,7 +82,7 @@ fn failed(report: LastUpgrade) -> Error {
 }
 
 /// The checks before the first step: who serves, and that nothing forbids an upgrade now.
-fn ready(volume: &Volume) -> Result<(CoreBuild, u32)> {
+fn ready(volume: &Volume) -> Result<(Build, u32)> {
     volume.attached()?;
     let current = volume.current()?;
     let status = volume.interface().status()?;
@@ -177,12 +177,14 @@ fn planned(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let (from, pid) = ready(volume)?;
     let number = next_number(&read_journal(volume)?);
     let source = Source::open_trusted(wish.core)?;
-    let identity = programs::identify(&source.in_proc(), wish.core, VERSION_WITHIN)?;
+    let identity = programs::identify(Component::Core, &source.in_proc(), wish.core, VERSION_WITHIN)?;
+    let abi = stage::segment_abi(volume, &volume.interface().status()?)?;
+    programs::serves(&identity, abi)?;
     let (policy, buffer) = check_buffer(volume, &from, &identity, wish.handover)?;
     let checks = vec![
         format!("volume {} serves (process {pid}, version {})", volume.name, from.identity.version),
         format!("{} is {identity}", wish.core.display()),
-        format!("its ABI range {} holds the interface's ABI {}", identity.abi, everdisk_proto::version::ABI),
+        format!("its ABI range {} holds the ABI of the volume's segment, {abi}", identity.abi),
         buffer,
         policy,
         format!("the journal is sound; this would be upgrade {number}"),
@@ -230,7 +232,7 @@ fn nodes_and_directories(volume: &Volume, core: &Path) -> Result<String> {
 ///
 /// # Errors
 /// The new core would have to take the write buffer over and cannot.
-fn check_buffer(volume: &Volume, from: &CoreBuild, to: &CoreIdentity, handover: Handover) -> Result<(String, String)> {
+fn check_buffer(volume: &Volume, from: &Build, to: &Identity, handover: Handover) -> Result<(String, String)> {
     let Some(buffer) = actor::buffer(&volume.interface().status()?, &from.identity) else {
         let policy = match handover {
             Handover::Flush => "hand-over by flush: what was acknowledged is made durable first",
@@ -319,7 +321,7 @@ fn no_earlier(volume: &Volume, last: Option<&LastUpgrade>) -> Error {
 
 /// The quickest way on which nothing is lost: what is buffered stays where it is, unless the core that is gone back to does
 /// not know the write buffer.
-fn way_back(volume: &Volume, to: &CoreIdentity) -> Result<Handover> {
+fn way_back(volume: &Volume, to: &Identity) -> Result<Handover> {
     let (from, _) = ready(volume)?;
     let buffer = actor::buffer(&volume.interface().status()?, &from.identity);
     let known = buffer.is_none_or(|buffer| buffer.obstacle(to).is_none());
@@ -337,7 +339,7 @@ pub fn take_up(volume: &Arc<Volume>) {
         }
     };
     let Some(left) = left else {
-        start::prune_programs(volume);
+        stage::prune(volume);
         return;
     };
     let Ok(operation) = volume.begin("upgrade") else { return };
@@ -380,7 +382,7 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
     }
     if report.outcome.is_some() {
         // Else the program of the core that serves is not on record yet.
-        start::prune_programs(volume);
+        stage::prune(volume);
     }
     remember(volume, &report)
 }
@@ -406,9 +408,9 @@ mod tests {
         assert_eq!(status(&volume).reason, None);
     }
 
-    fn identity(buffer: &str) -> CoreIdentity {
+    fn identity(buffer: &str) -> Identity {
         let abi = everdisk_proto::version::ABI;
-        CoreIdentity::parse(&format!("everdisk-core 1.0 (abi {abi}..{abi}, buffer {buffer})")).unwrap()
+        Identity::parse(&format!("everdisk-core 1.0 (abi {abi}..{abi}, buffer {buffer})")).unwrap()
     }
 
     #[test]
@@ -417,7 +419,7 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/old".into(), identity: identity("0..2"), digest: None };
+        let from = Build { program: "/old".into(), identity: identity("0..2"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         let planned = |buffer: &str, handover| {
             let core = dir.path().join(buffer);
@@ -447,7 +449,7 @@ mod tests {
         let volume = volume(dir.path());
         let interface = fake::Interface::start(&volume);
         interface.set(|status| status.serving = Some(7));
-        let from = CoreBuild { program: "/new".into(), identity: identity("0..2"), digest: None };
+        let from = Build { program: "/new".into(), identity: identity("0..2"), digest: None };
         volume.update(|record| record.current = Some(from)).unwrap();
         assert_eq!(way_back(&volume, &identity("0..0")).unwrap(), Handover::Carry);
         interface.set(|status| status.buffer = Some(fake::buffer(4096)));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use everdisk_api::directories::Directories;
-use everdisk_proto::{ids::VolumeName, journal::CoreBuild, volume::VolumeSpec};
+use everdisk_proto::{identity::Build, ids::VolumeName, volume::VolumeSpec};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -246,7 +246,7 @@ impl Volume {
     ///
     /// # Errors
     /// There is none yet.
-    pub fn current(&self) -> Result<CoreBuild> {
+    pub fn current(&self) -> Result<Build> {
         self.record().current.ok_or_else(|| self.not_attached())
     }
 

@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use everdisk_proto::{
-    frame::HandoverReport,
-    journal::{CoreBuild, Event},
-};
+use everdisk_proto::{frame::HandoverReport, identity::Build, journal::Event};
 
 use crate::{health::Observation, policy::Buffer, report::Report, step::Step};
 
@@ -54,7 +51,7 @@ pub trait Act {
     ///
     /// # Errors
     /// It is no core, or none that can serve here.
-    fn verify(&mut self, limit: Duration) -> Result<CoreBuild, Fault>;
+    fn verify(&mut self, limit: Duration) -> Result<Build, Fault>;
     /// The volume's write buffer; none when it has none.
     ///
     /// # Errors
@@ -105,7 +102,7 @@ pub trait Act {
     ///
     /// # Errors
     /// The new core does not serve, or cannot be recorded. What can be known of that is known before anybody is dismissed.
-    fn commit(&mut self, to: &CoreBuild, pid: u32, limit: Duration) -> Result<(), Fault>;
+    fn commit(&mut self, to: &Build, pid: u32, limit: Duration) -> Result<(), Fault>;
 
     /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by
     /// the death of the new core. Does nothing when the new core does not have the gate.

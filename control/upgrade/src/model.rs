@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, Suspension},
+    identity::{Build, Identity},
     ids::Generation,
-    journal::{CoreBuild, Event, JOURNAL_VERSION, Outcome, Record},
-    version::CoreIdentity,
+    journal::{Event, JOURNAL_VERSION, Outcome, Record},
 };
 use proptest::prelude::*;
 
@@ -27,12 +27,12 @@ enum Version {
     New,
 }
 
-fn identity(name: &str, buffer: &str) -> CoreIdentity {
-    CoreIdentity::parse(&format!("everdisk-core {name} (abi 1..1, buffer {buffer})")).unwrap()
+fn identity(name: &str, buffer: &str) -> Identity {
+    Identity::parse(&format!("everdisk-core {name} (abi 1..1, buffer {buffer})")).unwrap()
 }
 
-fn old_build() -> CoreBuild {
-    CoreBuild { program: "1.0.0".into(), identity: identity("1.0.0", "0..1"), digest: None }
+fn old_build() -> Build {
+    Build { program: "1.0.0".into(), identity: identity("1.0.0", "0..1"), digest: None }
 }
 
 /// What lasts when the control module ends.
@@ -82,12 +82,12 @@ impl World {
         }
     }
 
-    fn build(&self, version: Version) -> CoreBuild {
+    fn build(&self, version: Version) -> Build {
         match (version, self.adopts) {
             (Version::Old, _) => old_build(),
             (Version::New, adopts) => {
                 let buffer = if adopts { "0..1" } else { "0..0" };
-                CoreBuild { program: "2.0.0".into(), identity: identity("2.0.0", buffer), digest: None }
+                Build { program: "2.0.0".into(), identity: identity("2.0.0", buffer), digest: None }
             }
         }
     }
@@ -203,7 +203,7 @@ impl Act for Actor<'_> {
             Ok(())
         })
     }
-    fn verify(&mut self, _: Duration) -> Result<CoreBuild, Fault> {
+    fn verify(&mut self, _: Duration) -> Result<Build, Fault> {
         self.act(|a| Ok(a.world.build(Version::New)))
     }
     fn buffer(&mut self) -> Result<Option<Buffer>, Fault> {
@@ -274,7 +274,7 @@ impl Act for Actor<'_> {
             self.world.kept = Some(report.clone());
         }
     }
-    fn commit(&mut self, _: &CoreBuild, pid: u32, _: Duration) -> Result<(), Fault> {
+    fn commit(&mut self, _: &Build, pid: u32, _: Duration) -> Result<(), Fault> {
         let serves = |a: &Self| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) };
         // Whether the record can be written is tried before anybody is dismissed.
         self.act(|a| serves(a))?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use everdisk_proto::version::CoreIdentity;
+use everdisk_proto::identity::Identity;
 use serde::{Deserialize, Serialize};
 
 /// A hand-over policy.
@@ -41,12 +41,12 @@ pub struct Buffer {
     /// Acknowledged bytes in it that are not on the storage nodes yet.
     pub bytes: u64,
     /// The core that serves.
-    pub holder: CoreIdentity,
+    pub holder: Identity,
 }
 
 impl Buffer {
     /// Why it cannot be carried over to the core `to`, and back if need be; none when it can.
-    pub fn obstacle(&self, to: &CoreIdentity) -> Option<String> {
+    pub fn obstacle(&self, to: &Identity) -> Option<String> {
         let stranger = [to, &self.holder].into_iter().find(|core| !core.buffer.contains(self.version))?;
         Some(format!(
             "the volume's write buffer has version {} and everdisk-core {} adopts {}",
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn both_cores_have_to_know_the_version() {
-        let core = |buffer: &str| CoreIdentity::parse(&format!("everdisk-core {buffer} (abi 1..1, buffer {buffer})"));
+        let core = |buffer: &str| Identity::parse(&format!("everdisk-core {buffer} (abi 1..1, buffer {buffer})"));
         let obstacle = |holder: &str, to: &str| {
             Buffer { version: 1, bytes: 0, holder: core(holder).unwrap() }.obstacle(&core(to).unwrap())
         };

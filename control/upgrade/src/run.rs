@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use everdisk_proto::{
-    frame::HandoverReport,
-    journal::{CoreBuild, Event as Journalled},
-};
+use everdisk_proto::{frame::HandoverReport, identity::Build, journal::Event as Journalled};
 
 use crate::{
     act::{Act, Fault},
@@ -34,7 +31,7 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The core that serves.
-    pub from: CoreBuild,
+    pub from: Build,
     /// Its process id.
     pub from_pid: u32,
     /// What becomes of buffered data.
@@ -67,7 +64,7 @@ pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
 /// Takes up an upgrade that a control module left without an end: finishes it where the new core serves, and clears it
 /// away where it does not. `current` is the recorded program: once that is the new one, the upgrade is past its point
 /// of no return. `report` is what was kept of it, or a new one.
-pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, report: Report) -> Report {
+pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: Report) -> Report {
     let mut run = Run::new(act, Limits { soak: left.soak, ..Limits::default() }, left.state, report);
     run.report.rollback = left.rollback;
     if left.to.as_ref() == Some(current) {
@@ -92,7 +89,7 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &CoreBuild, repor
 /// The new core.
 #[derive(Clone)]
 struct New {
-    build: CoreBuild,
+    build: Build,
     pid: u32,
 }
 
@@ -154,7 +151,7 @@ impl<'a, A: Act> Run<'a, A> {
     }
 
     /// The new core fits, and by `carry` it knows the write buffer.
-    fn verify(&mut self) -> Result<(CoreBuild, Option<Buffer>), Fault> {
+    fn verify(&mut self) -> Result<(Build, Option<Buffer>), Fault> {
         let mut found = None;
         let handover = self.report.handover;
         let buffer = self.step(Step::Verify, |act, limit| {
@@ -175,7 +172,7 @@ impl<'a, A: Act> Run<'a, A> {
     }
 
     /// Starts the new core and has it read its stores. Where it cannot and the old core cannot either, it is no worse.
-    fn stand_by(&mut self, build: CoreBuild) -> Result<New, Fault> {
+    fn stand_by(&mut self, build: Build) -> Result<New, Fault> {
         let mut started = None;
         let mut unread = None;
         let verified = self.step(Step::Standby, |act, limit| {
@@ -202,7 +199,7 @@ impl<'a, A: Act> Run<'a, A> {
 
     /// Sends what is buffered to the storage nodes, as far as the policy wants it and they take it. What they do not take
     /// goes over as it is where both cores know the write buffer; then writes are buffered again at once.
-    fn flush(&mut self, to: &CoreBuild, buffer: Option<&Buffer>) -> Result<Event, Fault> {
+    fn flush(&mut self, to: &Build, buffer: Option<&Buffer>) -> Result<Event, Fault> {
         if self.report.handover == Handover::Carry {
             return Ok(Event::Carried);
         }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use everdisk_proto::journal::{CoreBuild, Event, Record};
+use everdisk_proto::{
+    identity::Build,
+    journal::{Event, Record},
+};
 
 use crate::state::State;
 
@@ -12,9 +15,9 @@ pub struct Unfinished {
     /// Its number.
     pub upgrade: u64,
     /// The core that served when it began.
-    pub from: CoreBuild,
+    pub from: Build,
     /// The new core, once it was verified.
-    pub to: Option<CoreBuild>,
+    pub to: Option<Build>,
     /// Its process id, once it was started.
     pub to_pid: Option<u32>,
     /// It goes back to the build before the last committed upgrade.

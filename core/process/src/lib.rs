@@ -25,7 +25,7 @@ use std::{
 
 use clap::Parser;
 use everdisk_engine::Engine;
-use everdisk_proto::{version::CoreIdentity, volume::VolumeSpec};
+use everdisk_proto::{identity::Identity, volume::VolumeSpec};
 use everdisk_store::Store;
 use everdisk_sys::privileges;
 
@@ -53,12 +53,12 @@ enum Fatal {
 pub type Wrap<'a> = &'a dyn Fn(Box<dyn Store>) -> Box<dyn Store>;
 
 /// Runs the program of a core with this identity.
-pub fn run(identity: &CoreIdentity) -> ExitCode {
+pub fn run(identity: &Identity) -> ExitCode {
     run_with(identity, &|store| store)
 }
 
 /// Runs the program of a core with this identity that serves through what `wrap` makes of its stores.
-pub fn run_with(identity: &CoreIdentity, wrap: Wrap<'_>) -> ExitCode {
+pub fn run_with(identity: &Identity, wrap: Wrap<'_>) -> ExitCode {
     let arguments = args::Arguments::parse();
     if arguments.version {
         println!("{identity}");
@@ -74,7 +74,7 @@ pub fn run_with(identity: &CoreIdentity, wrap: Wrap<'_>) -> ExitCode {
     }
 }
 
-fn dispatch(arguments: &args::Arguments, identity: &CoreIdentity, wrap: Wrap<'_>) -> Result<(), Fatal> {
+fn dispatch(arguments: &args::Arguments, identity: &Identity, wrap: Wrap<'_>) -> Result<(), Fatal> {
     let Some(volume) = &arguments.volume else {
         return Err(Fatal::Volume("--volume".to_owned(), "name the volume's description".to_owned()));
     };

@@ -3,6 +3,8 @@
 
 use std::process::ExitCode;
 
+use everdisk_proto::identity::{Component, Identity};
+
 fn main() -> ExitCode {
-    everdisk_core::run(&everdisk_proto::version::CoreIdentity::current())
+    everdisk_core::run(&Identity::current(Component::Core))
 }

@@ -13,9 +13,9 @@ use everdisk_engine::{Engine, WriteBack};
 use everdisk_proto::{
     frame::{FromInterface, LentConnection, LentFile, NbdListen, ToInterface},
     gate_word::GateWord,
+    identity::Identity,
     ids::Slot,
     limits::{FRAME_FDS_MAX, PEER_DEADLINE},
-    version::CoreIdentity,
     volume::VolumeSpec,
 };
 use everdisk_sys::{
@@ -87,7 +87,7 @@ enum Next {
 /// Joins and serves until the interface says to leave.
 pub(crate) fn serve(
     spec: &VolumeSpec,
-    identity: &CoreIdentity,
+    identity: &Identity,
     engine: &Arc<Engine>,
     socket: &Path,
     joined: &OnceLock<Arc<WriteBack>>,
@@ -141,7 +141,7 @@ fn refused(error: LinkError) -> Fatal {
 
 fn join(
     spec: &VolumeSpec,
-    identity: &CoreIdentity,
+    identity: &Identity,
     engine: &Arc<Engine>,
     socket: &Path,
 ) -> Result<(InterfaceLink, Lent, Arc<WriteBack>), Fatal> {
@@ -315,7 +315,7 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
 }
 
 /// Finds the interface that takes the dead one's place; meanwhile the workers go on. `None`: the core is to end.
-fn reconnect(identity: &CoreIdentity, lent: &mut Lent, socket: &Path) -> Option<InterfaceLink> {
+fn reconnect(identity: &Identity, lent: &mut Lent, socket: &Path) -> Option<InterfaceLink> {
     let since = Instant::now();
     loop {
         thread::sleep(RECONNECT);

@@ -20,7 +20,7 @@ Options:
       --socket PATH       Where to listen for the control module and the cores
       --restore           Take the descriptors back from the cores of an interface that has died
       --hang-limit MS     Have a core that does not answer for this many milliseconds succeeded by the standby
-      --version           Print the version and the ABI
+      --version           Print the version, and the versions of segments and buffers that this works with
   -h, --help              Print this
 ";
 

@@ -8,10 +8,10 @@ use std::{
 
 use everdisk_proto::{
     frame::{CoreStatus, FromInterface, ToInterface},
+    identity::Identity,
     ids::Slot,
     limits::CORES_MAX,
     segment::{CoreArea, Segment, thread_word, ticket_state},
-    version::CoreIdentity,
 };
 use everdisk_sys::{
     link::{Link, LinkError},
@@ -34,7 +34,7 @@ pub(crate) struct Core {
     pub(crate) handle: OwnedFd,
     /// Whether the marks tell that its threads have stopped.
     pub(crate) stopped: Stopped,
-    pub(crate) identity: CoreIdentity,
+    pub(crate) identity: Identity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
     /// It closed its connection, and it is not known why yet: since when.
@@ -52,7 +52,7 @@ impl Core {
     pub(crate) fn new(
         pid: u32,
         handle: OwnedFd,
-        identity: CoreIdentity,
+        identity: Identity,
         link: Option<PeerLink>,
         keeps_locks: bool,
     ) -> Self {

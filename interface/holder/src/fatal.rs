@@ -2,6 +2,7 @@
 
 use std::io;
 
+use everdisk_proto::identity::Identity;
 use everdisk_sys::lock::Holders;
 
 /// Why the interface ends.
@@ -19,6 +20,17 @@ pub(crate) enum Fatal {
     /// Memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The cores serve a segment that this program cannot adopt.
+    #[error(
+        "this volume's segment is of {segment}, and {identity} cannot adopt it: I/O goes on, but nobody handles the death of a core. Put \
+         the program of the interface back that made the segment, or detach the volume by force and attach it again"
+    )]
+    ForeignSegment {
+        /// Its ABI and buffer, in words.
+        segment: String,
+        /// This program.
+        identity: Identity,
+    },
     /// Nothing to restore.
     #[error("no core of the volume gave the descriptors back: attach the volume again")]
     NothingToRestore,

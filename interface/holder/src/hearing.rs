@@ -2,13 +2,14 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
+    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
 use everdisk_proto::{
     frame::{FromInterface, LentConnection, ToInterface},
+    identity::Identity,
     ids::Slot,
-    version::{ABI, CoreIdentity},
 };
 use everdisk_sys::{link::LinkError, process::pidfd};
 
@@ -121,7 +122,7 @@ impl Holder {
     }
 
     /// A core joins, or comes back to a new interface process.
-    fn welcome(&mut self, peer: Peer, identity: CoreIdentity, had: Option<Slot>, keeps_locks: bool) {
+    fn welcome(&mut self, peer: Peer, identity: Identity, had: Option<Slot>, keeps_locks: bool) {
         if let Some(slot) = had.filter(|slot| cores::is_of(&self.segment, *slot, peer.pid)) {
             if let Some(core) = self.cores.get_mut(slot) {
                 core.link = Some(peer.link);
@@ -140,10 +141,11 @@ impl Holder {
             }
             return;
         }
-        if !identity.abi.contains(ABI) {
+        let abi = self.segment.header.abi.load(Relaxed);
+        if !identity.abi.contains(abi) {
             return refuse(
                 &peer,
-                &format!("the core serves ABI {}, this volume's segment has ABI {ABI}", identity.abi),
+                &format!("the core serves ABI {}, this volume's segment has ABI {abi}", identity.abi),
             );
         }
         if self.cores.slot_of(peer.pid).is_some() {

@@ -11,6 +11,7 @@ use std::{
 use everdisk_gate::custody::{Custody, State};
 use everdisk_proto::{
     frame::{Answer, CoreDeath, FromInterface},
+    identity::Identity,
     ids::Slot,
     volume::{NodeUrl, VolumeSpec},
 };
@@ -42,6 +43,8 @@ pub(crate) struct Holder {
     pub(crate) peers: Vec<Peer>,
     pub(crate) unmounting: Option<Unmounting>,
     pub(crate) done: bool,
+    /// This program.
+    pub(crate) identity: Identity,
     /// Where this interface is asked; the cores' sockets lie beside it.
     pub(crate) socket: PathBuf,
     pub(crate) watchdog: Watchdog,
@@ -63,6 +66,7 @@ impl Holder {
         segment: SharedSegment,
         custody: Custody,
         arguments: &Arguments,
+        identity: &Identity,
     ) -> io::Result<Self> {
         Ok(Self {
             segment: Arc::new(segment),
@@ -72,6 +76,7 @@ impl Holder {
             peers: Vec::new(),
             unmounting: None,
             done: false,
+            identity: identity.clone(),
             socket: arguments.socket.clone(),
             watchdog: Watchdog::new(arguments.hang_limit),
             deaths: Vec::new(),

@@ -10,7 +10,6 @@ use everdisk_proto::{
     },
     gate_word::Mode,
     limits::{LEASE_DEFAULT, LEASE_MAX},
-    version::PRODUCT,
 };
 use everdisk_sys::clock::monotonic_ns;
 
@@ -68,7 +67,9 @@ impl Holder {
         let state = self.custody.state();
         let armed = |slot| matches!(self.custody.seat(slot), Seat::Armed);
         InterfaceStatus {
-            version: PRODUCT.to_owned(),
+            version: self.identity.version.clone(),
+            identity: Some(self.identity.clone()),
+            segment_abi: Some(self.segment.header.abi.load(Relaxed)),
             pid: std::process::id(),
             gate: match state {
                 State::Detached => GateState::Detached,

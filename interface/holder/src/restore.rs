@@ -13,10 +13,10 @@ use everdisk_gate::{
 use everdisk_proto::{
     frame::{Answer, CoreDeath, FromInterface, RESTORING, ToInterface},
     gate_word::{GateWord, Mode},
+    identity::{Component, Identity},
     ids::{Generation, Slot},
     limits::PEER_DEADLINE,
     segment::Segment,
-    version::{ABI, CoreIdentity},
     volume::VolumeSpec,
 };
 use everdisk_sys::{
@@ -52,13 +52,18 @@ struct Returned {
 /// A core that comes back.
 struct Returning {
     peer: Peer,
-    identity: CoreIdentity,
+    identity: Identity,
     slot: Slot,
     keeps_locks: bool,
 }
 
 /// Waits for a core that returns the descriptors and takes up its duties.
-pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Arguments) -> Result<Holder, Fatal> {
+pub(crate) fn restore(
+    listener: OwnedFd,
+    spec: &VolumeSpec,
+    arguments: &Arguments,
+    identity: &Identity,
+) -> Result<Holder, Fatal> {
     let deadline = Instant::now() + RESTORE_LIMIT;
     let mut peers: Vec<Peer> = Vec::new();
     let mut returning: Vec<Returning> = Vec::new();
@@ -71,9 +76,13 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Argument
             match hear(&peer.link) {
                 None => peers.push(peer),
                 Some(Ok((frame, _))) => match frame.body {
-                    ToInterface::Hello { identity, slot: Some(slot), keeps_locks } => {
+                    ToInterface::Hello { identity: core, slot: Some(slot), keeps_locks } => {
+                        // Its segment may be laid out otherwise: it is not even mapped.
+                        if !core.abi.overlaps(identity.abi) {
+                            return Err(foreign(format!("ABI {}", core.abi), identity));
+                        }
                         if peer.link.send(0, FromInterface::Recall, &[]).is_ok() {
-                            returning.push(Returning { peer, identity, slot, keeps_locks });
+                            returning.push(Returning { peer, identity: core, slot, keeps_locks });
                         }
                     }
                     ToInterface::Request(_) => {
@@ -88,36 +97,54 @@ pub(crate) fn restore(listener: OwnedFd, spec: &VolumeSpec, arguments: &Argument
         }
         for index in 0..returning.len() {
             let Some(core) = returning.get(index) else { break };
-            if let Some(returned) = receive(&core.peer.link, spec) {
-                return take_up(listener, spec, returned, peers, returning, arguments);
+            if let Some(returned) = receive(&core.peer.link, spec, identity)? {
+                return take_up(listener, spec, returned, peers, returning, arguments, identity);
             }
         }
     }
     Err(Fatal::NothingToRestore)
 }
 
+fn foreign(segment: String, identity: &Identity) -> Fatal {
+    Fatal::ForeignSegment { segment, identity: identity.clone() }
+}
+
+/// Why a program with this identity cannot adopt a segment, when it cannot: what the segment is of.
+fn obstacle(segment: &Segment, identity: &Identity) -> Option<String> {
+    let (abi, buffer) = (segment.header.abi.load(Relaxed), segment.header.buffer_version.load(Relaxed));
+    let known = identity.abi.contains(abi) && identity.buffer.contains(buffer);
+    (!known).then(|| format!("ABI {abi}, buffer {buffer}"))
+}
+
 /// What a core returns, when it has come and is this volume's.
-fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
-    let (frame, mut fds) = match hear(link)? {
-        Ok(received) => received,
-        Err(LinkError::Closed) => return None,
-        Err(error) => {
+fn receive(link: &PeerLink, spec: &VolumeSpec, identity: &Identity) -> Result<Option<Returned>, Fatal> {
+    let (frame, mut fds) = match hear(link) {
+        Some(Ok(received)) => received,
+        None | Some(Err(LinkError::Closed)) => return Ok(None),
+        Some(Err(error)) => {
             tracing::warn!(%error, "a core returned something else than descriptors");
-            return None;
+            return Ok(None);
         }
     };
-    let ToInterface::Returned { file, nbd, connections, locks } = frame.body else { return None };
+    let ToInterface::Returned { file, nbd, connections, locks } = frame.body else { return Ok(None) };
     let mut channels = fds.split_off(1);
     let sockets = channels.split_off(file.as_ref().map_or(0, |file| usize::from(file.channels)));
-    let segment = SharedSegment::adopt(fds.pop()?).inspect_err(|e| tracing::warn!("a core returned {e}")).ok()?;
+    let fd = fds.pop().expect("the manifest of a frame was checked: the segment comes with it");
+    let segment = match SharedSegment::adopt(fd) {
+        Ok(segment) => segment,
+        Err(error) => {
+            tracing::warn!(%error, "a core returned no segment");
+            return Ok(None);
+        }
+    };
     let (high, low) = spec.uuid.as_u64_pair();
     let header = &segment.header;
-    let ours = header.abi.load(Relaxed) == ABI
-        && header.volume_uuid[0].load(Relaxed) == high
-        && header.volume_uuid[1].load(Relaxed) == low;
-    if !ours {
-        tracing::warn!("a core returned the segment of another volume or ABI");
-        return None;
+    if [0, 1].map(|half: usize| header.volume_uuid[half].load(Relaxed)) != [high, low] {
+        tracing::warn!("a core returned the segment of another volume");
+        return Ok(None);
+    }
+    if let Some(segment) = obstacle(&segment, identity) {
+        return Err(foreign(segment, identity));
     }
     let locks = receive_locks(link, usize::try_from(locks).unwrap_or(0));
     let mut front = (!nbd.is_empty()).then(|| NbdFront::adopt(nbd, sockets));
@@ -134,7 +161,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec) -> Option<Returned> {
         }
     }
     let file = file.map(|file| FileFront::adopt(file, channels));
-    Some(Returned { segment, fronts: Fronts { file, nbd: front, locks } })
+    Ok(Some(Returned { segment, fronts: Fronts { file, nbd: front, locks } }))
 }
 
 /// The locks of the storage nodes, which the core sends right behind.
@@ -173,10 +200,11 @@ fn take_up(
     peers: Vec<Peer>,
     returning: Vec<Returning>,
     arguments: &Arguments,
+    identity: &Identity,
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, spec, segment, custody, arguments)?;
+    let mut holder = Holder::new(listener, spec, segment, custody, arguments, identity)?;
     holder.fronts = returned.fronts;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {
@@ -191,7 +219,7 @@ fn take_up(
             continue;
         }
         let came = returning.iter().find(|core| core.slot == slot && core.peer.pid == pid);
-        let identity = came.map_or_else(CoreIdentity::current, |core| core.identity.clone());
+        let identity = came.map_or_else(|| Identity::current(Component::Core), |core| core.identity.clone());
         let keeps_locks = came.is_some_and(|core| core.keeps_locks);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
@@ -282,6 +310,24 @@ mod tests {
     use std::sync::atomic::Ordering::Release;
 
     use super::*;
+
+    /// D13: the segment of N−1 is adopted, that of N−2 is not, and one with a buffer that this program does not know is not either.
+    #[test]
+    fn d13_a_segment_is_adopted_if_its_versions_are_in_range() {
+        let segment = SharedSegment::create(0).unwrap();
+        let range = |min, max| everdisk_proto::version::VersionRange { min, max };
+        let named = |abi, buffer| {
+            segment.header.abi.store(abi, Relaxed);
+            segment.header.buffer_version.store(buffer, Relaxed);
+            obstacle(
+                &segment,
+                &Identity { abi: range(5, 6), buffer: range(2, 3), ..Identity::current(Component::Interface) },
+            )
+        };
+        assert_eq!((named(6, 3), named(5, 2)), (None, None));
+        assert_eq!(named(4, 2).as_deref(), Some("ABI 4, buffer 2"));
+        assert!(named(7, 2).is_some() && named(6, 1).is_some() && named(6, 4).is_some());
+    }
 
     /// A process that was given the number of a core that has died is not taken for it: nobody waits for it, nobody lends it
     /// anything, and the slot is free.

@@ -8,12 +8,7 @@ use std::{
 };
 
 use everdisk_gate::custody::Custody;
-use everdisk_proto::{
-    buffer,
-    segment::MAGIC,
-    version::{ABI, BUFFER},
-    volume::VolumeSpec,
-};
+use everdisk_proto::{buffer, identity::Identity, segment::MAGIC, volume::VolumeSpec};
 use everdisk_sys::{
     lock::{self, LockError},
     memory::SharedSegment,
@@ -23,18 +18,18 @@ use everdisk_sys::{
 use crate::{args::Arguments, fatal::Fatal, holder::Holder, restore};
 
 /// Runs until the volume is detached.
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Fatal> {
+pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
     let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
     let mut holder = if arguments.restore {
-        restore::restore(listener, &spec, arguments)?
+        restore::restore(listener, &spec, arguments, identity)?
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
-        imprint(&segment, &spec);
-        Holder::new(listener, &spec, segment, Custody::new(), arguments)?
+        imprint(&segment, &spec, identity);
+        Holder::new(listener, &spec, segment, Custody::new(), arguments, identity)?
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {
@@ -74,14 +69,14 @@ fn no_memory(buffer: u64, e: &io::Error) -> io::Error {
 }
 
 /// Writes the volume's identity into a new segment and makes its write buffer an empty one; the magic last.
-fn imprint(segment: &SharedSegment, spec: &VolumeSpec) {
+fn imprint(segment: &SharedSegment, spec: &VolumeSpec, identity: &Identity) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();
-    header.abi.store(ABI, Relaxed);
+    header.abi.store(identity.abi.max, Relaxed);
     for (index, value) in buffer::empty(segment.geometry()) {
         segment.buffer_word(index).expect("every segment has a buffer's header").store(value, Release);
     }
-    header.buffer_version.store(BUFFER, Relaxed);
+    header.buffer_version.store(identity.buffer.max, Relaxed);
     header.volume_uuid[0].store(high, Relaxed);
     header.volume_uuid[1].store(low, Relaxed);
     header.volume_size.store(spec.size, Relaxed);

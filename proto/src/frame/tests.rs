@@ -5,13 +5,45 @@ use super::*;
 fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize) {
     let abi = (1..=ABI).find(|abi| text.contains(&format!("\"abi\":{abi},"))).unwrap();
     let frame = Frame { abi, id: 7, body };
-    assert_eq!(String::from_utf8(encode(&frame).unwrap()).unwrap(), text);
+    // Frames of earlier versions are read, and written no more.
+    if abi == ABI {
+        assert_eq!(String::from_utf8(encode(&frame).unwrap()).unwrap(), text);
+    }
     assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
+}
+
+/// What ABI 4 has beside the frames of ABI 1 to 3, byte for byte: who a program is, and the ABI of the segment.
+pub(crate) fn golden_frames_of_abi_4(text: &str) {
+    let line = |program: &str| Identity::parse(&format!("{program} 0.1.0 (abi 4..4, buffer 2..2)")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let hello = ToInterface::Hello { identity: line("everdisk-core"), slot: Slot::new(1), keeps_locks: true };
+    golden(lines[0], hello, 0);
+    let status = InterfaceStatus {
+        version: "0.1.0".to_owned(),
+        identity: Some(line("everdisk-interface")),
+        segment_abi: Some(4),
+        pid: 42,
+        gate: GateState::Serving,
+        generation: Generation(3),
+        serving: Some(43),
+        cores: Vec::new(),
+        file: None,
+        nbd: Vec::new(),
+        in_flight: 0,
+        waiting: None,
+        lease_ms: None,
+        crashes_survived: 0,
+        last_suspension: Suspension::default(),
+        buffer: None,
+        deaths: Vec::new(),
+    };
+    golden(lines[1], FromInterface::Answer(Answer::Status(Box::new(status))), 0);
+    assert_eq!(lines.len(), 2);
 }
 
 /// What was added to ABI 3 as optional: who has a volume's places and nodes, byte for byte.
 pub(crate) fn golden_frames_about_owners(text: &str) {
-    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 3..3, buffer 0..1)").unwrap();
+    let identity = Identity::parse("everdisk-core 0.1.0 (abi 3..3, buffer 0..1)").unwrap();
     let id = || Some(FileId { device: 65024, inode: 12, born_ns: Some(1_700_000_000_000_000_001) });
     let address = || "unix:/run/v.sock".parse().unwrap();
     let source = || Some("everdisk:v:1".to_owned());
@@ -54,7 +86,7 @@ pub(crate) fn golden_frames_of_abi_3(text: &str) {
 
 /// What ABI 2 has beside the frames of ABI 1, byte for byte.
 pub(crate) fn golden_frames_of_abi_2(text: &str) {
-    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 2..2, buffer 0..1)").unwrap();
+    let identity = Identity::parse("everdisk-core 0.1.0 (abi 2..2, buffer 0..1)").unwrap();
     let lines: Vec<&str> = text.lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);
     golden(lines[1], ToInterface::Request(Request::Synchronous { on: true }), 0);
@@ -82,7 +114,7 @@ pub(crate) fn golden_frames_of_abi_2(text: &str) {
 
 /// The frames of ABI 1, byte for byte.
 pub(crate) fn golden_frames_of_abi_1(text: &str) {
-    let identity = CoreIdentity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
+    let identity = Identity::parse("everdisk-core 0.1.0 (abi 1..1, buffer 0..0)").unwrap();
     let lent = || LentFile { path: "/srv/v".into(), channels: 2, source: None };
     let lines: Vec<&str> = text.lines().collect();
     golden(lines[0], ToInterface::Hello { identity, slot: None, keeps_locks: false }, 0);

@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use everdisk_proto::version::CoreIdentity;
+use everdisk_proto::identity::{Component, Identity};
 use everdisk_testkit::fault_store::FaultStore;
 
 fn main() -> ExitCode {
     let identity =
-        CoreIdentity { version: everdisk_tests::programs::VERSION_NEXT.to_owned(), ..CoreIdentity::current() };
+        Identity { version: everdisk_tests::programs::VERSION_NEXT.to_owned(), ..Identity::current(Component::Core) };
     everdisk_core::run_with(&identity, &FaultStore::wrap)
 }

@@ -4,11 +4,14 @@
 
 use std::process::ExitCode;
 
-use everdisk_proto::version::{CoreIdentity, VersionRange};
+use everdisk_proto::{
+    identity::{Component, Identity},
+    version::VersionRange,
+};
 use everdisk_testkit::fault_store::FaultStore;
 
 fn main() -> ExitCode {
-    let mut identity = CoreIdentity::current();
+    let mut identity = Identity::current(Component::Core);
     if std::env::var_os("EVERDISK_TEST_NO_BUFFER").is_some() {
         identity.buffer = VersionRange { min: 0, max: 0 };
         identity.version += "-no-buffer";

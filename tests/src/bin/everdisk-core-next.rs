@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 
-use everdisk_proto::version::CoreIdentity;
+use everdisk_proto::identity::{Component, Identity};
 
 fn main() -> ExitCode {
-    everdisk_core::run(&CoreIdentity { version: "0.2.0-next".to_owned(), ..CoreIdentity::current() })
+    everdisk_core::run(&Identity { version: "0.2.0-next".to_owned(), ..Identity::current(Component::Core) })
 }

@@ -27,8 +27,9 @@ use everdisk_gate::ticket;
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, FromInterface, ToInterface},
     gate_word::{GateWord, Mode},
+    identity::{Component, Identity},
     segment::probe_verdict,
-    version::{CoreIdentity, VersionRange},
+    version::VersionRange,
 };
 use everdisk_sys::{
     link::Link,
@@ -42,8 +43,12 @@ const FOREVER: Duration = Duration::from_secs(600);
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let script = arguments.first().map_or("", String::as_str);
-    let abi = if script == "other-abi" { VersionRange { min: 900, max: 901 } } else { CoreIdentity::current().abi };
-    let identity = CoreIdentity { version: format!("0.9.0-{script}"), abi, ..CoreIdentity::current() };
+    let abi = if script == "other-abi" {
+        VersionRange { min: 900, max: 901 }
+    } else {
+        Identity::current(Component::Core).abi
+    };
+    let identity = Identity { version: format!("0.9.0-{script}"), abi, ..Identity::current(Component::Core) };
     if arguments.iter().any(|a| a == "--version") {
         if script == "hang-version" {
             thread::sleep(FOREVER);
@@ -75,7 +80,7 @@ fn value(arguments: &[String], name: &str) -> Option<PathBuf> {
     arguments.get(at + 1).map(PathBuf::from)
 }
 
-fn join(script: &str, identity: &CoreIdentity, arguments: &[String]) -> Result<(), Box<dyn Error>> {
+fn join(script: &str, identity: &Identity, arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let dir = value(arguments, "--control-dir").ok_or("no --control-dir")?;
     let interface = value(arguments, "--interface").ok_or("no --interface")?;
     answer_control(&dir, script == "mute")?;

@@ -1,6 +1,7 @@
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, NodeStatus},
-    version::{BUFFER, CoreIdentity},
+    identity::{Component, Identity},
+    version::BUFFER,
 };
 
 use super::*;
@@ -14,8 +15,8 @@ struct World {
     _dir: tempfile::TempDir,
 }
 
-fn build(program: &str) -> CoreBuild {
-    CoreBuild { program: program.into(), identity: CoreIdentity::current(), digest: None }
+fn build(program: &str) -> Build {
+    Build { program: program.into(), identity: Identity::current(Component::Core), digest: None }
 }
 
 /// A process that does nothing, recorded as a core.
@@ -23,7 +24,7 @@ fn start_core(volume: &Volume, program: &str) -> Child {
     let mut command = std::process::Command::new("sleep");
     command.arg("60");
     let child = Child::start(command, &volume.paths.core_log(0), || {}).unwrap();
-    let known = KnownCore { process: child.id, program: program.into() };
+    let known = KnownCore { process: child.id, program: program.into(), digest: None };
     volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
     child
 }
@@ -174,11 +175,11 @@ fn a_program_that_may_be_on_record_is_not_removed_and_the_old_cores_stay_without
     let world = world();
     let pid = world.new.id.pid;
     world.interface.set(|status| status.serving = Some(pid));
-    let program = start::next_program(&world.volume).unwrap();
+    let program = stage::next_program(&world.volume, Component::Core).unwrap();
     std::fs::create_dir_all(program.parent().unwrap()).unwrap();
     std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let never_arms = CoreBuild { program: program.clone(), identity: CoreIdentity::current(), digest: None };
+    let never_arms = Build { program: program.clone(), identity: Identity::current(Component::Core), digest: None };
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(LIMIT / 2);

@@ -3,8 +3,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 use everdisk_api::status::State;
 use everdisk_proto::{
     frame::{CoreAnswer, NbdListen, NbdStatus, Request},
-    journal::CoreBuild,
-    version::CoreIdentity,
+    identity::{Build, Component, Identity},
 };
 use everdisk_sys::packet;
 
@@ -49,7 +48,7 @@ fn a_last_flush_that_fails_is_told_and_the_volume_is_detached_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let (volume, _fake, interface) = attached(dir.path(), "0");
     let program = dir.path().join("core");
-    let build = CoreBuild { program: program.clone(), identity: CoreIdentity::current(), digest: None };
+    let build = Build { program: program.clone(), identity: Identity::current(Component::Core), digest: None };
     let before = volume.record().attachment;
     for (script, why) in [
         ("exit 0", None),
@@ -126,7 +125,8 @@ fn a_detach_without_a_file_that_was_left_is_ended_when_the_cores_have_gone() {
     let program = dir.path().join("core");
     fs::write(&program, "#!/bin/sh\nexec sleep 1\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let core = start::core(&volume, &CoreBuild { program, identity: CoreIdentity::current(), digest: None }).unwrap();
+    let core =
+        start::core(&volume, &Build { program, identity: Identity::current(Component::Core), digest: None }).unwrap();
     volume.update_attachment(|attachment| (attachment.phase, attachment.file) = (Phase::Detaching, None)).unwrap();
     assert!(process.id.gone_within(GONE_WITHIN));
     let ended = thread::scope(|scope| {

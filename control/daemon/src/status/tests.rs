@@ -1,7 +1,7 @@
 use everdisk_proto::{
     frame::{BufferStatus, CoreStatus, FileAttach, NbdListen, NbdStatus, Suspension},
+    identity::{Component, Identity},
     ids::{Generation, Slot},
-    version::CoreIdentity,
 };
 
 use super::*;
@@ -16,7 +16,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
     let core = |pid, slot, armed| CoreStatus {
         pid,
         slot: Slot::new(slot).unwrap(),
-        identity: CoreIdentity::current(),
+        identity: Identity::current(Component::Core),
         armed,
         requests: 0,
         io_errors: 0,
@@ -24,6 +24,8 @@ fn seen(gate: GateState) -> InterfaceStatus {
     };
     InterfaceStatus {
         version: "1".to_owned(),
+        identity: Some(Identity::current(Component::Interface)),
+        segment_abi: Some(4),
         pid: 9,
         gate,
         generation: Generation(7),
@@ -42,7 +44,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
 }
 
 fn attachment(interface: Option<ProcessId>, core: Option<ProcessId>) -> Attachment {
-    let known = |process| KnownCore { process, program: "/p".into() };
+    let known = |process| KnownCore { process, program: "/p".into(), digest: Some("d".to_owned()) };
     Attachment {
         boot_id: boot_id(),
         phase: Phase::Attached,
@@ -93,11 +95,43 @@ fn what_the_interface_says_is_entered_and_a_core_that_is_not_armed_is_no_standby
     let mut status = status(&volume);
     assert_eq!((status.state, status.nodes.len()), (State::Detached, 2));
     assert!(status.nodes.iter().all(|node| node.state == "unknown"));
-    enter(&mut status, seen(GateState::Serving));
+    enter(&mut status, &volume, seen(GateState::Serving));
     assert_eq!(status.core.unwrap().pid, 10);
     assert_eq!(status.standby.unwrap().pid, 11);
     assert_eq!((status.generation, status.in_flight, status.crashes_survived), (7, 3, 2));
     assert_eq!(status.cores.len(), 3);
+}
+
+/// D13: of every process its build; of an interface that does not tell, the ABI of its segment is the one that its program makes.
+#[test]
+fn d13_every_process_is_shown_with_its_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let process = ProcessId { pid: 10, started: 1 };
+    let of = |line: &str| Build {
+        program: "/i".into(),
+        identity: Identity::parse(line).unwrap(),
+        digest: Some("i".to_owned()),
+    };
+    volume
+        .update(|record| {
+            record.attachment = Some(attachment(None, Some(process)));
+            record.interface = Some(of("everdisk-interface 0.1.0 (abi 3)"));
+        })
+        .unwrap();
+    let entered = |seen: InterfaceStatus| {
+        let mut status = empty("v".to_owned());
+        enter(&mut status, &volume, seen);
+        status
+    };
+    let now = entered(seen(GateState::Serving));
+    let build = |program: Option<Program>| program.unwrap().build;
+    assert_eq!(now.segment_abi, Some(4));
+    assert_eq!((build(now.core).as_deref(), build(now.standby)), (Some("d"), None), "a standby that is not on record");
+    let interface = now.interface.unwrap();
+    assert_eq!((interface.build.as_deref(), interface.abi), (Some("i"), Some(everdisk_proto::version::ABI_RANGE)));
+    let before = entered(InterfaceStatus { identity: None, segment_abi: None, ..seen(GateState::Serving) });
+    assert_eq!((before.segment_abi, before.interface.unwrap().abi), (Some(3), None));
 }
 
 #[test]
@@ -115,7 +149,7 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
     let buffer = fake::buffer(8192);
     let entered = |buffer| {
         let mut status = status(&volume);
-        enter(&mut status, InterfaceStatus { buffer, ..seen(GateState::Serving) });
+        enter(&mut status, &volume, InterfaceStatus { buffer, ..seen(GateState::Serving) });
         status
     };
     let full = entered(Some(buffer));

@@ -1,6 +1,9 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use everdisk_proto::{frame::Request, journal::CoreBuild, version::CoreIdentity};
+use everdisk_proto::{
+    frame::Request,
+    identity::{Build, Component, Identity},
+};
 
 use super::*;
 use crate::{fake::Interface, volume::tests::volume};
@@ -24,17 +27,17 @@ fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
 }
 
 /// A core that does nothing for ever.
-fn idle(root: &Path) -> CoreBuild {
+fn idle(root: &Path) -> Build {
     let program = root.join("everdisk-core");
     fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    CoreBuild { program, identity: CoreIdentity::current(), digest: None }
+    Build { program, identity: Identity::current(Component::Core), digest: None }
 }
 
 struct World {
     volume: Arc<Volume>,
     interface: Interface,
-    build: CoreBuild,
+    build: Build,
     serving: Child,
     _dir: tempfile::TempDir,
 }
@@ -91,7 +94,7 @@ fn one_standby_is_started_and_a_dead_one_is_replaced() {
 #[test]
 fn a_standby_too_many_or_of_another_program_or_unknown_is_dismissed() {
     let world = world();
-    let other = CoreBuild { program: world.build.program.with_file_name("other"), ..world.build.clone() };
+    let other = Build { program: world.build.program.with_file_name("other"), ..world.build.clone() };
     fs::copy(&world.build.program, &other.program).unwrap();
     let old = start::core(&world.volume, &other).unwrap();
     let spare = start::core(&world.volume, &world.build).unwrap();

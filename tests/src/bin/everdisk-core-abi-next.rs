@@ -1,0 +1,11 @@
+//! The core of the next ABI, N+1, which serves segments of N too. With `EVERDISK_TEST_ABI_AFTER` in its environment it is of N+2, and
+//! does not serve those of N.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use everdisk_proto::identity::Component;
+
+fn main() -> ExitCode {
+    everdisk_core::run(&everdisk_tests::programs::of_next_abi(Component::Core))
+}
