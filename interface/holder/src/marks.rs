@@ -183,6 +183,8 @@ mod tests {
         assert!(!stopped.is_so(), "a thread still runs");
         mark(&threads[0]);
         assert!(soon(&stopped));
+        // The bell is rung a moment after.
+        assert!(everdisk_sys::link::wait_readable(bell.as_fd(), Duration::from_secs(20)).unwrap());
         let mut rung = [0; 8];
         assert_eq!(rustix::io::read(&bell.0, &mut rung), Ok(8));
         bell.rest();
