@@ -22,6 +22,7 @@ use crate::{
     ids::{Generation, Slot},
     limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX},
     nbd::NbdAddress,
+    node::NodeState,
     version::ABI,
 };
 
@@ -593,8 +594,8 @@ pub struct NodeStatus {
     pub url: String,
     /// Its identity.
     pub uuid: uuid::Uuid,
-    /// `in-step`, `failed` since an operation on it last ended in an error, or `stalled` while one does not end.
-    pub state: String,
+    /// Its state.
+    pub state: NodeState,
     /// The last error, in words.
     pub error: Option<String>,
     /// Whether a write to the node has ended well since this core was started.

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod journal;
 pub mod limits;
 pub mod nbd;
+pub mod node;
 pub mod segment;
 pub mod superblock;
 pub mod version;

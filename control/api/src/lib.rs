@@ -8,6 +8,7 @@ pub mod answer;
 pub mod client;
 pub mod directories;
 pub mod frontends;
+pub mod operation;
 pub mod quantity;
 pub mod request;
 pub mod status;

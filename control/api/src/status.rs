@@ -5,6 +5,7 @@ use std::path::Path;
 use everdisk_proto::{
     frame::{NbdStatus, NodeStatus},
     nbd::NbdAddress,
+    node::NodeState,
     version::VersionRange,
     volume::VolumeSpec,
 };
@@ -67,6 +68,54 @@ impl Health {
     }
 }
 
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriteMode {
+    /// Once it is buffered.
+    WriteBack,
+    /// Once the storage nodes have it.
+    Synchronous,
+    /// A mode of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl WriteMode {
+    /// As in the JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteBack => "write-back",
+            Self::Synchronous => "synchronous",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How applications reach a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontendKind {
+    /// As a file.
+    File,
+    /// As an NBD export.
+    Nbd,
+    /// By something of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FrontendKind {
+    /// As in the JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Nbd => "nbd",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -82,8 +131,8 @@ pub struct VolumeStatus {
     pub problems: Vec<String>,
     /// Bytes.
     pub size: u64,
-    /// When a write is acknowledged: in `write-back` once it is buffered, in `synchronous` once the storage nodes have it.
-    pub mode: String,
+    /// When a write is acknowledged.
+    pub mode: WriteMode,
     /// Generation in force; 0 when detached.
     pub generation: u64,
     /// The core that serves.
@@ -144,8 +193,8 @@ pub struct Program {
 /// Where applications reach a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frontend {
-    /// `file` or `nbd`.
-    pub kind: String,
+    /// What it is.
+    pub kind: FrontendKind,
     /// Path of the file; `unix:PATH` or `tcp:HOST:PORT`.
     pub address: String,
     /// Of `nbd`: clients that are connected. This and the following are missing while the interface does not answer.
@@ -165,16 +214,15 @@ pub struct Frontend {
 impl Frontend {
     /// A file.
     pub fn file(path: &Path) -> Self {
-        Self::new("file", path.display().to_string())
+        Self::new(FrontendKind::File, path.display().to_string())
     }
 
     /// A place at which NBD clients are awaited, of which nothing but the address is known.
     pub fn nbd(address: &NbdAddress) -> Self {
-        Self::new("nbd", address.to_string())
+        Self::new(FrontendKind::Nbd, address.to_string())
     }
 
-    fn new(kind: &str, address: String) -> Self {
-        let kind = kind.to_owned();
+    fn new(kind: FrontendKind, address: String) -> Self {
         Self { kind, address, connections: None, accepted: None, carried: None, broken: None }
     }
 }
@@ -198,8 +246,8 @@ pub struct Node {
     pub url: String,
     /// Its identity.
     pub uuid: uuid::Uuid,
-    /// `in-step`, `failed`, `stalled` while an operation on it does not end, or `unknown` while no core can be asked.
-    pub state: String,
+    /// Its state; unknown while no core can be asked.
+    pub state: NodeState,
     /// Bytes it lacks.
     pub missed_bytes: u64,
     /// The last error, in words.
@@ -275,6 +323,21 @@ pub struct PlannedStep {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_and_kinds_have_the_agreed_names_and_those_of_a_later_version_are_unknown() {
+        let text = |name: &str| format!("\"{name}\"");
+        for mode in [WriteMode::WriteBack, WriteMode::Synchronous, WriteMode::Unknown] {
+            assert_eq!(serde_json::to_string(&mode).unwrap(), text(mode.name()));
+            assert_eq!(serde_json::from_str::<WriteMode>(&text(mode.name())).unwrap(), mode);
+        }
+        for kind in [FrontendKind::File, FrontendKind::Nbd, FrontendKind::Unknown] {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), text(kind.name()));
+            assert_eq!(serde_json::from_str::<FrontendKind>(&text(kind.name())).unwrap(), kind);
+        }
+        assert_eq!(serde_json::from_str::<WriteMode>("\"write-around\"").unwrap(), WriteMode::Unknown);
+        assert_eq!(serde_json::from_str::<FrontendKind>("\"ublk\"").unwrap(), FrontendKind::Unknown);
+    }
 
     #[test]
     fn front_ends_have_the_agreed_form() {

@@ -103,7 +103,7 @@ pub(crate) fn status(v: &VolumeStatus) {
         row(&["state", v.state.name()]),
         row(&["health", v.health.name()]),
         row(&["size", &show_size(v.size)]),
-        row(&["mode", &v.mode]),
+        row(&["mode", v.mode.name()]),
         row(&["buffered", &buffered(v)]),
         row(&["generation", &v.generation.to_string()]),
         row(&["core", &program(v.core.as_ref())]),
@@ -117,7 +117,7 @@ pub(crate) fn status(v: &VolumeStatus) {
     if let Some(lease) = v.lease_ms {
         rows.push(row(&["lease ends in", &format!("{lease} ms")]));
     }
-    rows.extend(v.frontends.iter().map(|f| row(&[&f.kind, &frontend(f)])));
+    rows.extend(v.frontends.iter().map(|f| row(&[f.kind.name(), &frontend(f)])));
     for node in &v.nodes {
         let error = node.error.as_deref().map_or(String::new(), |e| format!(" ({e})"));
         rows.push(row(&["node", &format!("{} {}{error}", node.url, node.state)]));

@@ -12,6 +12,7 @@ use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, InterfaceStatus},
     identity::{Build, Component, Identity},
     journal::{Event, JOURNAL_VERSION, Record as JournalRecord},
+    node::NodeState,
 };
 use everdisk_sys::link::LinkError;
 use everdisk_telemetry::event;
@@ -286,7 +287,7 @@ impl Act for Actor<'_> {
     fn ailing(&mut self) -> Option<String> {
         let serving = self.volume.interface().status().ok()?.serving?;
         let nodes = self.volume.with_core(serving, |core| core.nodes()).unwrap_or_default();
-        if let Some(node) = nodes.iter().find(|node| node.state != "in-step") {
+        if let Some(node) = nodes.iter().find(|node| node.state != NodeState::InStep) {
             let error = node.error.as_deref().map_or(String::new(), |error| format!(" ({error})"));
             return Some(format!("storage node {} is {}{error}", node.url, node.state));
         }

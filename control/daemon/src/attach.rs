@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use everdisk_api::frontends::{FileOptions, NbdOptions, exposure};
+use everdisk_api::{
+    frontends::{FileOptions, NbdOptions, exposure},
+    operation::OperationName,
+};
 use everdisk_proto::{frame::FileAttach, identity::Build, limits::PEER_DEADLINE};
 use everdisk_sys::{file, fuse};
 use everdisk_telemetry::event;
@@ -39,7 +42,7 @@ pub fn attach(
     nbd: &[NbdOptions],
     progress: &Progress,
 ) -> Result<()> {
-    let _operation = volume.begin("attach")?;
+    let _operation = volume.begin(OperationName::Attach)?;
     let _hands = crate::volume::lock(&volume.hands);
     if let Some(old) = volume.record().attachment {
         if old.of_this_boot() && (old.interface_alive() || old.live_cores().next().is_some()) {

@@ -1,6 +1,6 @@
 //! One line in the log for each act of an operator, done or refused: who asked for what, and how it ended.
 
-use everdisk_api::request::Request;
+use everdisk_api::{operation::OperationName, request::Request};
 use everdisk_telemetry::event;
 use serde_json::Value;
 use tracing::{info, warn};
@@ -17,32 +17,32 @@ pub struct Who {
 }
 
 /// The act in a word, what it is done to, and whether its success has a line of its own already. None: nothing is changed.
-fn act(request: &Request) -> Option<(&'static str, String, bool)> {
+fn act(request: &Request) -> Option<(OperationName, String, bool)> {
     let (act, name, told) = match request {
         Request::Version
         | Request::VolumeList
         | Request::VolumeShow { .. }
         | Request::Status { .. }
         | Request::Upgrade { plan: true, .. } => return None,
-        Request::VolumeCreate { name, .. } => ("create", name, false),
-        Request::VolumeResize { name, .. } => ("resize", name, false),
-        Request::VolumeDelete { name, .. } => ("delete", name, false),
-        Request::VolumeForget { name } => ("forget", name, false),
-        Request::Attach { name, .. } => ("attach", name, true),
-        Request::Detach { name, force: false, .. } => ("detach", name, true),
-        Request::Detach { name, force: true, .. } => ("forced detach", name, false),
-        Request::Flush { name } => ("flush", name, false),
-        Request::Suspend { name, .. } => ("suspend", name, false),
-        Request::Resume { name } => ("resume", name, false),
-        Request::Upgrade { name, .. } => ("upgrade", name, true),
-        Request::Rollback { name } => ("rollback", name, true),
+        Request::VolumeCreate { name, .. } => (OperationName::Create, name, false),
+        Request::VolumeResize { name, .. } => (OperationName::Resize, name, false),
+        Request::VolumeDelete { name, .. } => (OperationName::Delete, name, false),
+        Request::VolumeForget { name } => (OperationName::Forget, name, false),
+        Request::Attach { name, .. } => (OperationName::Attach, name, true),
+        Request::Detach { name, force: false, .. } => (OperationName::Detach, name, true),
+        Request::Detach { name, force: true, .. } => (OperationName::ForcedDetach, name, false),
+        Request::Flush { name } => (OperationName::Flush, name, false),
+        Request::Suspend { name, .. } => (OperationName::Suspend, name, false),
+        Request::Resume { name } => (OperationName::Resume, name, false),
+        Request::Upgrade { name, .. } => (OperationName::Upgrade, name, true),
+        Request::Rollback { name } => (OperationName::Rollback, name, true),
     };
     Some((act, name.to_string(), told))
 }
 
 /// An act before it is carried out.
 pub struct Audit {
-    act: Option<(&'static str, String, bool)>,
+    act: Option<(OperationName, String, bool)>,
     who: Who,
 }
 
@@ -57,14 +57,14 @@ impl Audit {
         let Some((act, volume, is_told)) = &self.act else { return };
         let Who { uid, pid } = self.who;
         match ended {
-            Ok(_) if *act == "forced detach" => {
-                warn!(event = event::OPERATOR, act, volume, uid, pid, "the volume was detached by force");
+            Ok(_) if *act == OperationName::ForcedDetach => {
+                warn!(event = event::OPERATOR, act = act.text(), volume, uid, pid, "the volume was detached by force");
             }
             Ok(_) if *is_told => {}
-            Ok(_) => info!(event = event::OPERATOR, act, volume, uid, pid, "done"),
+            Ok(_) => info!(event = event::OPERATOR, act = act.text(), volume, uid, pid, "done"),
             // It ended in a line of its own, with the same reason.
             Err(Error::Upgrade { .. }) => {}
-            Err(error) => warn!(event = event::OPERATOR, act, volume, uid, pid, "not done: {error}"),
+            Err(error) => warn!(event = event::OPERATOR, act = act.text(), volume, uid, pid, "not done: {error}"),
         }
     }
 }
@@ -80,11 +80,11 @@ mod tests {
         assert_eq!(act(&Request::VolumeShow { name: name.clone() }), None);
         assert_eq!(
             act(&Request::VolumeDelete { name: name.clone(), force: false }),
-            Some(("delete", "v".to_owned(), false))
+            Some((OperationName::Delete, "v".to_owned(), false))
         );
         assert_eq!(
             act(&Request::Detach { name, force: true, yes: true }),
-            Some(("forced detach", "v".to_owned(), false))
+            Some((OperationName::ForcedDetach, "v".to_owned(), false))
         );
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use everdisk_api::directories::Directories;
+use everdisk_api::{directories::Directories, operation::OperationName};
 use everdisk_proto::{
     ids::VolumeName,
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
@@ -222,7 +222,7 @@ impl Catalogue {
     /// Why not.
     pub fn resize(&self, name: &VolumeName, size: u64, progress: &Progress) -> Result<(Arc<Volume>, Vec<String>)> {
         let volume = self.get(name)?;
-        let _operation = volume.begin("resize")?;
+        let _operation = volume.begin(OperationName::Resize)?;
         refuse_attached(&volume, "resized")?;
         let warnings = nodes::resize(&volume, size, progress).map_err(|e| self.named(e))?;
         Ok((volume, warnings))
@@ -234,7 +234,7 @@ impl Catalogue {
     /// Why not; the volume stays then.
     pub fn delete(&self, name: &VolumeName, force: bool, progress: &Progress) -> Result<Vec<String>> {
         let volume = self.get(name)?;
-        let _operation = volume.begin("delete")?;
+        let _operation = volume.begin(OperationName::Delete)?;
         refuse_attached(&volume, "deleted")?;
         let left = nodes::delete(&volume, force, progress).map_err(|e| self.named(e))?;
         // Out of the way at once; what a crash leaves of it is cleared at the next start.
@@ -301,7 +301,7 @@ impl Catalogue {
         let grave = (1..).find_map(free).ok_or_else(|| Error::Failed("there is no room for it".to_owned()))?;
         let known = lock(&self.volumes).get(name).cloned();
         if let Some(volume) = known {
-            let _operation = volume.begin("forget")?;
+            let _operation = volume.begin(OperationName::Forget)?;
             refuse_attached(&volume, "forgotten")?;
             refuse_served(name, &volume.paths)?;
             self.bury(&volume, &grave)?;

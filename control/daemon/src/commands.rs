@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use everdisk_api::{quantity::check_pause_budget, request::Request};
+use everdisk_api::{operation::OperationName, quantity::check_pause_budget, request::Request};
 use everdisk_proto::{frame::GateState, limits::LEASE_MAX, version::PRODUCT};
 use everdisk_upgrade::step::Limits;
 use serde::Serialize;
@@ -80,7 +80,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
         }
         Request::Flush { name } => {
             let volume = catalogue.get(&name)?;
-            let _operation = volume.begin("flush")?;
+            let _operation = volume.begin(OperationName::Flush)?;
             volume.attached()?;
             progress.step("flush");
             flush(&volume, Patience::OPERATOR, progress)?;
@@ -123,7 +123,7 @@ fn suspend(volume: &Arc<Volume>, lease: Duration, progress: &Progress) -> Result
             LEASE_MAX.as_secs()
         )));
     }
-    let _operation = volume.begin("suspend")?;
+    let _operation = volume.begin(OperationName::Suspend)?;
     volume.attached()?;
     if volume.interface().status()?.gate == GateState::Suspended {
         return Err(Error::State(format!("volume {0} is suspended already: `everdisk resume {0}`", volume.name)));
@@ -141,7 +141,7 @@ fn suspend(volume: &Arc<Volume>, lease: Duration, progress: &Progress) -> Result
 }
 
 fn resume(volume: &Arc<Volume>) -> Result<()> {
-    let _operation = volume.begin("resume")?;
+    let _operation = volume.begin(OperationName::Resume)?;
     volume.attached()?;
     if volume.interface().status()?.gate != GateState::Suspended {
         return Err(Error::State(format!(

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use everdisk_api::operation::OperationName;
 use everdisk_telemetry::event;
 use tracing::{info, warn};
 
@@ -37,7 +38,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// # Errors
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
 pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result<Option<u64>> {
-    let _operation = volume.begin("detach")?;
+    let _operation = volume.begin(OperationName::Detach)?;
     let _hands = lock(&volume.hands);
     let attachment = volume
         .attachment()

@@ -11,7 +11,10 @@ use std::{
 };
 
 use everdisk_api::status::{Health, Node};
-use everdisk_proto::frame::{GateState, InterfaceStatus};
+use everdisk_proto::{
+    frame::{GateState, InterfaceStatus},
+    node::NodeState,
+};
 use everdisk_telemetry::event;
 use tracing::{error, info, warn};
 
@@ -199,10 +202,12 @@ fn of_data(status: &InterfaceStatus) -> Option<Problem> {
 fn of_node(node: &Node) -> Option<Problem> {
     let url = &node.url;
     let error = node.error.as_deref().map_or(String::new(), |error| format!(": {error}"));
-    let text = match node.state.as_str() {
-        "stalled" => format!("an operation on storage node {url} does not end: requests that need it wait{error}"),
-        "failed" => format!("storage node {url} fails{error}"),
-        _ => return None,
+    let text = match node.state {
+        NodeState::Stalled => {
+            format!("an operation on storage node {url} does not end: requests that need it wait{error}")
+        }
+        NodeState::Failed => format!("storage node {url} fails{error}"),
+        NodeState::InStep | NodeState::Missing | NodeState::Rebuilding | NodeState::Unknown => return None,
     };
     Some(Problem { certain: true, ..Problem::new(format!("node {url}"), Health::Degraded, text) })
 }

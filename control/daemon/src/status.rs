@@ -2,11 +2,14 @@
 
 use std::{sync::Arc, thread};
 
-use everdisk_api::status::{Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus};
+use everdisk_api::status::{
+    Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus, WriteMode,
+};
 use everdisk_proto::{
     frame::{GateState, InterfaceStatus, NodeStatus},
     identity::{Build, Component, Identity},
     ids::VolumeName,
+    node::NodeState,
     volume::VolumeSpec,
 };
 
@@ -41,7 +44,8 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         buffer_bytes: spec.buffer,
         nodes,
         last_upgrade: volume.record().last_upgrade,
-        operation: running.map(|running| format!("{} since {} s", running.name, running.since.elapsed().as_secs())),
+        operation: running
+            .map(|running| format!("{} since {} s", running.name.text(), running.since.elapsed().as_secs())),
         reason: reason.or_else(|| volume.warning()),
         daemon: Some(own_program(volume)),
         ..empty(volume.name.to_string())
@@ -83,21 +87,21 @@ pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
     let mut known = lock(&volume.nodes);
     let Some((core, seen)) = seen else {
         let node = |node: Node| match known.get(&node.uuid) {
-            Some(known) => Node { state: known.state.clone(), error: known.error.clone(), ..node },
+            Some(known) => Node { state: known.state, error: known.error.clone(), ..node },
             None => node,
         };
         return unknown(&volume.spec()).into_iter().map(node).collect();
     };
     let node = |node: &NodeStatus| {
         let mut shown = Node::from(node.clone());
-        if node.state != "in-step" {
-            let found = KnownNode { core, state: node.state.clone(), error: node.error.clone() };
+        if node.state != NodeState::InStep {
+            let found = KnownNode { core, state: node.state, error: node.error.clone() };
             known.insert(node.uuid, found);
         } else if known.get(&node.uuid).is_some_and(|known| known.core == core || node.written) {
             known.remove(&node.uuid);
         } else if let Some(before) = known.get(&node.uuid) {
             let error = before.error.as_deref().unwrap_or("an operation on it did not end");
-            shown.state.clone_from(&before.state);
+            shown.state = before.state;
             shown.error = Some(format!("{error} (found by the core before, process {})", before.core));
         }
         shown
@@ -162,8 +166,8 @@ fn frontends(attachment: &Attachment, seen: Option<&InterfaceStatus>) -> Vec<Fro
     }
 }
 
-fn mode(synchronous: bool) -> String {
-    if synchronous { "synchronous" } else { "write-back" }.to_owned()
+const fn mode(synchronous: bool) -> WriteMode {
+    if synchronous { WriteMode::Synchronous } else { WriteMode::WriteBack }
 }
 
 /// This process.
@@ -229,7 +233,7 @@ fn judge(
         // Not what the supervisor said: its last pass may have been before the death.
         return (State::Failed, Some(all_gone(volume, attachment)));
     };
-    let upgrading = running.is_some_and(|running| matches!(running.name, "upgrade" | "rollback"));
+    let upgrading = running.is_some_and(|running| running.name.replaces_the_core());
     match seen.gate {
         GateState::Serving | GateState::Suspended if upgrading => (State::Upgrading, None),
         GateState::Serving => (State::Serving, None),
@@ -252,7 +256,7 @@ fn unknown(spec: &VolumeSpec) -> Vec<Node> {
     let node = |node: &everdisk_proto::volume::NodeSpec| Node {
         url: node.url.to_string(),
         uuid: node.uuid,
-        state: "unknown".to_owned(),
+        state: NodeState::Unknown,
         missed_bytes: 0,
         error: None,
     };

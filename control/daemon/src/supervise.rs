@@ -270,7 +270,7 @@ impl<'a> Supervisor<'a> {
         self.tell_trouble(status);
         if let Some(running) = self.volume.running() {
             // An upgrade tends its cores itself.
-            if matches!(running.name, "upgrade" | "rollback") && !(live.is_empty() && status.cores.is_empty()) {
+            if running.name.replaces_the_core() && !(live.is_empty() && status.cores.is_empty()) {
                 return Ok(());
             }
         }

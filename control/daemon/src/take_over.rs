@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, thread};
 
+use everdisk_api::operation::OperationName;
 use everdisk_proto::frame::{GateState, InterfaceStatus};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
@@ -55,7 +56,7 @@ fn adopt(volume: &Volume) -> Result<()> {
 
 /// Unmounting may take long: in a thread of its own.
 fn end_detach(volume: &Arc<Volume>) -> Result<()> {
-    let operation = volume.begin("detach")?;
+    let operation = volume.begin(OperationName::Detach)?;
     let volume = Arc::clone(volume);
     let ending = thread::Builder::new().name(format!("detach-{}", volume.name)).spawn(move || {
         info!(volume = %volume.name, "a detach without an end is taken up");

@@ -8,6 +8,7 @@ use std::{
 
 use everdisk_api::{
     Handover, LastUpgrade,
+    operation::OperationName,
     status::{PlannedStep, UpgradePlan},
 };
 use everdisk_proto::{
@@ -58,7 +59,7 @@ pub struct Wish<'a> {
 /// # Errors
 /// [`Error::Upgrade`] when it was not committed, with the report; else why it could not begin.
 pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
-    let operation = volume.begin("upgrade")?;
+    let operation = volume.begin(OperationName::Upgrade)?;
     let report = perform(volume, &operation, wish, progress)?;
     if report.outcome == Some(Outcome::Committed) && report.reason.is_none() {
         return Ok(report);
@@ -261,11 +262,11 @@ fn check_buffer(volume: &Volume, from: &Build, to: &Identity, handover: Handover
 /// # Errors
 /// The old version does not serve.
 pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade> {
-    if volume.running().is_some_and(|running| running.name == "upgrade") {
+    if volume.running().is_some_and(|running| running.name == OperationName::Upgrade) {
         let before = volume.record().last_upgrade;
         volume.rollback_wanted.store(true, Ordering::Relaxed);
         progress.step("wait for the upgrade that runs");
-        volume.wait_end_of("upgrade");
+        volume.wait_end_of(OperationName::Upgrade);
         let ended = volume.record().last_upgrade;
         if ended == before {
             return Err(Error::State(format!(
@@ -282,7 +283,7 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
             ))),
         };
     }
-    let operation = volume.begin("rollback")?;
+    let operation = volume.begin(OperationName::Rollback)?;
     let record = volume.record();
     let previous = record.previous.ok_or_else(|| no_earlier(volume, record.last_upgrade.as_ref()))?;
     let wish = Wish {
@@ -342,7 +343,7 @@ pub fn take_up(volume: &Arc<Volume>) {
         stage::prune(volume);
         return;
     };
-    let Ok(operation) = volume.begin("upgrade") else { return };
+    let Ok(operation) = volume.begin(OperationName::Upgrade) else { return };
     let volume = Arc::clone(volume);
     let spawned = std::thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
         info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is taken up");

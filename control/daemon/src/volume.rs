@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use everdisk_api::directories::Directories;
-use everdisk_proto::{identity::Build, ids::VolumeName, volume::VolumeSpec};
+use everdisk_api::{directories::Directories, operation::OperationName};
+use everdisk_proto::{identity::Build, ids::VolumeName, node::NodeState, volume::VolumeSpec};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -77,8 +77,8 @@ const CHILDREN_KEPT: usize = 32;
 pub struct KnownNode {
     /// Process id of the core.
     pub core: u32,
-    /// `failed` or `stalled`.
-    pub state: String,
+    /// Its state, which is not [`NodeState::InStep`].
+    pub state: NodeState,
     /// The error.
     pub error: Option<String>,
 }
@@ -87,7 +87,7 @@ pub struct KnownNode {
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     /// Its name.
-    pub name: &'static str,
+    pub name: OperationName,
     /// Since when.
     pub since: Instant,
 }
@@ -264,12 +264,12 @@ impl Volume {
     ///
     /// # Errors
     /// [`Error::Busy`].
-    pub fn begin(self: &Arc<Self>, name: &'static str) -> Result<Operation> {
+    pub fn begin(self: &Arc<Self>, name: OperationName) -> Result<Operation> {
         let mut operation = lock(&self.operation);
         if let Some(running) = *operation {
             return Err(Error::Busy {
                 volume: self.name.to_string(),
-                operation: running.name,
+                operation: running.name.text(),
                 seconds: running.since.elapsed().as_secs(),
             });
         }
@@ -288,7 +288,7 @@ impl Volume {
     }
 
     /// Waits until the operation `name` has ended.
-    pub fn wait_end_of(&self, name: &'static str) {
+    pub fn wait_end_of(&self, name: OperationName) {
         let mut operation = lock(&self.operation);
         while operation.is_some_and(|running| running.name == name) {
             let waited = self.ended.wait_timeout(operation, Duration::from_millis(200));
@@ -426,11 +426,11 @@ pub(crate) mod tests {
     fn one_operation_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let volume = volume(dir.path());
-        let first = volume.begin("upgrade").unwrap();
-        let refused = volume.begin("detach").unwrap_err().to_string();
+        let first = volume.begin(OperationName::Upgrade).unwrap();
+        let refused = volume.begin(OperationName::Detach).unwrap_err().to_string();
         assert!(refused.contains("another operation is running on v: upgrade since 0 s"), "{refused}");
         drop(first);
-        assert!(volume.begin("detach").is_ok());
+        assert!(volume.begin(OperationName::Detach).is_ok());
     }
 
     #[test]

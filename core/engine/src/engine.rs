@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use everdisk_proto::{frame::NodeStatus, limits::BLOCK};
+use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
 use everdisk_store::{Sought, Store, StoreError};
 use everdisk_sys::{file::FileRange, robust};
 
@@ -356,14 +356,14 @@ impl Engine {
         let status = |node: &Node| {
             let error = node.health.error();
             let state = match (&error, node.health.is_stalled()) {
-                (_, true) => "stalled",
-                (Some(_), false) => "failed",
-                (None, false) => "in-step",
+                (_, true) => NodeState::Stalled,
+                (Some(_), false) => NodeState::Failed,
+                (None, false) => NodeState::InStep,
             };
             NodeStatus {
                 url: node.store.url().to_string(),
                 uuid: node.store.uuid(),
-                state: state.to_owned(),
+                state,
                 error,
                 written: node.health.has_written(),
             }

@@ -166,7 +166,7 @@ proptest! {
         both.apply(&Op::Reopen);
         both.apply(&Op::Read(0, both.disk.size()));
         both.apply(&Op::Seek(0));
-        prop_assert!(both.engine.nodes().iter().all(|node| node.state == "in-step" && node.error.is_none()));
+        prop_assert!(both.engine.nodes().iter().all(|node| node.state == everdisk_proto::node::NodeState::InStep && node.error.is_none()));
         Engine::destroy(&both.spec).unwrap();
         for node in &both.spec.nodes {
             let NodeUrl::Dir(path) = &node.url;

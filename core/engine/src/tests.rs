@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use everdisk_proto::volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec};
+use everdisk_proto::{
+    node::NodeState,
+    volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+};
 use everdisk_store::{EINVAL, Sought, Store, StoreError};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -201,13 +204,13 @@ fn flush_tries_every_node_and_reports_the_failure() {
 fn a_node_is_failed_until_an_operation_of_the_same_kind_succeeds() {
     let (engine, scripts) = scripted(1 << 20, 2);
     let states = || engine.nodes().into_iter().map(|n| (n.state, n.error)).collect::<Vec<_>>();
-    let in_step = || ("in-step".to_owned(), None);
+    let in_step = || (NodeState::InStep, None);
     assert_eq!(states(), [in_step(), in_step()]);
 
     scripts[1].errno.store(ENOSPC, Ordering::Relaxed);
     assert_eq!(engine.write(STRIPE, &[1]).unwrap_err().errno(), ENOSPC);
     let failed = states();
-    assert_eq!((&failed[0], failed[1].0.as_str()), (&in_step(), "failed"));
+    assert_eq!((&failed[0], failed[1].0), (&in_step(), NodeState::Failed));
     assert!(failed[1].1.as_ref().unwrap().starts_with("dir:/node/1: cannot write"), "{failed:?}");
 
     scripts[1].errno.store(0, Ordering::Relaxed);
@@ -421,6 +424,6 @@ fn a_truncated_node_is_an_io_error_and_shows_in_the_status() {
     assert_eq!(engine.read(STRIPE, &mut [0; 10]).unwrap_err().errno(), EIO);
     engine.read(0, &mut [0; 10]).unwrap();
     let states: Vec<_> = engine.nodes().into_iter().map(|n| n.state).collect();
-    assert_eq!(states, ["in-step", "failed", "in-step"]);
+    assert_eq!(states, [NodeState::InStep, NodeState::Failed, NodeState::InStep]);
     assert_eq!(engine.verify(8).unwrap_err().errno(), EIO);
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use everdisk_engine::Engine;
+use everdisk_proto::node::NodeState;
 use uuid::Uuid;
 
 /// Between two looks.
@@ -17,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// What was last logged of a node that is not in step.
 struct Trouble {
-    state: String,
+    state: NodeState,
     since: Instant,
 }
 
@@ -42,10 +43,10 @@ fn look_after(engine: &Weak<Engine>) {
 /// One line when a node's trouble begins or becomes another, and one when it is over.
 fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
     for node in engine.nodes() {
-        let before = troubles.get(&node.uuid).map(|trouble| trouble.state.as_str());
-        match (before, node.state.as_str()) {
-            (None, "in-step") => {}
-            (Some(_), "in-step") => {
+        let before = troubles.get(&node.uuid).map(|trouble| trouble.state);
+        match (before, node.state) {
+            (None, NodeState::InStep) => {}
+            (Some(_), NodeState::InStep) => {
                 if let Some(trouble) = troubles.remove(&node.uuid) {
                     let lasted_ms =
                         u64::try_from(trouble.since.elapsed().as_millis()).expect("less than 584 million years");
@@ -59,9 +60,15 @@ fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
             }
             (before, state) if before != Some(state) => {
                 let error = node.error.as_deref().unwrap_or("an operation on it does not end");
-                tracing::warn!(event = "node_trouble", node = node.url, state, error, "a storage node is in trouble");
+                tracing::warn!(
+                    event = "node_trouble",
+                    node = node.url,
+                    state = state.name(),
+                    error,
+                    "a storage node is in trouble"
+                );
                 let since = troubles.get(&node.uuid).map_or_else(Instant::now, |trouble| trouble.since);
-                troubles.insert(node.uuid, Trouble { state: state.to_owned(), since });
+                troubles.insert(node.uuid, Trouble { state, since });
             }
             _ => {}
         }

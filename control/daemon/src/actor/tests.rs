@@ -1,6 +1,7 @@
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, NodeStatus},
     identity::{Component, Identity},
+    node::NodeState,
     version::BUFFER,
 };
 
@@ -200,17 +201,17 @@ fn a_program_that_may_be_on_record_is_not_removed_and_the_old_cores_stay_without
 fn verified(request: &CoreRequest) -> Option<CoreAnswer> {
     match request {
         CoreRequest::Verify { blocks } => Some(CoreAnswer::Verified { blocks: *blocks }),
-        CoreRequest::Status => Some(CoreAnswer::Status { nodes: vec![node("in-step", None)] }),
+        CoreRequest::Status => Some(CoreAnswer::Status { nodes: vec![node(NodeState::InStep, None)] }),
         CoreRequest::Follow => Some(CoreAnswer::Following { buffered_bytes: 0 }),
         CoreRequest::Flush { .. } => Some(CoreAnswer::Flushed),
     }
 }
 
-fn node(state: &str, error: Option<&str>) -> NodeStatus {
+fn node(state: NodeState, error: Option<&str>) -> NodeStatus {
     NodeStatus {
         url: "dir:/a".to_owned(),
         uuid: uuid::Uuid::nil(),
-        state: state.to_owned(),
+        state,
         error: error.map(str::to_owned),
         written: false,
     }
@@ -244,10 +245,10 @@ fn the_storage_nodes_are_to_blame_when_the_old_core_says_so_or_cannot_read_eithe
     let world = world();
     let pid = world.old.id.pid;
     for (state, error, reads, told) in [
-        ("in-step", None, true, None),
-        ("stalled", None, true, Some("storage node dir:/a is stalled")),
-        ("failed", Some("EIO"), true, Some("storage node dir:/a is failed (EIO)")),
-        ("in-step", None, false, Some("the core that serves cannot read it either: disk")),
+        (NodeState::InStep, None, true, None),
+        (NodeState::Stalled, None, true, Some("storage node dir:/a is stalled")),
+        (NodeState::Failed, Some("EIO"), true, Some("storage node dir:/a is failed (EIO)")),
+        (NodeState::InStep, None, false, Some("the core that serves cannot read it either: disk")),
     ] {
         let _core = fake::Core::start(&world.volume, pid, move |request| match request {
             CoreRequest::Status => Some(CoreAnswer::Status { nodes: vec![node(state, error)] }),

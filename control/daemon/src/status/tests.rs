@@ -1,3 +1,4 @@
+use everdisk_api::operation::OperationName;
 use everdisk_proto::{
     frame::{BufferStatus, CoreStatus, FileAttach, NbdListen, NbdStatus, Suspension},
     identity::{Component, Identity},
@@ -81,7 +82,7 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     assert_eq!(state(Some(&alive), Some(GateState::Serving)), State::Serving);
     assert_eq!(state(Some(&alive), Some(GateState::Suspended)), State::Suspended);
     assert_eq!(state(Some(&alive), Some(GateState::Recovering)), State::Recovering);
-    let operation = volume.begin("upgrade").unwrap();
+    let operation = volume.begin(OperationName::Upgrade).unwrap();
     assert_eq!(judge(&volume, volume.running(), Some(&alive), Some(&seen(GateState::Serving))).0, State::Upgrading);
     drop(operation);
     let attaching = Attachment { phase: Phase::Attaching, ..alive };
@@ -94,7 +95,7 @@ fn what_the_interface_says_is_entered_and_a_core_that_is_not_armed_is_no_standby
     let volume = volume(dir.path());
     let mut status = status(&volume);
     assert_eq!((status.state, status.nodes.len()), (State::Detached, 2));
-    assert!(status.nodes.iter().all(|node| node.state == "unknown"));
+    assert!(status.nodes.iter().all(|node| node.state == NodeState::Unknown));
     enter(&mut status, &volume, seen(GateState::Serving));
     assert_eq!(status.core.unwrap().pid, 10);
     assert_eq!(status.standby.unwrap().pid, 11);
@@ -139,12 +140,12 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
     let dir = tempfile::tempdir().unwrap();
     let volume = volume(dir.path());
     let detached = status(&volume);
-    assert_eq!((detached.mode.as_str(), detached.buffer_bytes), ("synchronous", 0), "a volume of version 1");
+    assert_eq!((detached.mode, detached.buffer_bytes), (WriteMode::Synchronous, 0), "a volume of version 1");
     let mut spec = volume.spec();
     (spec.spec_version, spec.buffer) = (2, 4 << 20);
     volume.set_spec(spec).unwrap();
     let detached = status(&volume);
-    assert_eq!((detached.mode.as_str(), detached.buffer_bytes), ("write-back", 4 << 20));
+    assert_eq!((detached.mode, detached.buffer_bytes), (WriteMode::WriteBack, 4 << 20));
 
     let buffer = fake::buffer(8192);
     let entered = |buffer| {
@@ -153,11 +154,11 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
         status
     };
     let full = entered(Some(buffer));
-    assert_eq!((full.mode.as_str(), full.buffered_bytes, full.buffer_bytes), ("write-back", 8192, 64 << 20));
+    assert_eq!((full.mode, full.buffered_bytes, full.buffer_bytes), (WriteMode::WriteBack, 8192, 64 << 20));
     assert_eq!((full.damaged_ranges, full.reason), (0, None));
-    assert_eq!(entered(Some(BufferStatus { synchronous: true, ..buffer })).mode, "synchronous");
+    assert_eq!(entered(Some(BufferStatus { synchronous: true, ..buffer })).mode, WriteMode::Synchronous);
     let without = entered(None);
-    assert_eq!((without.mode.as_str(), without.buffer_bytes), ("synchronous", 0));
+    assert_eq!((without.mode, without.buffer_bytes), (WriteMode::Synchronous, 0));
     volume.set_warning(Some("beware".to_owned()));
     let damaged = entered(Some(BufferStatus { damaged_ranges: 3, ..buffer }));
     assert_eq!(damaged.damaged_ranges, 3);

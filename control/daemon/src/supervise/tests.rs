@@ -1,5 +1,6 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use everdisk_api::operation::OperationName;
 use everdisk_proto::{
     frame::Request,
     identity::{Build, Component, Identity},
@@ -122,7 +123,7 @@ fn a_standby_too_many_or_of_another_program_or_unknown_is_dismissed() {
 #[test]
 fn an_upgrade_tends_its_cores_itself() {
     let world = world();
-    let _operation = world.volume.begin("upgrade").unwrap();
+    let _operation = world.volume.begin(OperationName::Upgrade).unwrap();
     assert!(Supervisor::new(&world.volume).pass());
     assert_eq!(world.cores().len(), 1);
     // And yet no volume is left without any core.
@@ -165,7 +166,7 @@ fn writes_that_an_operation_left_to_go_through_are_buffered_again() {
     buffer.synchronous = true;
     world.interface.set(|status| status.buffer = Some(buffer));
     let mut supervisor = Supervisor::new(&world.volume);
-    let operation = world.volume.begin("upgrade").unwrap();
+    let operation = world.volume.begin(OperationName::Upgrade).unwrap();
     assert!(supervisor.pass());
     assert!(world.interface.modes().is_empty());
     drop(operation);

@@ -384,11 +384,11 @@ fn d5_a_failed_flush_is_told_and_the_sender_tries_again() {
     bench.faults("write fail=ENOSPC");
     let error = bench.core.flush(&request(false)).unwrap_err();
     assert!(matches!(error, Stopped::Failed(IoError::Unsent { errno: ENOSPC, .. })), "{error}");
-    assert_eq!(bench.core.nodes()[0].state, "failed");
+    assert_eq!(bench.core.nodes()[0].state, everdisk_proto::node::NodeState::Failed);
     assert_eq!(bench.core.buffered_bytes(), 4096);
     bench.faults("");
     bench.core.flush(&request(false)).unwrap();
-    assert_eq!(bench.core.nodes()[0].state, "in-step");
+    assert_eq!(bench.core.nodes()[0].state, everdisk_proto::node::NodeState::InStep);
     assert!(bench.stored()[..4096] == content(1, 4096)[..]);
 }
 
