@@ -6,15 +6,15 @@ pub mod script;
 
 use std::{fs, os::unix::fs::MetadataExt, time::Duration};
 
+use everdisk_harness::interrupt::Interrupt;
 use everdisk_sys::clock::monotonic_ns;
 
 use crate::{
     Error, Result,
     fio::{Target, Verifying},
     host::Host,
-    interrupt::Interrupt,
     load::{Load, Tally},
-    say,
+    nbd, say,
 };
 
 /// Threads of the load.
@@ -86,7 +86,7 @@ pub struct Seen {
 pub fn run(interrupt: &Interrupt) -> Result<bool> {
     say("Everdisk: a volume whose client is replaced while applications use it\n");
     let mut host = Host::start(interrupt, None)?;
-    let nbd = host.attach_nbd("256M", 2, &[])?;
+    let nbd_at = host.attach_nbd("256M", 2, &[])?;
     say(format!(
         "volume of 256 MiB on two directories, attached to {} and served to NBD clients",
         host.file().display()
@@ -97,7 +97,7 @@ pub fn run(interrupt: &Interrupt) -> Result<bool> {
     say(
         "fio does the same over one NBD connection, on a part of its own; it fails if that connection is ever dropped\n",
     );
-    let seen = watch(&host, &nbd.unix.target());
+    let seen = watch(&host, &nbd::target(&nbd_at.unix));
     let left = host.end();
     let seen = seen?;
     let mut well = report::tell(&seen);
@@ -110,14 +110,14 @@ pub fn run(interrupt: &Interrupt) -> Result<bool> {
     Ok(well)
 }
 
-fn watch(host: &Host, nbd: &Target) -> Result<Seen> {
+fn watch(host: &Host, export: &Target) -> Result<Seen> {
     let identity = || {
         let found = fs::metadata(host.file()).map_err(Error::io("look at the file"))?;
         Ok((found.ino(), found.dev()))
     };
     let before = identity()?;
     let load = Load::start(&host.file(), THREADS, BYTES)?;
-    let client = Verifying::start(nbd, NBD_REGION[0], NBD_REGION[1])?;
+    let client = Verifying::start(export, NBD_REGION[0], NBD_REGION[1])?;
     let begin = monotonic_ns();
     host.interrupt.sleep(CALM)?;
     let events = script::play(host, &load)?;

@@ -3,22 +3,20 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
+pub use everdisk_harness::fio::Target;
+use everdisk_harness::{
+    fio::jobs,
+    run::{Output, Running, try_run},
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::{
-    Error, Result,
-    command::{self, Ended},
-    load::Io,
-    residue,
-};
+use crate::{Error, Result, load::Io};
 
 /// Beyond its run time a job takes at most this long.
 const GRACE: Duration = Duration::from_secs(60);
@@ -53,41 +51,9 @@ impl Measured {
     }
 }
 
-/// What a job does its I/O to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// A file, by libaio.
-    File {
-        /// Where it is.
-        path: PathBuf,
-        /// Past the page cache, by O_DIRECT.
-        direct: bool,
-    },
-    /// An NBD server, by libnbd.
-    Nbd {
-        /// Where it is: `nbd+unix:///NAME?socket=PATH` or `nbd://HOST:PORT/NAME`.
-        uri: String,
-    },
-}
-
-impl Target {
-    /// A file past the page cache.
-    pub const fn direct(path: PathBuf) -> Self {
-        Self::File { path, direct: true }
-    }
-}
-
 fn base(target: &Target, job: Job) -> Command {
-    let mut command = Command::new("fio");
-    command.args(["--name=job", "--norandommap"]);
-    match target {
-        Target::File { path, direct } => command
-            .arg("--ioengine=libaio")
-            .arg(format!("--filename={}", path.display()))
-            .arg(format!("--direct={}", u8::from(*direct))),
-        Target::Nbd { uri } => command.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
-    };
-    command.arg(format!("--rw={}", job.pattern)).arg(format!("--bs={}", job.block));
+    let mut command = target.fio("job");
+    command.arg("--norandommap").arg(format!("--rw={}", job.pattern)).arg(format!("--bs={}", job.block));
     command.arg(format!("--iodepth={}", job.depth));
     command
 }
@@ -98,8 +64,8 @@ fn base(target: &Target, job: Job) -> Command {
 /// fio's.
 pub fn prefill(target: &Target, bytes: u64) -> Result<()> {
     let mut command = base(target, Job { pattern: "write", block: "1M", depth: 4 });
-    command.arg(format!("--size={bytes}")).arg("--refill_buffers=1").arg("--output-format=json");
-    parse(&command::run(&mut command, GRACE * 2)?).map(drop)
+    command.arg(format!("--size={bytes}")).arg("--refill_buffers=1");
+    parse(&try_run(command, GRACE * 2)?).map(drop)
 }
 
 /// Runs a job for `seconds`, after half a second that does not count.
@@ -108,9 +74,9 @@ pub fn prefill(target: &Target, bytes: u64) -> Result<()> {
 /// fio's, an I/O error among them.
 pub fn measure(target: &Target, bytes: u64, job: Job, seconds: u64) -> Result<Measured> {
     let mut command = base(target, job);
-    command.arg(format!("--size={bytes}")).args(["--time_based", "--ramp_time=500ms", "--output-format=json"]);
+    command.arg(format!("--size={bytes}")).args(["--time_based", "--ramp_time=500ms"]);
     command.arg(format!("--runtime={seconds}"));
-    Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
+    Ok(measured(&parse(&try_run(command, Duration::from_secs(seconds) + GRACE)?)?))
 }
 
 /// Runs a job for `io_bytes` of I/O or `seconds`, whichever is over first; all of it counts.
@@ -119,9 +85,9 @@ pub fn measure(target: &Target, bytes: u64, job: Job, seconds: u64) -> Result<Me
 /// fio's, an I/O error among them.
 pub fn burst(target: &Target, bytes: u64, job: Job, io_bytes: u64, seconds: u64) -> Result<Measured> {
     let mut command = base(target, job);
-    command.arg(format!("--size={bytes}")).arg(format!("--io_size={io_bytes}")).arg("--output-format=json");
+    command.arg(format!("--size={bytes}")).arg(format!("--io_size={io_bytes}"));
     command.arg(format!("--runtime={seconds}"));
-    Ok(measured(&parse(&command::run(&mut command, Duration::from_secs(seconds) + GRACE)?)?))
+    Ok(measured(&parse(&try_run(command, Duration::from_secs(seconds) + GRACE)?)?))
 }
 
 /// Has a random job touch each block of the first `bytes` once.
@@ -130,8 +96,8 @@ pub fn burst(target: &Target, bytes: u64, job: Job, io_bytes: u64, seconds: u64)
 /// fio's, an I/O error among them.
 pub fn cover(target: &Target, bytes: u64, job: Job) -> Result<Measured> {
     let mut command = base(target, job);
-    command.arg(format!("--size={bytes}")).args(["--norandommap=0", "--output-format=json"]);
-    Ok(measured(&parse(&command::run(&mut command, GRACE * 2)?)?))
+    command.arg(format!("--size={bytes}")).arg("--norandommap=0");
+    Ok(measured(&parse(&try_run(command, GRACE * 2)?)?))
 }
 
 fn measured(job: &Value) -> Measured {
@@ -149,21 +115,19 @@ fn measured(job: &Value) -> Measured {
 }
 
 /// The object of the only job.
-fn parse(ended: &Ended) -> Result<Value> {
-    let start = ended.stdout.find('{').unwrap_or(0);
-    let all: Value = serde_json::from_str(ended.stdout.get(start..).unwrap_or_default())
-        .map_err(|e| Error::Failed(format!("fio: {} ({e})", ended.complaint())))?;
-    let job = all.pointer("/jobs/0").cloned().unwrap_or(Value::Null);
-    match job.get("error").and_then(Value::as_i64) {
-        Some(0) if ended.status.success() => Ok(job),
-        error => Err(Error::Failed(format!("fio ended with error {error:?}: {}", ended.complaint()))),
-    }
+fn parse(ended: &Output) -> Result<Value> {
+    let job = only(jobs(ended)?);
+    if ended.status.success() { Ok(job) } else { Err(Error::Failed(format!("fio: {}", ended.complaint()))) }
+}
+
+fn only(jobs: Vec<Value>) -> Value {
+    jobs.into_iter().next().expect("fio was given a job")
 }
 
 /// A job in the background.
 #[derive(Debug)]
 pub struct Background {
-    child: Option<Child>,
+    fio: Running,
     log: PathBuf,
 }
 
@@ -174,11 +138,9 @@ impl Background {
     /// It cannot be started.
     pub fn start(target: &Target, bytes: u64, job: Job, prefix: &Path) -> Result<Self> {
         let mut command = base(target, job);
-        command.arg(format!("--size={bytes}")).args(["--time_based", "--runtime=3600", "--output-format=json"]);
+        command.arg(format!("--size={bytes}")).args(["--time_based", "--runtime=3600"]);
         command.args(["--disable_clat=1", "--disable_slat=1"]).arg(format!("--write_lat_log={}", prefix.display()));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let child = command.spawn().map_err(Error::io("start fio"))?;
-        Ok(Self { child: Some(child), log: PathBuf::from(format!("{}_lat.1.log", prefix.display())) })
+        Ok(Self { fio: Running::try_start(command)?, log: PathBuf::from(format!("{}_lat.1.log", prefix.display())) })
     }
 
     /// Ends it and reads its log. The times are those of fio's own clock, whole milliseconds since it began; an I/O is
@@ -186,13 +148,8 @@ impl Background {
     ///
     /// # Errors
     /// fio's, an I/O error among them.
-    pub fn finish(mut self) -> Result<Vec<Io>> {
-        let Some(child) = self.child.take() else { return Ok(Vec::new()) };
-        stop(child)?;
-        self.read()
-    }
-
-    fn read(&self) -> Result<Vec<Io>> {
+    pub fn finish(self) -> Result<Vec<Io>> {
+        stop(self.fio)?;
         let doing = || format!("read {}", self.log.display());
         let file = File::open(&self.log).map_err(Error::io(doing()))?;
         let mut log = Vec::new();
@@ -208,41 +165,16 @@ impl Background {
     }
 }
 
-impl Drop for Background {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Ends a job that goes on until it is stopped; what it says of itself.
-fn stop(mut child: Child) -> Result<Value> {
-    residue::kill(child.id(), Signal::INT);
-    let deadline = Instant::now() + GRACE;
-    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
-    let _ = child.kill();
-    let output = child.wait_with_output().map_err(Error::io("wait for fio"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let ended = Ended { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) };
-    let start = ended.stdout.find("\n{").unwrap_or(0);
-    let all: Value = serde_json::from_str(ended.stdout.get(start..).unwrap_or_default()).unwrap_or_default();
-    // Ended by a signal it still reports the first error that any I/O had.
-    match all.pointer("/jobs/0/error").and_then(Value::as_i64) {
-        Some(0) => Ok(all.pointer("/jobs/0").cloned().unwrap_or_default()),
-        error => Err(Error::Failed(format!("fio ended with error {error:?}: {}", ended.complaint()))),
-    }
+/// Ends a job that goes on until it is stopped; what it says of itself. Ended by a signal it still reports the first error
+/// that any I/O had.
+fn stop(fio: Running) -> Result<Value> {
+    jobs(&fio.stop(Signal::INT, GRACE)?).map(only)
 }
 
 /// An NBD client in the background that writes, reads back and verifies. fio never reconnects: whoever drops its connection
 /// has failed it.
 #[derive(Debug)]
-pub struct Verifying {
-    child: Option<Child>,
-}
+pub struct Verifying(Running);
 
 impl Verifying {
     /// Starts it on `bytes` bytes from `offset` on.
@@ -255,28 +187,17 @@ impl Verifying {
         command.args(["--norandommap=0", "--serialize_overlap=1", "--time_based", "--runtime=3600"]);
         command.args(["--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--verify_state_save=0"]);
         // Room for other load beside it.
-        command.args(["--thinktime=200us", "--output-format=json"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        Ok(Self { child: Some(command.spawn().map_err(Error::io("start fio"))?) })
+        command.arg("--thinktime=200us");
+        Ok(Self(Running::try_start(command)?))
     }
 
     /// Ends it; the number of its reads and writes.
     ///
     /// # Errors
     /// fio's: an I/O error, data that is not what was written, a connection that was dropped.
-    pub fn finish(mut self) -> Result<[u64; 2]> {
-        let Some(child) = self.child.take() else { return Ok([0, 0]) };
-        let job = stop(child)?;
+    pub fn finish(self) -> Result<[u64; 2]> {
+        let job = stop(self.0)?;
         Ok(["read", "write"]
             .map(|side| job.pointer(&format!("/{side}/total_ios")).and_then(Value::as_u64).unwrap_or(0)))
-    }
-}
-
-impl Drop for Verifying {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use everdisk_harness::interrupt::Interrupt;
 use everdisk_proto::frame::{Answer, CoreStatus, FromInterface, GateState, InterfaceStatus, Request, ToInterface};
 use everdisk_sys::link::Link;
 
-use crate::{Error, Result, interrupt::Interrupt};
+use crate::{Error, Result};
 
 /// It answers within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);

@@ -1,10 +1,9 @@
-//! The machine that the numbers are of, and the memory of its processes.
+//! The machine that the numbers are of.
 
 use std::{fs, process::Command, time::Duration};
 
+use everdisk_harness::{processes::Memory, run::try_run};
 use serde_json::{Value, json};
-
-use crate::{Error, Result, command};
 
 fn first_line(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or_default().trim().to_owned()
@@ -19,7 +18,9 @@ fn field(text: &str, name: &str) -> Option<String> {
 pub fn version(program: &str) -> String {
     // nbd-server knows no other.
     let option = if program == "nbd-server" { "-V" } else { "--version" };
-    let ended = command::run(Command::new(program).arg(option), Duration::from_secs(5));
+    let mut command = Command::new(program);
+    command.arg(option);
+    let ended = try_run(command, Duration::from_secs(5));
     ended.ok().and_then(|ended| ended.stdout.lines().next().map(str::to_owned)).unwrap_or_else(|| "none".to_owned())
 }
 
@@ -64,71 +65,8 @@ pub fn line(machine: &Value) -> String {
     )
 }
 
-/// CPU time that a process used so far, all its threads together, the kernel's work for it among it.
-///
-/// # Errors
-/// It has gone.
-pub fn cpu_time(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
-    // The name may hold anything, a parenthesis too; utime and stime are the fields 14 and 15, the state behind it is 3.
-    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
-    let ticks: u64 = behind.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
-}
-
-/// Memory of a process, KiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Resident.
-    pub rss: u64,
-    /// Resident, pages that others share counted in part.
-    pub pss: u64,
-    /// Resident and of this process alone.
-    pub private: u64,
-    /// Locked.
-    pub locked: u64,
-}
-
-impl Memory {
-    /// Of the process `pid`.
-    ///
-    /// # Errors
-    /// It has gone, or is somebody else's.
-    pub fn of(pid: u32) -> Result<Self> {
-        let read = |file: &str| {
-            fs::read_to_string(format!("/proc/{pid}/{file}"))
-                .map_err(Error::io(format!("read the memory of process {pid}")))
-        };
-        let (rollup, status) = (read("smaps_rollup")?, read("status")?);
-        let kib = |text: &str, name: &str| {
-            let value = field(text, name).unwrap_or_default();
-            value.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
-        };
-        Ok(Self {
-            rss: kib(&rollup, "Rss:"),
-            pss: kib(&rollup, "Pss:"),
-            private: kib(&rollup, "Private_Clean:") + kib(&rollup, "Private_Dirty:"),
-            locked: kib(&status, "VmLck:"),
-        })
-    }
-
-    /// For the JSON.
-    pub fn json(self) -> Value {
-        json!({"rss_kib": self.rss, "pss_kib": self.pss, "private_kib": self.private, "locked_kib": self.locked})
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_time_goes_on_with_work() {
-        let before = cpu_time(std::process::id()).unwrap();
-        let began = std::time::Instant::now();
-        while began.elapsed() < Duration::from_secs(5) && cpu_time(std::process::id()).unwrap() == before {}
-        let used = cpu_time(std::process::id()).unwrap() - before;
-        assert!(!used.is_zero() && used < Duration::from_secs(5), "{used:?}");
-    }
+/// The memory of a process, for the JSON.
+pub fn json_of(memory: Memory) -> Value {
+    let Memory { rss, pss, private, locked } = memory;
+    json!({"rss_kib": rss, "pss_kib": pss, "private_kib": private, "locked_kib": locked})
 }

@@ -8,7 +8,9 @@ use std::{
 use everdisk_proto::frame::Suspension;
 use serde_json::{Value, json};
 
-use crate::{Error, Result, interrupt::Interrupt};
+use everdisk_harness::interrupt::Interrupt;
+
+use crate::{Error, Result};
 
 pub mod buffer;
 pub mod kill;

@@ -11,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use everdisk_harness::{interrupt::Interrupt, processes};
 use everdisk_sys::memory::LockedBuffer;
 
-use crate::{Error, Result, host, interrupt::Interrupt, residue};
+use crate::{Error, Result};
 
 /// It exports the image within this time.
 const UP_WITHIN: Duration = Duration::from_secs(10);
@@ -60,11 +61,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        host::end(&mut self.child);
-        for point in residue::mounts(std::slice::from_ref(&self.file)) {
-            if let Ok(Some(mount)) = everdisk_sys::mounts::at(&point) {
-                let _ = everdisk_sys::fuse::unmount(&mount, true);
-            }
+        processes::end_child(&mut self.child, UP_WITHIN);
+        if processes::mount_on(&self.file).is_some() {
+            processes::unmount(&self.file);
         }
     }
 }

@@ -1,12 +1,9 @@
-//! Commands to the storage nodes of a volume that runs on the faulty core ([`Host::faulty`](crate::host::Host::faulty)).
+//! Storage nodes of a volume on a host whose core is faulty ([`Host::faulty`](crate::host::Host::faulty)): they are slow, fail or hang on
+//! command, and lose what they have not flushed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::ops::Deref;
 
-use everdisk_proto::volume::NodeUrl;
-use everdisk_testkit::fault_store::{self, Counts, Faults as Language, Operation, counts, fault_file};
+use everdisk_testkit::fault_store;
 
 use crate::volume::Volume;
 
@@ -14,24 +11,27 @@ use crate::volume::Volume;
 /// detached: make it after the host.
 #[derive(Debug)]
 #[must_use]
-pub struct Faults {
-    nodes: Vec<PathBuf>,
-    files: Vec<PathBuf>,
+pub struct Faults(everdisk_harness::faults::Faults);
+
+impl Deref for Faults {
+    type Target = everdisk_harness::faults::Faults;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Faults {
     /// All nodes of a volume. There are as many as the host's directories with its name.
     pub fn new(volume: &Volume<'_>) -> Self {
-        let nodes: Vec<PathBuf> = (0..).map(|index| volume.node(index)).take_while(|node| node.is_dir()).collect();
-        let files = nodes.iter().map(|node| fault_file(&NodeUrl::Dir(node.clone()))).collect();
+        let nodes: Vec<_> = (0..).map(|index| volume.node(index)).take_while(|node| node.is_dir()).collect();
         assert!(!nodes.is_empty(), "{} has no storage nodes", volume.name);
-        Self { nodes, files }
+        Self(everdisk_harness::faults::Faults::of(nodes))
     }
 
     /// [`Self::new`], of nodes that lose on command, and at a failed flush, what they have not flushed.
     pub fn volatile(volume: &Volume<'_>) -> Self {
         let faults = Self::new(volume);
-        for file in &faults.files {
+        for (_, file) in faults.nodes() {
             fault_store::make_volatile(file).expect("make a storage node volatile");
         }
         faults
@@ -39,73 +39,20 @@ impl Faults {
 
     /// The power fails: every volatile node loses what it has not flushed. No core may live. Returns the bytes that were lost.
     pub fn lose_power(&self) -> u64 {
-        let nodes = self.nodes.iter().zip(&self.files);
-        nodes.map(|(node, file)| fault_store::lose_power(file, node).expect("a volatile node loses its power")).sum()
+        let lost = |(node, file)| fault_store::lose_power(file, node).expect("a volatile node loses its power");
+        self.nodes().map(lost).sum()
     }
 
     /// What each volatile node would hold if the power failed now.
     pub fn durable(&self) -> Vec<Vec<u8>> {
-        let nodes = self.nodes.iter().zip(&self.files);
-        nodes.map(|(node, file)| fault_store::durable(file, node).expect("a volatile node")).collect()
+        self.nodes().map(|(node, file)| fault_store::durable(file, node).expect("a volatile node")).collect()
     }
 
     /// One volatile node's kernel cannot write what is unflushed, while nobody flushes: it is lost, and told at the next flush.
     /// Returns the bytes that were lost.
     pub fn fail_write_back(&self, index: usize) -> u64 {
         let errno = rustix::io::Errno::IO.raw_os_error();
-        let (node, file) = (&self.nodes[index], &self.files[index]);
+        let (node, file) = self.nodes().nth(index).expect("a storage node");
         fault_store::fail_write_back(file, node, errno).expect("a volatile node loses what it has not written")
-    }
-
-    /// What every node does from the next operation on, and what hangs at once; see `fault_store::Faults` for the
-    /// language.
-    pub fn set(&self, text: &str) {
-        self.files.iter().for_each(|file| write(file, text));
-    }
-
-    /// [`Self::set`] of one node alone; the others do as before.
-    pub fn set_node(&self, index: usize, text: &str) {
-        write(&self.files[index], text);
-    }
-
-    /// Every node works well again.
-    pub fn clear(&self) {
-        for file in &self.files {
-            let _ = fs::remove_file(file);
-        }
-    }
-
-    /// What all cores together did so far to all nodes together.
-    pub fn counts(&self) -> Counts {
-        self.each().map(|(_, counts)| counts).fold(Counts::default(), |sum, counts| sum + counts)
-    }
-
-    /// What one core did so far to all nodes together.
-    pub fn counts_of(&self, core: u32) -> Counts {
-        let own = self.each().filter(|(pid, _)| *pid == core);
-        own.map(|(_, counts)| counts).fold(Counts::default(), |sum, counts| sum + counts)
-    }
-
-    /// Writes that arrived on the nodes so far.
-    pub fn writes(&self) -> u64 {
-        self.counts().operations(Operation::Write)
-    }
-
-    fn each(&self) -> impl Iterator<Item = (u32, Counts)> {
-        self.files.iter().flat_map(|file| counts(file))
-    }
-}
-
-/// Replaces the file in one step: no core may read half of it.
-fn write(file: &Path, text: &str) {
-    text.parse::<Language>().unwrap_or_else(|e| panic!("{e}"));
-    let aside = file.with_extension("aside");
-    fs::write(&aside, text).expect("write a fault file");
-    fs::rename(&aside, file).expect("put a fault file in its place");
-}
-
-impl Drop for Faults {
-    fn drop(&mut self) {
-        self.clear();
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use everdisk_harness::{fio, pass};
 
 use crate::{
     programs::need,
@@ -55,19 +55,17 @@ impl Job {
 
     fn command(&self, target: &Target, directory: &Path, seed: u64) -> Command {
         need("fio");
-        let mut command = Command::new("fio");
-        command.current_dir(directory);
-        command.args(["--name=verify", "--output-format=json", "--thread", "--numjobs=2"]);
-        match target {
-            Target::File(file) => {
-                command.arg("--ioengine=libaio").arg(format!("--filename={}", file.display()));
-            }
+        let mut command = match target {
+            Target::File(path) => fio::Target::File { path: path.clone(), direct: self.direct }.fio("verify"),
             Target::Nbd { uri, offset } => {
-                command.arg("--ioengine=nbd").arg(format!("--uri={uri}")).arg(format!("--offset={offset}"));
+                let mut command = fio::Target::Nbd { uri: uri.clone() }.fio("verify");
+                command.args([format!("--offset={offset}"), format!("--direct={}", u8::from(self.direct))]);
+                command
             }
-        }
+        };
+        command.current_dir(directory).args(["--thread", "--numjobs=2"]);
         command.args([format!("--rw={}", self.pattern), format!("--iodepth={}", self.depth)]);
-        command.args([format!("--direct={}", u8::from(self.direct)), format!("--loops={}", self.loops)]);
+        command.arg(format!("--loops={}", self.loops));
         command.args([format!("--size={}", self.region), format!("--offset_increment={}", self.region)]);
         command.args(["--bsrange=4k-256k", "--serialize_overlap=1", "--randseed"]).arg(seed.to_string());
         command.args(["--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0"]);
@@ -103,23 +101,10 @@ impl<P: AsRef<Path> + ?Sized> From<&P> for Target {
     }
 }
 
-/// The JSON in fio's output; 3.33 prints a plain line before it.
-pub fn json(output: &Output) -> Value {
-    let text = &output.stdout;
-    let start = text.find('{').unwrap_or_else(|| panic!("fio printed no JSON: {text}{}", output.stderr));
-    serde_json::from_str(&text[start..]).unwrap_or_else(|e| panic!("fio's JSON cannot be read ({e}): {text}"))
-}
-
 /// Fails unless fio ended well and no job saw an error; returns the I/Os it did.
 pub fn check(output: &Output) -> u64 {
     assert!(output.status.success(), "fio: {}\n{}{}", output.status, output.stdout, output.stderr);
-    let report = json(output);
-    let jobs = report["jobs"].as_array().expect("jobs");
-    assert!(!jobs.is_empty(), "{report}");
-    for job in jobs {
-        assert_eq!(job["error"].as_u64(), Some(0), "{job}");
-        assert_eq!(job["total_err"].as_u64().unwrap_or(0), 0, "{job}");
-    }
+    let jobs = pass(fio::jobs(output));
     let ios = |direction: &str| jobs.iter().filter_map(|job| job[direction]["total_ios"].as_u64()).sum::<u64>();
     ios("read") + ios("write")
 }

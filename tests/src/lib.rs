@@ -1,18 +1,15 @@
-//! What the end-to-end tests share.
+//! What the end-to-end tests share, beside what they share with demo and bench (`harness/`).
 //!
 //! ```text
-//!  host.rs        a computing node of its own: directories, control module, clean end
+//!  host.rs        a computing node of its own, under a watchdog; nothing may be left over at its end
+//!  second.rs      a second control module on it
 //!  volume.rs      a volume on it, and what is asked of it
 //!  status.rs      `status` and upgrade reports, read
-//!  run.rs         foreign programs under a deadline
-//!  watchdog.rs    a limit on every test
-//!  wait.rs        waiting for a condition, never for a time
-//!  processes.rs   who runs, who is killed, what is mounted
-//!  programs.rs    where the programs are
+//!  programs.rs    cores that misbehave
 //!  disks.rs       disks of their own for storage nodes
-//!  faults.rs     storage nodes that are slow, fail or hang on command
+//!  faults.rs      storage nodes that lose what they have not flushed
 //!  fio.rs         fio as a load that verifies
-//!  nbd.rs         a volume with NBD front ends, and NBD clients
+//!  nbd.rs         a volume with NBD front ends, and foreign NBD clients
 //!  guest.rs       a virtual machine
 //!  load.rs        a load that knows what was acknowledged
 //!  promises.rs    the promises of a disk with a write cache, and a load that holds a volume to them
@@ -22,6 +19,8 @@
 //! ```
 #![forbid(unsafe_code)]
 #![expect(clippy::panic, reason = "a harness fails by panicking")]
+
+pub use everdisk_harness::{processes, run, wait, watchdog};
 
 pub mod buffer;
 pub mod bytes;
@@ -33,12 +32,8 @@ pub mod guest;
 pub mod host;
 pub mod load;
 pub mod nbd;
-pub mod processes;
 pub mod programs;
 pub mod promises;
-pub mod run;
 pub mod second;
 pub mod status;
 pub mod volume;
-pub mod wait;
-pub mod watchdog;

@@ -1,4 +1,4 @@
-//! Where the programs under test, the other cores and the foreign programs are. What is missing fails clearly.
+//! The programs under test, and cores that misbehave. What is missing fails clearly.
 
 use std::{
     env, fs,
@@ -11,45 +11,7 @@ use everdisk_proto::{
     version::{ABI, VersionRange},
 };
 
-/// The directory of the programs: that of the build this test belongs to.
-pub fn directory() -> PathBuf {
-    let own = env::current_exe().expect("the path of this test");
-    let deps = own.parent().expect("a directory");
-    let directory = if deps.ends_with("deps") { deps.parent().expect("a directory") } else { deps };
-    directory.to_owned()
-}
-
-/// One of the programs of the build.
-pub fn program(name: &str) -> PathBuf {
-    let path = directory().join(name);
-    assert!(
-        path.is_file(),
-        "{} is missing: `cargo xtask test` builds it first, or build it with\n  cargo build --release -p everdisk -p \
-         everdiskd -p everdisk-interface -p everdisk-core -p everdisk-tests",
-        path.display()
-    );
-    path
-}
-
-/// The core of this release.
-pub fn core() -> PathBuf {
-    program("everdisk-core")
-}
-
-/// The core of another version.
-pub fn core_next() -> PathBuf {
-    program("everdisk-core-next")
-}
-
-/// The core of this release, on storage nodes that obey `faults::Faults`.
-pub fn core_faulty() -> PathBuf {
-    program("everdisk-core-faulty")
-}
-
-/// The core of another version, on storage nodes that obey `faults::Faults`.
-pub fn core_faulty_next() -> PathBuf {
-    program("everdisk-core-faulty-next")
-}
+pub use everdisk_harness::programs::*;
 
 /// Names the environment variable with which the programs of the next ABI are of the one after it.
 pub const ABI_AFTER: &str = "EVERDISK_TEST_ABI_AFTER";
@@ -79,19 +41,6 @@ pub fn abi_after(directory: &Path, component: Component) -> PathBuf {
 pub const VERSION_ABI_NEXT: &str = "0.3.0-abi-next";
 /// Version of those of the ABI after it.
 pub const VERSION_ABI_AFTER: &str = "0.4.0-abi-after";
-
-/// Version of [`core`].
-pub const VERSION: &str = everdisk_proto::version::PRODUCT;
-/// Version of [`core_next`].
-pub const VERSION_NEXT: &str = "0.2.0-next";
-
-/// Fails unless a foreign program can be found.
-pub fn need(name: &str) {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    let there = name.contains('/') || env::split_paths(&path).chain(administrators).any(|d| d.join(name).is_file());
-    assert!(there, "the program {name} is missing: `cargo xtask test` installs what the tests call");
-}
 
 /// Fails unless the test runs as root.
 pub fn need_root() {

@@ -70,7 +70,7 @@ impl<'a> Volume<'a> {
     /// Detaches it.
     pub fn detach(&self) {
         self.host.everdisk(&["detach", &self.name]).ok();
-        assert_eq!(processes::mount_line(&self.path), None, "{} is still mounted", self.path.display());
+        assert_eq!(processes::mount_on(&self.path), None, "{} is still mounted", self.path.display());
         assert_eq!(self.processes(), [], "processes of {} live on", self.name);
     }
 

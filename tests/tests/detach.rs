@@ -16,7 +16,7 @@ use everdisk_tests::{
     bytes::pattern,
     guards::{Loop, Mount},
     host::Host,
-    processes::mount_line,
+    processes::mount_on,
     run::sh,
     volume::Volume,
 };
@@ -31,7 +31,7 @@ fn bound(host: &Host) -> (Volume<'_>, PathBuf) {
 
 fn refused(volume: &Volume<'_>, words: &[&str]) {
     volume.ask("detach", &[]).refused(1, &[&["volume v is in use", "--force"], words].concat());
-    assert!(mount_line(&volume.path).is_some(), "it is mounted as before");
+    assert!(mount_on(&volume.path).is_some(), "it is mounted as before");
     assert_eq!(volume.status().state(), "serving");
 }
 
@@ -123,7 +123,7 @@ fn what_holds_the_file_and_shows_nowhere_is_not_cut_off() {
     packet::send(ours.as_fd(), b"x", &[file.as_fd()]).unwrap();
     drop(file);
     volume.ask("detach", &[]).refused(1, &["volume v is in use", "served on", "--force"]);
-    assert_eq!(mount_line(&volume.path), None);
+    assert_eq!(mount_on(&volume.path), None);
     assert_eq!(volume.settled().state(), "serving");
     let file: OwnedFd = packet::recv(theirs.as_fd()).unwrap().unwrap().fds.pop().unwrap();
     let file = File::from(file);

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use everdisk_tests::{
     bytes::pattern,
     host::Host,
-    processes::{self, mount_line},
+    processes::{self, mount_on},
     programs::{VERSION, VERSION_NEXT, core, core_next},
 };
 
@@ -16,14 +16,14 @@ fn m5_the_open_file_inode_and_mount_stay_through_upgrades_and_a_kill() {
     let volume = host.volume("v", "64M");
     let file = volume.open();
     let before = file.metadata().unwrap();
-    let mount = mount_line(&volume.path).expect("a mount");
+    let mount = mount_on(&volume.path).expect("a mount");
     let interface = volume.status().interface();
     let mut pids = vec![volume.status().core()];
     let same = |step: u64| {
         let now = file.metadata().unwrap();
         assert_eq!((now.dev(), now.ino(), now.len()), (before.dev(), before.ino(), before.len()));
         assert_eq!(now.mode(), before.mode());
-        assert_eq!(mount_line(&volume.path).as_ref(), Some(&mount));
+        assert_eq!(mount_on(&volume.path).as_ref(), Some(&mount));
         assert_eq!(volume.status().interface(), interface);
         for earlier in 0..=step {
             let data = pattern(earlier, 10_000);

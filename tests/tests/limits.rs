@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind};
 use everdisk_tests::{
     host::{Host, Identity},
     nbd::{Client, Exported, Kind},
-    processes::mount_line,
+    processes::mount_on,
     programs::need_root,
     run::sh,
     wait::until,
@@ -33,7 +33,7 @@ fn a_limit_that_is_too_low_is_named_before_anything_is_attached() {
         let host = limited(&[limit]);
         let volume = host.create("v", "16M", 1);
         volume.try_attach(&[]).refused(1, words);
-        assert_eq!((volume.status().state(), mount_line(&volume.path)), ("detached", None));
+        assert_eq!((volume.status().state(), mount_on(&volume.path)), ("detached", None));
         assert_eq!(volume.processes(), []);
         until("it is logged", || (!host.logged(&["operator", "attach", words[0]]).is_empty()).then_some(()));
     }

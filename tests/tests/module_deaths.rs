@@ -262,7 +262,7 @@ fn interface_and_every_core_die_and_attach_brings_the_data_back() {
     volume.ask("detach", &[]).refused(1, &["--force"]);
     volume.ask("detach", &["--force"]).ok(); // Every process has gone: nothing is left to give up.
     assert_eq!(volume.status().state(), "detached");
-    assert_eq!(processes::mount_line(&volume.path), None);
+    assert_eq!(processes::mount_on(&volume.path), None);
     volume.attach(&[]);
     volume.detach();
 }

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use everdisk_tests::{
     guest::Guest,
     host::Host,
-    nbd::{Exported, Front},
+    nbd::{Address, Exported},
 };
 
 /// An interpreted machine on a busy one.
@@ -68,7 +68,7 @@ fn m5_m6_beyond7_a_virtual_machine_has_its_disk_on_an_export_through_upgrades_an
 fn m5_m6_beyond7_the_kernels_client_works_through_upgrades_and_a_kill() {
     let host = Host::new();
     let exported = Exported::new(&host, "v", "64M");
-    let Front::Tcp(address) = &exported.tcp else { panic!("{exported:?}") };
+    let Address::Tcp(address) = &*exported.tcp else { panic!("{exported:?}") };
     let connect = format!("nbd-client 10.0.2.2 {} /dev/nbd0 -N v -b 4096 -C 2 -persist", address.port());
     let before = format!("{connect}\n[ $(cat /sys/block/nbd0/size) = 131072 ]");
     let after = "echo by the kernel | dd of=/dev/nbd0 bs=4096 seek=12500 conv=fsync\nblkdiscard -o 0 -l 1048576 /dev/nbd0\n\

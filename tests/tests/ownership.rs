@@ -54,7 +54,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
         second.everdisk(&["attach", "v", "--file", text(&other)]).refused(1, &words).refused(1, &[&node]);
         second.everdisk(&["volume", "resize", "v", "64M"]).refused(1, &words);
         second.everdisk(&["volume", "delete", "v", "--yes"]).refused(1, &words);
-        assert!(!other.exists() && processes::mount_line(&other).is_none(), "nothing is left of the attempt");
+        assert!(!other.exists() && processes::mount_on(&other).is_none(), "nothing is left of the attempt");
         assert_eq!(fs::metadata(&data).unwrap().len(), 16 << 20);
     };
     {
@@ -113,7 +113,7 @@ fn a_state_directory_copied_while_attached_ends_nothing_of_the_original() {
     load.stop();
     let after = volume.status();
     assert_eq!((after.core(), after.interface()), (before.core(), before.interface()));
-    assert!(processes::mount_line(&volume.path).is_some());
+    assert!(processes::mount_on(&volume.path).is_some());
     volume.detach();
 }
 

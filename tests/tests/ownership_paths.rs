@@ -14,7 +14,7 @@ use everdisk_tests::{
     guards::Mount,
     host::Host,
     load::Load,
-    processes::{self, mount_line, mounts_in},
+    processes::{self, mount_on, mounts_in},
     run::{Output, Running, sh},
     second::Second,
     volume::Volume,
@@ -109,16 +109,16 @@ fn the_record_of_a_dead_volume_unmounts_and_removes_nothing_of_another() {
     kill_all(&mut host, "a");
     sh("umount", &["-l", text(&path)]);
     attach(&host, "b", &path).ok();
-    let mount = mount_line(&path).expect("b is mounted");
+    let mount = mount_on(&path).expect("b is mounted");
     Volume::new(&host, "b").settled();
     let load = Load::start(&Volume { path: path.clone(), ..Volume::new(&host, "b") }, 1);
     host.everdisk(&["detach", "a", "--force"]).ok();
-    assert_eq!(mount_line(&path), Some(mount));
+    assert_eq!(mount_on(&path), Some(mount));
     load.goes_on(20);
     load.stop();
     assert_eq!(Volume::new(&host, "b").status().state(), "serving");
     host.everdisk(&["detach", "b"]).ok();
-    assert_eq!(mount_line(&path), None);
+    assert_eq!(mount_on(&path), None);
 }
 
 /// A socket, or anything else, that took the place of ours.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use everdisk_tests::{
-    bytes::pattern, guards::Mount, host::Host, processes::mount_line, programs::core_next, volume::Volume,
+    bytes::pattern, guards::Mount, host::Host, processes::mount_on, programs::core_next, volume::Volume,
 };
 use rustix::io::Errno;
 
@@ -17,7 +17,7 @@ fn refused(volume: &Volume<'_>, words: &[&str]) {
     volume.try_attach(&[]).refused(1, words);
     assert_eq!(volume.status().state(), "detached");
     assert_eq!(volume.processes(), []);
-    assert_eq!(mount_line(&volume.path), None);
+    assert_eq!(mount_on(&volume.path), None);
     assert!(!volume.path.exists(), "the file that attach made stays behind");
 }
 

@@ -267,7 +267,7 @@ mod tests {
     /// nothing else is on their PATH).
     #[test]
     fn every_program_that_a_test_names_is_declared() {
-        let rooms = ["tests", "sys", "core", "interface", "control", "proto", "testkit", "telemetry"];
+        let rooms = ["tests", "harness", "sys", "core", "interface", "control", "proto", "testkit", "telemetry"];
         let mut sources = Vec::new();
         rooms.iter().for_each(|room| read_sources(&crate::workspace::root().join(room), &mut sources));
         let called = sources.iter().flat_map(|(path, text)| named(text).map(move |name| (name, path)));

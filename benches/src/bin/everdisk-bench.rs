@@ -10,12 +10,11 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use everdisk_benches::{
-    Error, Result,
-    interrupt::Interrupt,
-    machine,
+    Error, Result, machine,
     measure::{Scope, buffer, kill, memory, nbd, pause, throughput},
     say,
 };
+use everdisk_harness::interrupt::Interrupt;
 use serde_json::{Map, Value, json};
 
 /// Measures Everdisk on this machine.

@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use everdisk_benches::{Error, demo, interrupt::Interrupt};
+use everdisk_benches::{Error, demo};
+use everdisk_harness::interrupt::Interrupt;
 
 /// Upgrades, rolls back, suspends and kills under verified load, in under a minute; leaves nothing behind.
 #[derive(Debug, Parser)]

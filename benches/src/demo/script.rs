@@ -2,6 +2,7 @@
 
 use std::{thread, time::Duration};
 
+use everdisk_harness::processes;
 use everdisk_proto::frame::{InterfaceStatus, Suspension};
 use everdisk_sys::clock::monotonic_ns;
 use rustix::process::Signal;
@@ -13,7 +14,7 @@ use crate::{
     host::{Host, Said, VOLUME},
     interface::Interface,
     load::Load,
-    residue, say, stats,
+    say, stats,
 };
 
 /// Between two events.
@@ -104,7 +105,7 @@ fn replaced(kind: Kind, said: &Said) -> Event {
 fn kill(host: &Host, interface: &mut Interface) -> Result<Event> {
     let pair = interface.standby(&host.interrupt)?;
     let at_ns = monotonic_ns();
-    residue::kill(pair.serving.pid, Signal::KILL);
+    processes::signal(pair.serving.pid, Signal::KILL);
     thread::sleep(LOOK);
     let (status, times) = host.interrupt.wait_for("another core serves", RECOVERED_WITHIN, LOOK, || {
         let status = interface.status()?;

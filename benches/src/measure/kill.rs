@@ -3,6 +3,7 @@
 
 use std::{thread, time::Duration};
 
+use everdisk_harness::processes;
 use everdisk_proto::{frame::Suspension, limits::BUFFER_DEFAULT};
 use everdisk_sys::clock::monotonic_ns;
 use rustix::process::Signal;
@@ -14,7 +15,7 @@ use crate::{
     host::Host,
     interface::Interface,
     load::Load,
-    residue, say,
+    say,
     stats::{Sorted, time},
     table::{at_most, row, table},
 };
@@ -130,7 +131,7 @@ pub(super) fn kill(host: &Host, interface: &mut Interface) -> Result<Killed> {
     let before = interface.standby(&host.interrupt)?;
     host.interrupt.sleep(SETTLE / 2)?;
     let at_ns = monotonic_ns();
-    residue::kill(before.serving.pid, Signal::KILL);
+    processes::signal(before.serving.pid, Signal::KILL);
     thread::sleep(UNDISTURBED);
     let times = host.interrupt.wait_for("the standby serves", RECOVERED_WITHIN, UNDISTURBED / 4, || {
         let status = interface.status()?;

@@ -1,5 +1,6 @@
 //! Memory of the processes of one volume, fresh and after load.
 
+use everdisk_harness::processes::Memory;
 use everdisk_proto::frame::InterfaceStatus;
 use serde_json::{Value, json};
 
@@ -8,7 +9,7 @@ use crate::{
     Error, Result,
     host::Host,
     load::Load,
-    machine::Memory,
+    machine::json_of,
     say,
     table::{at_most, row, table},
 };
@@ -58,7 +59,7 @@ fn look(host: &Host, when: &str, rows: &mut Vec<Vec<String>>) -> Result<Value> {
             format!("≤ {limit:.0}"),
             at_most(memory.rss as f64, limit),
         ]);
-        values.insert(name.to_owned(), memory.json());
+        values.insert(name.to_owned(), json_of(memory));
     }
     Ok(values.into())
 }

@@ -6,6 +6,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
+use everdisk_harness::processes;
 use everdisk_proto::{frame::Suspension, limits::BUFFER_DEFAULT};
 use everdisk_sys::clock::monotonic_ns;
 use rustix::process::Signal;
@@ -21,7 +22,7 @@ use crate::{
     host::{Host, VOLUME},
     interface::Interface,
     machine::load_average,
-    residue, say,
+    say,
     stats::{Sorted, time},
     table::{at_most, row, table},
 };
@@ -176,7 +177,7 @@ fn upgrade(
 fn restart_standby(host: &Host, interface: &mut Interface) -> Result<Span> {
     let old = interface.standby(&host.interrupt)?.standby.pid;
     let from_ns = monotonic_ns();
-    residue::kill(old, Signal::KILL);
+    processes::signal(old, Signal::KILL);
     host.interrupt.wait_for("another core on standby", Duration::from_secs(20), SETTLE / 20, || {
         let pair = interface.standby(&host.interrupt)?;
         Ok((pair.standby.pid != old).then_some(()))

@@ -11,12 +11,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Address, client::Client};
-use crate::load::Disk;
+use everdisk_harness::nbd::{Address, Client, Kind};
+
+use crate::{host::VOLUME, load::Disk};
 
 /// A server takes a client again within this time.
 const RECONNECTED_WITHIN: Duration = Duration::from_secs(20);
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// A server that is silent for so long hangs.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// A client of the volume.
+///
+/// # Errors
+/// The operating system's; `InvalidData` when it is not NBD that the server speaks.
+pub fn connect(address: &Address) -> io::Result<Client> {
+    Client::of_export(address.connect(SILENT_FOR)?, VOLUME)
+}
+
+/// Takes leave of the server, which may have gone.
+pub fn leave(client: &mut Client) {
+    let _ = client.send(Kind::Disconnect, 0, 0, 0, &[]);
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -30,9 +47,9 @@ impl NbdDisk {
     /// Connects; adds to `broken` whenever the connection breaks.
     ///
     /// # Errors
-    /// As [`Client::connect`].
+    /// As [`connect`].
     pub fn connect(address: &Address, broken: &Arc<AtomicU64>) -> io::Result<Self> {
-        Ok(Self { address: address.clone(), client: Client::connect(address)?, broken: Arc::clone(broken) })
+        Ok(Self { address: address.clone(), client: connect(address)?, broken: Arc::clone(broken) })
     }
 
     fn request(&mut self, mut request: impl FnMut(&mut Client) -> io::Result<()>) -> io::Result<()> {
@@ -44,7 +61,7 @@ impl NbdDisk {
             }
             self.broken.fetch_add(1, Relaxed);
             self.client = loop {
-                match Client::connect(&self.address) {
+                match connect(&self.address) {
                     Err(_) if Instant::now() < deadline => thread::sleep(AGAIN_AFTER),
                     other => break other?,
                 }
@@ -55,11 +72,17 @@ impl NbdDisk {
 
 impl Disk for NbdDisk {
     fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.request(|client| client.read(bytes, offset)).map(|()| bytes.len())
+        self.request(|client| client.try_read(offset, bytes)).map(|()| bytes.len())
     }
 
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        self.request(|client| client.write(bytes, offset)).map(|()| bytes.len())
+        self.request(|client| client.try_write(offset, bytes)).map(|()| bytes.len())
+    }
+}
+
+impl Drop for NbdDisk {
+    fn drop(&mut self) {
+        leave(&mut self.client);
     }
 }
 

@@ -2,23 +2,17 @@
 
 use std::{
     fs::{self, File},
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use everdisk_sys::{link::wait_readable, process::pidfd};
+use everdisk_harness::{interrupt::Interrupt, nbd::Address, processes, run::try_run};
 use rustix::process::Signal;
 
-use super::{Address, client};
-use crate::{
-    Error, Result, command,
-    fio::Target,
-    host::{self, VOLUME},
-    interrupt::Interrupt,
-    residue,
-};
+use super::target;
+use crate::{Error, Result, fio::Target, host::VOLUME};
 
 /// A server takes clients, and ends, within this time.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -134,16 +128,16 @@ impl Peer {
                 command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
                 Running::Child(command.spawn().map_err(Error::io(format!("start {}", kind.name())))?)
             }
-            Kind::NbdServer => Running::Daemon(daemon(interrupt, &mut command, &image.with_extension("pid"))?),
+            Kind::NbdServer => Running::Daemon(daemon(interrupt, kind.name(), command, &image.with_extension("pid"))?),
         };
-        let mut peer = Self { running, target: address.target() };
+        let mut peer = Self { running, target: target(address) };
         interrupt.wait_for(&format!("{} takes clients", kind.name()), WITHIN, LOOK, || {
             if let Running::Child(child) = &mut peer.running
                 && let Ok(Some(status)) = child.try_wait()
             {
                 return Err(Error::Failed(format!("{} ended with {status}", kind.name())));
             }
-            Ok(client::answers(address).then_some(()))
+            Ok(address.answers().then_some(()))
         })?;
         Ok(peer)
     }
@@ -155,10 +149,9 @@ impl Peer {
 }
 
 /// Starts a daemon and waits until it has told its process id.
-fn daemon(interrupt: &Interrupt, command: &mut Command, pid_file: &Path) -> Result<u32> {
-    let name = command::name(command);
+fn daemon(interrupt: &Interrupt, name: &str, command: Command, pid_file: &Path) -> Result<u32> {
     let _ = fs::remove_file(pid_file);
-    let ended = command::run(command, WITHIN)?;
+    let ended = try_run(command, WITHIN)?;
     if !ended.status.success() {
         return Err(Error::Failed(format!("{name}: {}", ended.complaint())));
     }
@@ -170,12 +163,12 @@ fn daemon(interrupt: &Interrupt, command: &mut Command, pid_file: &Path) -> Resu
 impl Drop for Peer {
     fn drop(&mut self) {
         match &mut self.running {
-            Running::Child(child) => drop(host::end(child)),
+            Running::Child(child) => {
+                processes::end_child(child, WITHIN);
+            }
             Running::Daemon(pid) => {
-                let Ok(handle) = pidfd(*pid) else { return };
-                residue::kill(*pid, Signal::TERM);
-                if !wait_readable(handle.as_fd(), WITHIN).unwrap_or(false) {
-                    residue::kill(*pid, Signal::KILL);
+                if !processes::terminate(*pid, WITHIN) {
+                    processes::signal(*pid, Signal::KILL);
                 }
             }
         }

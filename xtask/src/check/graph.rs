@@ -9,7 +9,7 @@ use crate::workspace::Workspace;
 
 const ROOMS: [&str; 3] = ["interface", "core", "control"];
 const FOUNDATION: [&str; 3] = ["proto", "sys", "telemetry"];
-const FOR_TESTS: [&str; 4] = ["testkit", "tests", "benches", "xtask"];
+const FOR_TESTS: [&str; 5] = ["testkit", "harness", "tests", "benches", "xtask"];
 const EXCEPTIONS: [(&str, &str); 3] =
     [("core/engine", "interface/gate"), ("core/process", "interface/gate"), ("core/process", "interface/transport")];
 
@@ -118,5 +118,11 @@ mod tests {
         allows("benches", "interface/gate", "null");
         bites("proto", "interface/gate", "null");
         bites("core/engine", "testkit", "null");
+        for room in ["core/process", "interface/holder", "control/daemon", "proto", "sys"] {
+            bites(room, "harness", "null");
+            bites(room, "harness", "\"build\"");
+        }
+        allows("tests", "harness", "null");
+        allows("harness", "sys", "null");
     }
 }

@@ -1,12 +1,13 @@
 //! The pause of an upgrade, by how much is buffered and by what the storage nodes do: by `carry` neither may matter. And
 //! by `flush`, for the record.
 
+use everdisk_harness::programs::FAULTY;
 use serde_json::{Value, json};
 
 use super::{HUNG, ROOMY, Readers, SYNC_WITHIN, faulty, fill, flushing, sync};
 use crate::{
     Error, Result, fio,
-    host::{FAULTY, Host},
+    host::Host,
     interface::Interface,
     measure::{SETTLE, Scope, VOLUME_BYTES, VOLUME_SIZE, pause::number},
     say,

@@ -3,15 +3,18 @@
 
 use std::time::{Duration, Instant};
 
+use everdisk_harness::{
+    nbd::{Address, Client},
+    processes::cpu_time,
+};
 use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
     block::{BLOCK_BYTES, Noise},
     host::Host,
-    machine::cpu_time,
     measure::{SETTLE, Scope, memory_directory},
-    nbd::{Address, client::Client},
+    nbd::disk::{connect, leave},
     say,
     table::{at_most, row, table},
 };
@@ -42,11 +45,12 @@ pub fn run(scope: &Scope) -> Result<Value> {
     for (transport, address) in [("UNIX socket", &addresses.unix), ("TCP loopback", &addresses.tcp)] {
         for clients in CLIENTS {
             host.interrupt.sleep(SETTLE * 4)?;
-            let connected = busy_for_a_while(address, clients)?;
+            let mut connected = busy_for_a_while(address, clients)?;
             let before = (cpu_time(pid)?, Instant::now());
             host.interrupt.sleep(over)?;
             let used = cpu_time(pid)?.saturating_sub(before.0);
             let percent = used.as_secs_f64() / before.1.elapsed().as_secs_f64() * 100.0;
+            connected.iter_mut().for_each(leave);
             drop(connected);
             rows.push(vec![
                 format!("{clients}, {transport}"),
@@ -69,12 +73,12 @@ pub fn run(scope: &Scope) -> Result<Value> {
 fn busy_for_a_while(address: &Address, clients: usize) -> Result<Vec<Client>> {
     let until = Instant::now() + BUSY;
     let work = |index: usize| -> std::io::Result<Client> {
-        let mut client = Client::connect(address)?;
+        let mut client = connect(address)?;
         let mut block = vec![7; BLOCK_BYTES];
         let mut noise = Noise(index as u64);
         while Instant::now() < until {
-            client.write(&block, noise.below(BLOCKS) * BLOCK_BYTES as u64)?;
-            client.read(&mut block, noise.below(BLOCKS) * BLOCK_BYTES as u64)?;
+            client.try_write(noise.below(BLOCKS) * BLOCK_BYTES as u64, &block)?;
+            client.try_read(noise.below(BLOCKS) * BLOCK_BYTES as u64, &mut block)?;
         }
         Ok(client)
     };

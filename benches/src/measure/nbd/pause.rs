@@ -11,6 +11,7 @@ use crate::{
         pause::{ROUND, Rounds, Way, inside, outside},
         windows,
     },
+    nbd::target,
     say,
 };
 
@@ -33,7 +34,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
          socket; the volume's file, O_DIRECT, for comparison",
         scope.upgrades
     ));
-    let ways = [nbd.unix.target(), host.target()].map(|target| Way { target, handovers: &HANDOVERS });
+    let ways = [target(&nbd.unix), host.target()].map(|target| Way { target, handovers: &HANDOVERS });
     let [over_nbd, on_file] = &ways;
     let (mut nbd, mut file) = (Rounds::default(), Rounds::default());
     for round in 0.. {

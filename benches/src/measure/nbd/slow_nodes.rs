@@ -1,6 +1,7 @@
 //! Requests that wait for slow storage nodes: how many of one connection do so at once. Beside nbdkit, whose 16 threads take turns
 //! at the connection as well.
 
+use everdisk_harness::nbd::Address;
 use serde_json::{Value, json};
 
 use crate::{
@@ -12,8 +13,8 @@ use crate::{
         throughput::{amount, in_words, shown},
     },
     nbd::{
-        Address,
         peer::{Kind, Peer},
+        target,
     },
     say,
     stats::{median, ratio},
@@ -34,7 +35,7 @@ const JOBS: [(&str, Job); 3] = [
 /// Whatever went wrong, an I/O error among it.
 pub fn run(scope: &Scope) -> Result<Value> {
     let mut host = Host::faulty(&scope.interrupt, Some(&memory_directory_for(2)?))?;
-    let ours = host.attach_nbd(VOLUME_SIZE, 1, &[])?.unix.target();
+    let ours = target(&host.attach_nbd(VOLUME_SIZE, 1, &[])?.unix);
     let address = Address::Unix(host.path("nbdkit.sock"));
     let image = host.node("nbdkit.raw");
     let peer = Peer::start(&scope.interrupt, Kind::NbdkitDelayed, &image, VOLUME_BYTES, &address)?;

@@ -1,6 +1,7 @@
 //! The NBD front end beside other NBD servers: the same fio jobs on all, in alternating rounds of one run, over a UNIX
 //! socket and over TCP. Every server keeps its data in memory, ours on a storage node that is a directory.
 
+use everdisk_harness::nbd::Address;
 use everdisk_proto::limits::BUFFER_DEFAULT;
 use serde_json::{Value, json};
 
@@ -16,8 +17,8 @@ use crate::{
     host::Host,
     machine::{load_average, version},
     nbd::{
-        Address,
         peer::{Kind, Peer},
+        target,
     },
     say,
     stats::{median, ratio},
@@ -93,7 +94,7 @@ fn over(scope: &Scope, transport: &str, index: usize, ours: &[Ours]) -> Result<V
     let mut servers = Vec::new();
     for our in ours {
         let Some(address) = our.addresses.get(index) else { continue };
-        servers.push(Server { name: our.name, target: address.target(), host: Some(&our.host) });
+        servers.push(Server { name: our.name, target: target(address), host: Some(&our.host) });
     }
     let mut peers = Vec::new();
     let Some(directories) = ours.first().map(|our| &our.host) else { return Ok(Value::Null) };

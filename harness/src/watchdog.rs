@@ -8,15 +8,15 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::mpsc::{self, RecvTimeoutError::Timeout},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::processes;
+use crate::{host::logs, processes};
 
 /// What a test may take on a slow and busy machine; the longest takes about a minute on a quiet one. A soak test goes on for
 /// longer by what it was asked to (EVERDISK_SOAK_SECS).
@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(5 * 60);
 const GRACE: Duration = Duration::from_secs(90);
 /// What killing may take.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// Lines of each log that are shown.
+pub const LOG_LINES: usize = 25;
 /// Exit status of a run of tests that has failed.
 const FAILED: i32 = 101;
 
@@ -54,7 +56,7 @@ impl Watchdog {
             say(&format!(
                 "the test {test} has not ended within {limit:?}: its processes are killed\n{}{}",
                 stacks(&root),
-                logs(&root)
+                logs(&root, LOG_LINES)
             ));
             end_processes(&root);
             if ended.recv_timeout(grace) == Err(Timeout) {
@@ -80,8 +82,8 @@ fn end_processes(root: &Path) {
         if left.is_empty() || Instant::now() > deadline {
             return;
         }
-        for pid in left.into_iter().filter_map(|process| i32::try_from(process.pid).ok().and_then(Pid::from_raw)) {
-            let _ = kill_process(pid, Signal::KILL);
+        for process in left {
+            processes::signal(process.pid, Signal::KILL);
         }
         thread::sleep(Duration::from_millis(20));
     }
@@ -96,29 +98,13 @@ fn stacks(root: &Path) -> String {
 
 fn threads(what: &str, pid: u32) -> String {
     let mut text = format!("--- process {pid}: {what}\n");
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
-        let (name, stat, stack) = (read("comm"), read("stat"), read("stack"));
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+    let threads = processes::of(pid).and_then(|process| process.tasks());
+    for thread in threads.into_iter().flatten().flatten() {
+        let (name, state) = thread.stat().map_or_else(|_| (String::new(), '?'), |stat| (stat.comm, stat.state));
+        let stack = fs::read_to_string(format!("/proc/{pid}/task/{}/stack", thread.tid)).unwrap_or_default();
         let frames = stack.lines().filter_map(|line| line.split_whitespace().nth(1)).take(6);
         let frames = frames.collect::<Vec<_>>().join(" < ");
-        let _ = writeln!(text, "{} {} {state}  {frames}", thread.file_name().display(), name.trim_end());
-    }
-    text
-}
-
-/// The last lines of every log of a host.
-pub fn logs(root: &Path) -> String {
-    let mut files: Vec<PathBuf> = vec![root.join("everdiskd.log")];
-    for volume in fs::read_dir(root.join("run/volumes")).into_iter().flatten().flatten() {
-        let logs = fs::read_dir(volume.path()).into_iter().flatten().flatten().map(|entry| entry.path());
-        files.extend(logs.filter(|path| path.extension().is_some_and(|e| e == "log")));
-    }
-    let mut text = String::new();
-    for file in files {
-        let content = fs::read_to_string(&file).unwrap_or_default();
-        let lines: Vec<&str> = content.lines().collect();
-        let _ = writeln!(text, "--- {}\n{}", file.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
+        let _ = writeln!(text, "{} {name} {state}  {frames}", thread.tid);
     }
     text
 }

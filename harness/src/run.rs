@@ -1,9 +1,9 @@
-//! Programs under a deadline.
+//! Programs under a deadline. Each has a process group of its own: a Ctrl-C at the terminal is for us to deal with.
 
 use std::{
     ffi::OsStr,
     io::Read,
-    os::unix::process::CommandExt,
+    os::{fd::AsFd, unix::process::CommandExt},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
@@ -12,7 +12,8 @@ use std::{
 
 use everdisk_sys::{link::wait_readable, process::pidfd};
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::os::fd::AsFd;
+
+use crate::{Error, Result, pass, processes};
 
 /// What a program that has ended left.
 #[derive(Clone, Debug)]
@@ -33,6 +34,12 @@ impl Output {
     /// The exit status; −1 after a signal.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or(-1)
+    }
+
+    /// The last line of its stderr, or its status when it said nothing.
+    pub fn complaint(&self) -> String {
+        let line = self.stderr.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        line.map_or_else(|| self.status.to_string(), str::to_owned)
     }
 
     /// Fails unless the program succeeded; gives its stdout.
@@ -96,13 +103,21 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it, in a process group of its own.
-    pub fn start(mut command: Command) -> Self {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn try_start(mut command: Command) -> Result<Self> {
         let shown = show(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
+        let mut child = command.spawn().map_err(Error::io(format!("start {shown}")))?;
         let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        Self { child, shown, began: Instant::now(), stdout, stderr }
+        Ok(Self { child, shown, began: Instant::now(), stdout, stderr })
+    }
+
+    /// Starts it.
+    pub fn start(command: Command) -> Self {
+        pass(Self::try_start(command))
     }
 
     /// Its process id.
@@ -115,17 +130,37 @@ impl Running {
         self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
-    /// Waits for its end; at the deadline it is killed and the test fails.
-    pub fn end(mut self, limit: Duration) -> Output {
+    /// Waits for its end; `limit` counts from its start.
+    ///
+    /// # Errors
+    /// It did not end, and was killed.
+    pub fn try_end(self, limit: Duration) -> Result<Output> {
         let left = limit.saturating_sub(self.began.elapsed());
-        let ended = self.has_ended() || {
-            let handle = pidfd(self.child.id()).expect("a handle of a child");
-            wait_readable(handle.as_fd(), left).expect("wait for a child")
-        };
+        self.end_after(left)
+    }
+
+    /// Waits for its end; at the deadline it is killed and the test fails.
+    pub fn end(self, limit: Duration) -> Output {
+        pass(self.try_end(limit))
+    }
+
+    /// Asks it to end by a signal and waits for `limit` at most.
+    ///
+    /// # Errors
+    /// As [`Running::try_end`].
+    pub fn stop(self, signal: Signal, limit: Duration) -> Result<Output> {
+        processes::signal(self.pid(), signal);
+        self.end_after(limit)
+    }
+
+    fn end_after(mut self, limit: Duration) -> Result<Output> {
+        let watch = || format!("wait for {}", self.shown);
+        let handle = pidfd(self.child.id()).map_err(Error::io(watch()))?;
+        let ended = wait_readable(handle.as_fd(), limit).map_err(Error::io(watch()))?;
         if !ended {
             self.kill();
         }
-        let status = self.child.wait().expect("wait for a child");
+        let status = self.child.wait().map_err(Error::io(format!("wait for {}", self.shown)))?;
         let hear = |pipe: &mpsc::Receiver<String>| pipe.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
         let output = Output {
             shown: self.shown.clone(),
@@ -134,8 +169,11 @@ impl Running {
             stderr: hear(&self.stderr),
             took: self.began.elapsed(),
         };
-        assert!(ended, "{} did not end within {limit:?}\n{}{}", output.shown, output.stdout, output.stderr);
-        output
+        if ended {
+            return Ok(output);
+        }
+        let Output { shown, stdout, stderr, .. } = output;
+        Err(Error::Failed(format!("{shown} did not end within {limit:?} and was killed\n{stdout}{stderr}")))
     }
 
     fn kill(&mut self) {
@@ -154,9 +192,17 @@ impl Drop for Running {
     }
 }
 
+/// Runs a command to its end.
+///
+/// # Errors
+/// It cannot be started, or did not end and was killed. A program that fails is no error here.
+pub fn try_run(command: Command, limit: Duration) -> Result<Output> {
+    Running::try_start(command)?.try_end(limit)
+}
+
 /// Runs a command to its end; at the deadline it is killed and the test fails.
 pub fn run(command: Command, limit: Duration) -> Output {
-    Running::start(command).end(limit)
+    pass(try_run(command, limit))
 }
 
 /// Runs a foreign program that has to succeed, within a minute.
