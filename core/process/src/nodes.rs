@@ -47,7 +47,8 @@ fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
             (None, "in-step") => {}
             (Some(_), "in-step") => {
                 if let Some(trouble) = troubles.remove(&node.uuid) {
-                    let lasted_ms = u64::try_from(trouble.since.elapsed().as_millis()).expect("less than 584 million years");
+                    let lasted_ms =
+                        u64::try_from(trouble.since.elapsed().as_millis()).expect("less than 584 million years");
                     tracing::info!(
                         event = "node_recovered",
                         node = node.url,
