@@ -18,7 +18,8 @@ fn d15_a_core_that_finds_an_invariant_broken_says_so_ends_and_is_succeeded_witho
     let load = Load::start(&volume, 1);
     load.goes_on(20);
     let before = volume.settled();
-    Faults::new(&volume).set("read astray");
+    let faults = Faults::new(&volume);
+    faults.set("read astray");
     assert_eq!(rustix::fs::seek(&file, SeekFrom::Data(32 * MIB)), Ok(32 * MIB), "the successor's answer");
     load.goes_on(50);
     let after = volume.settled();

@@ -409,3 +409,6 @@ fn os(result: io::Result<usize>) -> Result<usize, Os> {
     stored();
     result.map_err(|e| Os::from_io_error(&e).expect("every place is in its ring"))
 }
+
+#[cfg(test)]
+mod tests;
