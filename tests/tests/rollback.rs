@@ -7,7 +7,7 @@ use everdisk_tests::{
     host::{Host, Identity},
     load::Load,
     processes,
-    programs::{VERSION, VERSION_NEXT, core_next, need_root},
+    programs::{self, VERSION, VERSION_NEXT, core_next, need_root},
     status::Report,
     volume::{Volume, report},
     wait::SOON,
@@ -105,9 +105,10 @@ fn a_plan_finds_a_node_that_has_gone_or_is_read_only_and_a_state_directory_that_
     need_root();
     let mut host = Host::idle(Identity::default());
     let state = host.root().join("state");
-    // Room for the first program and the one to come, and no more.
-    let program = fs::metadata(core_next()).unwrap().len();
-    let size = format!("size={},mode=0700", 3 * program);
+    // Room for the interface's program, the first core's and the one to come, and no more.
+    let [program, interface] =
+        [core_next(), programs::program("everdisk-interface")].map(|path| fs::metadata(path).unwrap().len());
+    let size = format!("size={},mode=0700", 3 * program + interface);
     let tmpfs = Mount::new(&["-t", "tmpfs", "-o", &size, "none"], &state);
     host.start_daemon();
     let volume = host.volume("v", "16M");
