@@ -31,7 +31,7 @@ fn until(what: &str, happened: impl Fn() -> bool) {
 }
 
 /// A process of its own that plays the core in the first slot, with a segment of this buffer mapped.
-fn victim(buffer: u64) -> (Arc<SharedSegment>, Child, OwnedFd) {
+fn victim(buffer: u64) -> (Arc<SharedSegment>, Victim, OwnedFd) {
     let segment = SharedSegment::create(buffer).unwrap();
     segment.header.magic.store(everdisk_proto::segment::MAGIC, Release);
     let child = Command::new(std::env::current_exe().unwrap())
@@ -42,7 +42,17 @@ fn victim(buffer: u64) -> (Arc<SharedSegment>, Child, OwnedFd) {
         .spawn()
         .unwrap();
     let handle = process::pidfd(child.id()).unwrap();
-    (Arc::new(segment), child, handle)
+    (Arc::new(segment), Victim(child), handle)
+}
+
+/// The process; a test that fails leaves none behind.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What the victim does: one thread ends by itself; the others sleep until the process is killed.
@@ -66,13 +76,13 @@ fn the_victim() {
 
 /// Kills a victim with this buffer; ns from the kill until every word is marked, and until the pidfd tells.
 fn kill(buffer: u64) -> (u64, u64) {
-    let (segment, mut child, handle) = victim(buffer);
+    let (segment, victim, handle) = victim(buffer);
     let running = |word: u32| thread_word::is_running(word) && word != thread_word::STARTING;
     until("the threads run", || count(&segment, running) == THREADS);
     assert_eq!(count(&segment, |word| word != thread_word::FREE), THREADS, "a thread that has ended keeps no word");
     let mut tids: Vec<u32> = words(&segment).into_iter().filter(|word| *word != 0).collect();
     tids.sort_unstable();
-    let mut tasks: Vec<u32> = std::fs::read_dir(format!("/proc/{}/task", child.id()))
+    let mut tasks: Vec<u32> = std::fs::read_dir(format!("/proc/{}/task", victim.0.id()))
         .unwrap()
         .map(|task| thread_word::running(task.unwrap().file_name().to_str().unwrap().parse().unwrap()))
         .collect();
@@ -94,7 +104,7 @@ fn kill(buffer: u64) -> (u64, u64) {
     until("it has gone", || process::is_gone(handle.as_fd()));
     let gone = monotonic_ns() - at;
     assert!(was_there || buffer < 64 << 20, "marked before the memory is unmapped");
-    child.wait().unwrap();
+    drop(victim);
     (marked, gone)
 }
 
