@@ -137,5 +137,6 @@ fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
         let [_, none] = threads(&segment, pid);
         none.iter().all(|name| ["control", "nodes"].contains(&name.as_str()))
     });
+    drop(file);
     exported.detach();
 }
