@@ -264,6 +264,8 @@ fn d13_a_segment_of_n_minus_2_is_refused_in_words() {
     let load = Load::start(&volume, 2);
     let good = volume.settled();
     let state: Value = serde_json::from_str(&fs::read_to_string(record(&host)).unwrap()).unwrap();
+    let (staged, kept) = (PathBuf::from(state["interface"]["program"].as_str().unwrap()), host.root().join("kept"));
+    fs::copy(&staged, &kept).unwrap();
     let after = abi_after(host.root(), Component::Interface);
     record_interface(&mut host, &after);
     let volume = Volume::new(&host, "v");
@@ -271,7 +273,11 @@ fn d13_a_segment_of_n_minus_2_is_refused_in_words() {
     let words = [&*format!("segment is of ABI {ABI}, buffer"), "cannot adopt it", "Put the program"];
     volume.wait("the refusal", |status| status.has_problem(&words));
     load.goes_on(100);
-    rewrite(&mut host, |now| now["interface"] = state["interface"].clone());
+    rewrite(&mut host, |now| {
+        fs::create_dir_all(staged.parent().unwrap()).unwrap();
+        fs::copy(&kept, &staged).unwrap();
+        now["interface"] = state["interface"].clone();
+    });
     let volume = Volume::new(&host, "v");
     let restored = volume.wait("the interface that fits", |status| status.serves() && status.interface().is_some());
     assert_eq!(build(&restored, "interface"), build(&good, "interface"));

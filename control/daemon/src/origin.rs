@@ -44,13 +44,13 @@ impl Source {
         let nonblock = i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes());
         let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path);
         let source =
-            Self { file: file.doing(|| format!("read the core program {}", path.display()))?, name: path.to_owned() };
+            Self { file: file.doing(|| format!("read the program {}", path.display()))?, name: path.to_owned() };
         let metadata = source.metadata()?;
         if !metadata.is_file() {
             return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", path.display())));
         }
         if metadata.len() > PROGRAM_BYTES_MAX {
-            return Err(Error::Failed(format!("{} is larger than any core program", path.display())));
+            return Err(Error::Failed(format!("{} is larger than any program of ours", path.display())));
         }
         Ok(source)
     }
@@ -223,7 +223,7 @@ mod tests {
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert!(refusal(&fifo).contains("no program"));
-        assert!(refusal(&dir.path().join("none")).contains("read the core program"));
+        assert!(refusal(&dir.path().join("none")).contains("read the program"));
     }
 
     #[test]

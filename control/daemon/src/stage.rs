@@ -39,7 +39,7 @@ fn stage(volume: &Volume, component: Component, source: &Path) -> Result<Build> 
         Ok(Build { program: program.clone(), identity, digest: Some(digest) })
     });
     if checked.is_err() {
-        prune(volume);
+        prune_of(volume, component);
     }
     checked
 }
@@ -58,15 +58,19 @@ pub fn next_program(volume: &Volume, component: Component) -> Result<PathBuf> {
 
 /// Removes every program that is not on record.
 pub fn prune(volume: &Volume) {
+    for component in [Component::Core, Component::Interface] {
+        prune_of(volume, component);
+    }
+}
+
+fn prune_of(volume: &Volume, component: Component) {
     let record = volume.record();
     let kept = [record.current, record.previous, record.interface].into_iter().flatten().map(|build| build.program);
     let kept: Vec<_> = kept.filter_map(|program| program.parent().map(Path::to_owned)).collect();
-    for component in [Component::Core, Component::Interface] {
-        let Ok(entries) = fs::read_dir(volume.paths.programs(component)) else { continue };
-        for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
-            if let Err(e) = fs::remove_dir_all(&directory) {
-                warn!(volume = %volume.name, "cannot remove {}: {e}", directory.display());
-            }
+    let Ok(entries) = fs::read_dir(volume.paths.programs(component)) else { return };
+    for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
+        if let Err(e) = fs::remove_dir_all(&directory) {
+            warn!(volume = %volume.name, "cannot remove {}: {e}", directory.display());
         }
     }
 }
@@ -91,7 +95,8 @@ pub fn interface_beside(volume: &Volume) -> Result<Build> {
 fn keep_interface(volume: &Volume, source: &Path) -> Result<Build> {
     let build = stage(volume, Component::Interface, source)?;
     volume.update(|record| record.interface = Some(build.clone()))?;
-    prune(volume);
+    // Not the cores: an upgrade may be under way, or left to be taken up, whose program is on record only when it is committed.
+    prune_of(volume, Component::Interface);
     Ok(build)
 }
 
@@ -156,4 +161,57 @@ pub fn segment_abi(volume: &Volume, status: &InterfaceStatus) -> Result<u32> {
             volume.name
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{fake, volume::tests::volume};
+
+    fn program(path: &Path, line: &str) {
+        fs::write(path, format!("#!/bin/sh\necho '{line}'\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// D13: the program of an attach is the installed one, copied once; what is on record is not changed by what is installed later; and
+    /// the program of an upgrade that is not committed yet stays where it is.
+    #[test]
+    fn d13_an_interface_is_staged_and_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut volume = std::sync::Arc::into_inner(volume(dir.path())).unwrap();
+        volume.programs = programs::Programs::in_directory(dir.path());
+        let installed = dir.path().join("everdisk-interface");
+        let uncommitted = volume.paths.cores().join("9");
+        durable::make_dir(&uncommitted).unwrap();
+        program(&installed, "everdisk-interface 1.0 (abi 4..4, buffer 2..2)");
+        let first = interface_beside(&volume).unwrap();
+        assert_eq!((first.identity.version.as_str(), &volume.record().interface), ("1.0", &Some(first.clone())));
+        assert_eq!(interface_beside(&volume).unwrap(), first, "not copied again");
+        program(&installed, "everdisk-interface 2.0 (abi 5..5, buffer 2..2)");
+        assert_eq!(interface(&volume).unwrap(), first, "what is started anew is of the record");
+        let second = interface_beside(&volume).unwrap();
+        assert_eq!(interface(&volume).unwrap(), second, "until the next attach");
+        assert!(!first.program.exists() && second.program.exists());
+        program(&installed, "everdisk-core 2.0 (abi 5..5, buffer 2..2)");
+        assert!(interface_beside(&volume).unwrap_err().to_string().contains("is no everdisk-interface"));
+        assert!(second.program.exists() && uncommitted.exists());
+    }
+
+    /// D13: the ABI of the segment is the interface's word, else what the program on record makes.
+    #[test]
+    fn d13_the_abi_of_the_segment_is_known_or_it_is_said_that_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let mut status = fake::Interface::start(&volume).status();
+        status.segment_abi = Some(7);
+        assert_eq!(segment_abi(&volume, &status).unwrap(), 7);
+        status.segment_abi = None;
+        assert!(segment_abi(&volume, &status).unwrap_err().to_string().contains("attach it again"));
+        let identity = Identity::parse("everdisk-interface 0.1.0 (abi 3)").unwrap();
+        let build = Build { program: "/i".into(), identity, digest: None };
+        volume.update(|record| record.interface = Some(build)).unwrap();
+        assert_eq!(segment_abi(&volume, &status).unwrap(), 3);
+    }
 }

@@ -70,7 +70,8 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
     if left.to.as_ref() == Some(current) {
         run.report.to = Some(current.identity.version.clone());
         run.report.digest.clone_from(&current.digest);
-        return run.close(State::Committed);
+        run.advance(Event::Recorded);
+        return run.close();
     }
     run.undo.push(Undo::Unstage);
     run.undo.push(Undo::Dismiss);
@@ -84,6 +85,12 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
         _ => Err(Fault("the control module ended before the new core was ready".to_owned())),
     };
     run.end(ended)
+}
+
+#[cfg(test)]
+std::thread_local! {
+    /// What the machine has fired in which state: the model shows that it is the table.
+    pub(crate) static FIRED: std::cell::RefCell<std::collections::HashSet<(State, Event)>> = std::cell::RefCell::default();
 }
 
 /// The new core.
@@ -126,27 +133,27 @@ impl<'a, A: Act> Run<'a, A> {
         result
     }
 
-    fn advance(&mut self, event: Event) -> Result<(), Fault> {
-        let next = self.state.after(event);
-        self.state =
-            next.ok_or_else(|| Fault(format!("{event:?} cannot happen to an upgrade that is {:?}", self.state)))?;
-        Ok(())
+    /// The only place where the state changes.
+    fn advance(&mut self, event: Event) {
+        #[cfg(test)]
+        FIRED.with_borrow_mut(|fired| fired.insert((self.state, event)));
+        self.state = self.state.after(event).expect("the table knows every event that is fired in a state");
     }
 
     /// Everything before the suspension.
     fn prepare(&mut self) -> Result<New, Fault> {
         self.step(Step::Stage, |act, limit| act.stage(limit))?;
-        self.advance(Event::Done)?;
+        self.advance(Event::Done);
 
         let (build, buffer) = self.verify()?;
         self.act.record(Journalled::Staged { to: build.clone() })?;
-        self.advance(Event::Done)?;
+        self.advance(Event::Done);
 
         let new = self.stand_by(build)?;
-        self.advance(Event::Done)?;
+        self.advance(Event::Done);
 
         let way = self.flush(&new.build, buffer.as_ref())?;
-        self.advance(way)?;
+        self.advance(way);
         Ok(new)
     }
 
@@ -255,7 +262,7 @@ impl<'a, A: Act> Run<'a, A> {
     fn hand_over(&mut self, new: &New) -> Result<Watch, Fault> {
         let before = self.look(new)?;
         self.act.record(Journalled::Handover)?;
-        self.advance(Event::Done)?;
+        self.advance(Event::Done);
         for step in [Step::Suspend, Step::Switch, Step::Probe, Step::Resume] {
             self.act.begins(step);
             self.undo.push(step.rule().undo);
@@ -270,7 +277,7 @@ impl<'a, A: Act> Run<'a, A> {
         }
         self.report.failed_step = None;
         self.switched = true;
-        self.advance(Event::NewServes)?;
+        self.advance(Event::NewServes);
         self.act.keep(&self.report);
         self.act.record(Journalled::Switched)?;
         self.buffer_again();
@@ -297,7 +304,7 @@ impl<'a, A: Act> Run<'a, A> {
             self.act.sleep(INTERVAL);
         }
         self.switched = true;
-        self.advance(Event::NewServes)?;
+        self.advance(Event::NewServes);
         self.act.record(Journalled::Switched)?;
         self.buffer_again();
         Ok(watch)
@@ -323,7 +330,8 @@ impl<'a, A: Act> Run<'a, A> {
                 act.sleep(INTERVAL.min(Duration::from_micros(left.max(1000))));
             }
         })?;
-        self.advance(Event::Done)
+        self.advance(Event::Done);
+        Ok(())
     }
 
     /// Commits or unwinds, and closes.
@@ -331,13 +339,11 @@ impl<'a, A: Act> Run<'a, A> {
         if let Err(fault) = ended.and_then(|()| self.commit()) {
             self.unwind(fault);
         }
-        let state = self.state;
-        self.close(state)
+        self.close()
     }
 
     /// Journals the end and hands the report out.
-    fn close(mut self, state: State) -> Report {
-        self.state = state;
+    fn close(mut self) -> Report {
         self.report.outcome = self.state.outcome();
         if let Some(outcome) = self.report.outcome {
             let end = Journalled::End { outcome, reason: self.report.reason.clone() };
@@ -352,7 +358,7 @@ impl<'a, A: Act> Run<'a, A> {
     fn commit(&mut self) -> Result<(), Fault> {
         let new = self.new.clone().ok_or_else(|| Fault("the core that serves is not known".to_owned()))?;
         self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit))?;
-        self.state = State::Committed;
+        self.advance(Event::Recorded);
         Ok(())
     }
 
@@ -361,31 +367,27 @@ impl<'a, A: Act> Run<'a, A> {
     fn go_on(&mut self, why: &Fault) {
         self.buffer_again();
         self.add_reason(format!("and no old core could take the gate back: {why}; the new core goes on"));
-        let known = self.new.is_some();
+        if self.new.is_none() {
+            self.add_reason("the core that serves is not known".to_owned());
+            return self.advance(Event::StrangerServes);
+        }
+        self.advance(Event::NewServes);
         if let Err(fault) = self.commit() {
             self.add_reason(fault.0);
-            if !known {
-                self.state = State::Aborted;
-            }
         }
     }
 
     /// Undoes what was begun, last first. The gate is taken care of before anything else.
     fn unwind(&mut self, fault: Fault) {
         self.add_reason(fault.0);
-        let event = if self.undo.contains(&Undo::Dismiss) {
+        self.advance(Event::Failed);
+        if self.state == State::HandingBack {
             match self.act.hand_back() {
-                Ok(given) if given.had_switched || self.switched => Event::OldServesAgain,
-                Ok(_) => Event::OldServes,
+                Ok(given) if given.had_switched || self.switched => self.advance(Event::OldServesAgain),
+                Ok(_) => self.advance(Event::OldServes),
                 Err(fault) => return self.go_on(&fault),
             }
-        } else {
-            Event::OldServes
-        };
-        if matches!(self.state, State::Soaking | State::Soaked) {
-            self.state = State::HandingBack;
         }
-        self.state = self.state.after(event).unwrap_or(State::Aborted);
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::WriteBack => self.act.write_back(),

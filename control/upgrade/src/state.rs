@@ -4,14 +4,16 @@
 //!                                      ┌─► Flushed ──┐
 //!  Begun ─► Staged ─► Verified ─► Armed ─┤             ├─► HandingOver ─► Soaking ─► Soaked ─► Committed
 //!    │        │          │          │    └─► Carrying ─┤        │            │         │  ▲
-//!    └────────┴──────────┴──────────┴─────────┬────────┘        │         Failed       │  │ no old core could
-//!                                             ▼                 │            ▼         ▼  │ take the gate
-//!                                          Aborted ◄────────────┤       HandingBack ──────┘
-//!                                       (never stopped)         │            │
-//!                                                               └─► RolledBack ◄
+//!    └───┬────┘          └──────────┴─────────┬────────┴────────┴────────────┴─────────┘  │ no old core could
+//!        ▼                                    ▼                                           │ take the gate
+//!     Aborted ◄── the old core served ── HandingBack ─────────────────────────────────────┘
+//!                 all the time                │
+//!                                             └─► RolledBack
 //! ```
 //!
-//! The state is the only place where the position is kept; [`State::after`] is the only way to another one.
+//! The state is the only place where the position is kept; [`State::after`] is the only way to another one. From *Verified* on a new core
+//! may run, and the death of the old one may have given it the gate at any time: who serves is settled in *HandingBack*. A program
+//! that is on record as the current one is committed, wherever the journal ends.
 
 use everdisk_proto::journal::Outcome;
 
@@ -36,7 +38,7 @@ pub enum State {
     Soaking,
     /// The new core has served well for the whole soak.
     Soaked,
-    /// The new core has served and must not go on: the gate is on its way back.
+    /// The new core must not go on: the gate is on its way back, where the new core has it.
     HandingBack,
     /// The new core serves for good.
     Committed,
@@ -55,12 +57,16 @@ pub enum Event {
     Carried,
     /// It failed, its deadline passed, the health window closed, or the operator wants the old core back.
     Failed,
-    /// The segment says: a new core has the gate.
+    /// The segment says: the new core has the gate.
     NewServes,
     /// The segment says: an old core has the gate and never lost it.
     OldServes,
     /// The segment says: an old core has the gate again.
     OldServesAgain,
+    /// No old core can take the gate from the core that has it, and which that is is not known.
+    StrangerServes,
+    /// The new program is on record as the current one.
+    Recorded,
 }
 
 impl State {
@@ -83,7 +89,7 @@ impl State {
 
     /// The state that follows, or `None` where the event cannot happen.
     pub const fn after(self, event: Event) -> Option<Self> {
-        use Event::{Carried, Done, Failed, NewServes, OldServes, OldServesAgain};
+        use Event::{Carried, Done, Failed, NewServes, OldServes, OldServesAgain, Recorded, StrangerServes};
         Some(match (self, event) {
             (Self::Begun, Done) => Self::Staged,
             (Self::Staged, Done) => Self::Verified,
@@ -92,24 +98,31 @@ impl State {
             (Self::Armed, Carried) => Self::Carrying,
             (Self::Flushed | Self::Carrying, Done) => Self::HandingOver,
             (Self::Soaking, Done) => Self::Soaked,
-            (Self::Soaked, Done) => Self::Committed,
 
-            // Before the command nothing has stopped, and nothing needs to be given back.
+            // No new core runs: nothing needs to be given back.
+            (Self::Begun | Self::Staged, Failed) => Self::Aborted,
             (
-                Self::Begun | Self::Staged | Self::Verified | Self::Armed | Self::Flushed | Self::Carrying,
-                Failed | OldServes,
-            ) => Self::Aborted,
-            // The old core died and the interface chose the new one, which was armed: it has become the switch.
-            (Self::Armed | Self::Flushed | Self::Carrying | Self::HandingOver, NewServes) => Self::Soaking,
+                Self::Verified
+                | Self::Armed
+                | Self::Flushed
+                | Self::Carrying
+                | Self::HandingOver
+                | Self::Soaking
+                // The new core served well and could not be recorded as the current one: that is no commit.
+                | Self::Soaked,
+                Failed,
+            ) => Self::HandingBack,
+            // In Armed and in Soaking the one before did not live to write down what it knew.
+            (Self::Armed | Self::HandingOver | Self::Soaking, NewServes) => Self::Soaking,
 
-            (Self::HandingOver, OldServes) => Self::Aborted,
-            (Self::Armed | Self::Flushed | Self::Carrying | Self::HandingOver, OldServesAgain) => Self::RolledBack,
-            // The new core served well and could not be recorded as the current one: that is no commit.
-            (Self::Soaking | Self::Soaked, Failed) => Self::HandingBack,
-            (Self::Soaking, NewServes) => Self::Soaking,
-            (Self::Soaking | Self::HandingBack, OldServes | OldServesAgain) => Self::RolledBack,
+            (Self::HandingBack, OldServes | StrangerServes) => Self::Aborted,
+            (Self::HandingBack, OldServesAgain) => Self::RolledBack,
             // No old core can take the gate: the new one has to go on, and the upgrade is committed with that reason.
             (Self::HandingBack, NewServes) => Self::Soaked,
+            // The journal may end before the record does: what could not be handed back is recorded too.
+            (Self::Verified | Self::Armed | Self::HandingOver | Self::Soaking | Self::Soaked, Recorded) => {
+                Self::Committed
+            }
             _ => return None,
         })
     }
@@ -127,8 +140,16 @@ impl State {
 
 impl Event {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Done, Self::Carried, Self::Failed, Self::NewServes, Self::OldServes, Self::OldServesAgain];
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::Carried,
+        Self::Failed,
+        Self::NewServes,
+        Self::OldServes,
+        Self::OldServesAgain,
+        Self::StrangerServes,
+        Self::Recorded,
+    ];
 }
 
 #[cfg(test)]
