@@ -13,7 +13,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A standby is started and armed within this time.
 const STANDBY_WITHIN: Duration = Duration::from_secs(20);
 /// Between two looks for it: seldom enough not to be load.
-const LOOK: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// A volume's interface.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Interface {
     /// # Errors
     /// Not in time, or interrupted.
     pub fn standby(&mut self, interrupt: &Interrupt) -> Result<Pair> {
-        interrupt.wait_for("a core on standby", STANDBY_WITHIN, LOOK, || {
+        interrupt.wait_for("a core on standby", STANDBY_WITHIN, POLL_INTERVAL, || {
             let status = self.status()?;
             Ok(Pair::of(&status))
         })

@@ -34,7 +34,7 @@ use crate::{
 /// The CLI may take this long: the longest upgrade that fails waits 20 s for its standby.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A computing node. Whoever drops it has to [`clean`](Host::clean) it before.
 #[derive(Debug)]
@@ -201,7 +201,7 @@ impl Host {
             }
             Ok(host.everdisk(&["volume", "list"])?.status.success().then_some(()))
         };
-        let up = interrupt.wait_for("everdiskd answers", SOON, LOOK, || answers(self));
+        let up = interrupt.wait_for("everdiskd answers", SOON, POLL_INTERVAL, || answers(self));
         up.map_err(|e| match e {
             Error::Failed(why) => Error::Failed(format!("{why}\n{}", self.daemon_log())),
             other => other,
@@ -269,7 +269,7 @@ impl Host {
         }
         let deadline = Instant::now() + grace;
         while !self.processes().is_empty() && Instant::now() < deadline {
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         for process in self.processes() {
             left.push(format!("process {}: {}", process.pid, process.line));

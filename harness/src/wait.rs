@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// What everything that is not limited otherwise may take; generous, for slow machines.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -19,7 +19,7 @@ pub fn until_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Op
             return found;
         }
         assert!(Instant::now() < deadline, "waited {limit:?} in vain for: {what}");
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

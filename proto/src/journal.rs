@@ -12,7 +12,7 @@ pub const JOURNAL_VERSION_MIN: u32 = 1;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Entry {
     /// From [`JOURNAL_VERSION_MIN`] to [`JOURNAL_VERSION`].
     pub v: u32,
     /// Number of the upgrade within the volume, from 1.
@@ -79,11 +79,11 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`BadJournal`] names the line.
-pub fn parse(text: &str) -> Result<Vec<Record>, BadJournal> {
+pub fn parse(text: &str) -> Result<Vec<Entry>, BadJournal> {
     let mut records = Vec::new();
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let Some(whole) = line.strip_suffix('\n') else { break };
-        let record: Record =
+        let record: Entry =
             serde_json::from_str(whole).map_err(|source| BadJournal::Syntax { line: number + 1, source })?;
         if !(JOURNAL_VERSION_MIN..=JOURNAL_VERSION).contains(&record.v) {
             return Err(BadJournal::Version { line: number + 1, version: record.v });

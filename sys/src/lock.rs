@@ -21,7 +21,7 @@ use crate::mounts;
 
 /// A holder that is ending may take this long until the kernel has closed its files.
 const ENDING: Duration = Duration::from_millis(500);
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// So much of a command line is shown.
 const LINE_CHARS_MAX: usize = 300;
 
@@ -80,7 +80,7 @@ pub fn exclusive(file: BorrowedFd<'_>) -> Result<(), LockError> {
     loop {
         match retry_on_intr(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOOK),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
             Err(Errno::WOULDBLOCK) => return Err(LockError::Held(holders(file).unwrap_or_default())),
             Err(errno) => return Err(refusal(errno)),
         }

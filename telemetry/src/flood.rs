@@ -20,12 +20,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Formats lines as `F` does, those that are not too many.
 pub(crate) struct Flood<F> {
     inner: F,
-    places: Mutex<HashMap<Identifier, Place>>,
+    places: Mutex<HashMap<Identifier, CallSite>>,
 }
 
 /// What a place has written.
 #[derive(Debug)]
-struct Place {
+struct CallSite {
     since: Instant,
     left_out: u64,
 }
@@ -39,7 +39,7 @@ impl<F> Flood<F> {
     fn admit(&self, place: Identifier, now: Instant) -> Option<u64> {
         let mut places = self.places.lock();
         let Some(seen) = places.get_mut(&place) else {
-            places.insert(place, Place { since: now, left_out: 0 });
+            places.insert(place, CallSite { since: now, left_out: 0 });
             return Some(0);
         };
         if now.saturating_duration_since(seen.since) < PAUSE {

@@ -35,7 +35,7 @@ pub use self::{
 };
 
 /// Between two looks at the file of an operation that hangs.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Longest text that is read.
 const TEXT_MAX: usize = 1024;
 
@@ -79,7 +79,7 @@ impl FaultStore {
             if !fault.hang {
                 break fault;
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         };
         if !fault.delay.is_zero() {
             thread::sleep(fault.delay);

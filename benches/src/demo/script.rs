@@ -24,7 +24,7 @@ const SUSPENDED: Duration = Duration::from_millis(300);
 /// A core is replaced within this time.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(20);
 /// Between two questions whether it is.
-const LOOK: Duration = Duration::from_millis(40);
+const POLL_INTERVAL: Duration = Duration::from_millis(40);
 
 #[derive(Clone, Copy)]
 enum Act {
@@ -106,8 +106,8 @@ fn kill(host: &Host, interface: &mut Interface) -> Result<Event> {
     let pair = interface.standby(&host.interrupt)?;
     let at_ns = monotonic_ns();
     processes::signal(pair.serving.pid, Signal::KILL);
-    thread::sleep(LOOK);
-    let (status, times) = host.interrupt.wait_for("another core serves", RECOVERED_WITHIN, LOOK, || {
+    thread::sleep(POLL_INTERVAL);
+    let (status, times) = host.interrupt.wait_for("another core serves", RECOVERED_WITHIN, POLL_INTERVAL, || {
         let status = interface.status()?;
         let times = status.last_suspension;
         let over = status.crashes_survived > pair.crashes && times.closed_ns >= at_ns;
@@ -131,7 +131,7 @@ fn suspend(host: &Host, interface: &mut Interface) -> Result<Event> {
     let version = served_by(&interface.status()?);
     thread::sleep(SUSPENDED);
     let resumed = host.everdisk(&["resume", VOLUME])?;
-    thread::sleep(LOOK);
+    thread::sleep(POLL_INTERVAL);
     let status = interface.status()?;
     let times = status.last_suspension;
     let well = suspended.done && resumed.done;

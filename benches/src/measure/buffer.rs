@@ -38,7 +38,7 @@ const ROOMY: [&str; 2] = ["--buffer", "512M"];
 const SYNC_WITHIN: Duration = Duration::from_secs(60);
 /// What has room in the buffer is written within this time.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Two prefilled volumes on hosts of their own: one with the default write buffer, one without any.
 struct Both {
@@ -113,7 +113,7 @@ impl<T: Send + 'static> Waiting<T> {
     fn finish(self, host: &Host, limit: Duration) -> Result<T> {
         let deadline = Instant::now() + limit;
         while !self.thread.is_finished() {
-            host.interrupt.sleep(LOOK)?;
+            host.interrupt.sleep(POLL_INTERVAL)?;
             if Instant::now() >= deadline {
                 return Err(Error::Failed(format!("cannot {} within {limit:?}\n{}", self.what, host.log())));
             }

@@ -16,7 +16,7 @@ use crate::{Error, Result, fio::Target, host::VOLUME};
 
 /// A server takes clients, and ends, within this time.
 const WITHIN: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -131,7 +131,7 @@ impl Peer {
             Kind::NbdServer => Running::Daemon(daemon(interrupt, kind.name(), command, &image.with_extension("pid"))?),
         };
         let mut peer = Self { running, target: target(address) };
-        interrupt.wait_for(&format!("{} takes clients", kind.name()), WITHIN, LOOK, || {
+        interrupt.wait_for(&format!("{} takes clients", kind.name()), WITHIN, POLL_INTERVAL, || {
             if let Running::Child(child) = &mut peer.running
                 && let Ok(Some(status)) = child.try_wait()
             {
@@ -155,7 +155,7 @@ fn daemon(interrupt: &Interrupt, name: &str, command: Command, pid_file: &Path) 
     if !ended.status.success() {
         return Err(Error::Failed(format!("{name}: {}", ended.complaint())));
     }
-    interrupt.wait_for(&format!("{name} tells its process id"), WITHIN, LOOK, || {
+    interrupt.wait_for(&format!("{name} tells its process id"), WITHIN, POLL_INTERVAL, || {
         Ok(fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok()))
     })
 }

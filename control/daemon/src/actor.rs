@@ -11,7 +11,7 @@ use std::{
 use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, InterfaceStatus},
     identity::{Build, Component, Identity},
-    journal::{Event, JOURNAL_VERSION, Record as JournalRecord},
+    journal::{Entry as JournalEntry, Event, JOURNAL_VERSION},
     node::NodeState,
 };
 use everdisk_sys::link::LinkError;
@@ -53,7 +53,7 @@ const WAY_BACK_BUDGET: Duration = Duration::from_secs(1);
 /// The standby of the new version is waited for at the commit, so that a crash right after it finds one.
 const STANDBY_WITHIN: Duration = Duration::from_secs(5);
 /// Waits look this often.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Acts on one volume for one upgrade.
 pub struct Actor<'a> {
@@ -108,7 +108,7 @@ impl<'a> Actor<'a> {
                 Ok(_) if Instant::now() > deadline => {
                     return Err(Error::Failed("no core serves".to_owned()));
                 }
-                _ => thread::sleep(LOOK),
+                _ => thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -235,7 +235,7 @@ impl Act for Actor<'_> {
     fn record(&mut self, event: Event) -> Result<(), Fault> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let record = JournalRecord { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
+        let record = JournalEntry { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
         let line = serde_json::to_string(&record).map_err(|e| Fault(e.to_string()))?;
         let written = durable::append_line(&self.volume.paths.journal(), &line);
         Ok(written.doing(|| "write the upgrade journal".to_owned())?)
@@ -381,7 +381,7 @@ impl Act for Actor<'_> {
         Ok(GivenBack { had_switched: true })
     }
 
-    fn write_back(&mut self) {
+    fn end_synchronous(&mut self) {
         let through = |status: &InterfaceStatus| status.buffer.is_some_and(|buffer| buffer.synchronous);
         let done = match self.wait_for(|_| true) {
             Ok(status) if through(&status) => self.volume.interface().synchronous(false),

@@ -30,7 +30,7 @@ const FORCED_FLUSH: Patience = Patience::Whole(Duration::from_secs(3));
 /// The core that served flushes once more after the unmount, which may have written mapped pages back, and ends.
 const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
 /// An unmount under way is looked at this often.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Detaches a volume. By force: although a front end is in use, it could not be flushed, or it is dead. The bytes that were given up; none
 /// when nobody can tell.
@@ -188,7 +188,7 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// Why it cannot be ended; the volume stays attached then.
-pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
+pub fn resume_unfinished(volume: &Volume, _operation: &Operation) -> Result<()> {
     let _hands = lock(&volume.hands);
     let attachment = volume.attached()?;
     let deadline = Instant::now() + DETACH_DEADLINE;
@@ -208,7 +208,7 @@ pub fn take_up(volume: &Volume, _operation: &Operation) -> Result<()> {
             stay(volume)?;
             return Err(refused);
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

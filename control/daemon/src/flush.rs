@@ -23,7 +23,7 @@ const SLICE: Duration = Duration::from_millis(250);
 /// An answer that comes at the end of its limit is on its way for this long.
 const GRACE: Duration = Duration::from_millis(250);
 /// Between two asks, and while another core takes over.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a flush may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub fn send(volume: &Volume, limit: Patience, progress: &Progress, stopped: &dyn
             },
             (_, Some((_, error, until))) if Instant::now() > until => return Err(error),
             (_, Some(lost)) => {
-                thread::sleep(LOOK);
+                thread::sleep(POLL_INTERVAL);
                 Some(lost)
             }
             (_, None) => {
@@ -142,7 +142,7 @@ impl Sending<'_> {
                 Flushed::Left(bytes) => self.tell(bytes),
             }
             ask = ask.saturating_mul(2);
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 

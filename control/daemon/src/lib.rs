@@ -38,13 +38,13 @@ pub mod process;
 pub mod programs;
 pub mod progress;
 pub mod record;
+pub mod recover;
 pub mod server;
 pub mod stage;
 pub mod start;
 pub mod status;
 pub mod stuck;
 pub mod supervise;
-pub mod take_over;
 pub mod territory;
 pub mod upgrade;
 pub mod users;
@@ -90,7 +90,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     programs.hang_limit = hang_limit;
     programs.digest_own().doing(|| "read the program of this process".to_owned())?;
     let catalogue = Arc::new(Catalogue::load(directories, programs)?);
-    take_over::take_over(&catalogue)?;
+    recover::recover(&catalogue)?;
     let listener = server::listen(&socket).doing(|| format!("listen at {}", socket.display()))?;
     let named = socket.clone();
     let waiting = thread::Builder::new().name("signals".to_owned()).spawn(move || {

@@ -27,7 +27,7 @@ pub struct Owned(#[expect(dead_code, reason = "held, not read")] [File; 2]);
 
 /// What the holder of a lock wrote beside it. It may be of one that has gone; the lock itself never is.
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+struct OwnerRecord {
     pid: u32,
     host: String,
     run_dir: PathBuf,
@@ -39,7 +39,7 @@ struct Record {
 /// # Errors
 /// Another control module has one of them; the error names it.
 pub fn own(directories: &Directories) -> Result<Owned> {
-    let record = Record {
+    let record = OwnerRecord {
         pid: std::process::id(),
         host: host(),
         run_dir: directories.run.clone(),
@@ -50,7 +50,7 @@ pub fn own(directories: &Directories) -> Result<Owned> {
     Ok(Owned([state, run]))
 }
 
-fn take(path: &Path, what: &str, option: &str, record: &Record) -> Result<File> {
+fn take(path: &Path, what: &str, option: &str, record: &OwnerRecord) -> Result<File> {
     // Kept for reading only: who keeps a file open for writing keeps its file system from being mounted read-only anew.
     let open = || File::options().create(true).truncate(false).write(true).open(path).and_then(|_| File::open(path));
     let mut file = open().doing(|| format!("open {}", path.display()))?;
@@ -79,7 +79,7 @@ fn take(path: &Path, what: &str, option: &str, record: &Record) -> Result<File> 
     Ok(file)
 }
 
-fn write(file: &mut File, record: &Record) -> std::io::Result<()> {
+fn write(file: &mut File, record: &OwnerRecord) -> std::io::Result<()> {
     let text = serde_json::to_vec(record)?;
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
@@ -90,7 +90,7 @@ fn write(file: &mut File, record: &Record) -> std::io::Result<()> {
 fn holder(file: &mut File, holders: &Holders) -> String {
     let mut text = String::new();
     let read = file.take(RECORD_BYTES_MAX).read_to_string(&mut text);
-    let record = read.ok().and_then(|_| serde_json::from_str::<Record>(&text).ok());
+    let record = read.ok().and_then(|_| serde_json::from_str::<OwnerRecord>(&text).ok());
     match record {
         Some(record) if holders.0.iter().any(|holder| holder.pid == record.pid) && record.host == host() => format!(
             "process {}, run directory {}, state directory {}",
@@ -147,7 +147,7 @@ mod tests {
     fn a_record_of_one_that_has_gone_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = File::options().create_new(true).read(true).write(true).open(dir.path().join("l")).unwrap();
-        let record = Record { pid: 7, host: host(), run_dir: "/old".into(), state_dir: "/s".into() };
+        let record = OwnerRecord { pid: 7, host: host(), run_dir: "/old".into(), state_dir: "/s".into() };
         write(&mut file, &record).unwrap();
         let mut told = |pids: &[u32]| {
             file.seek(SeekFrom::Start(0)).unwrap();

@@ -24,7 +24,7 @@ const RECORD_VERSION_MIN: u32 = 1;
 
 /// The file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct VolumeRecord {
     /// [`RECORD_VERSION`].
     pub record_version: u32,
     /// The core program in use; none before the first attach.
@@ -94,7 +94,7 @@ pub struct KnownCore {
     pub digest: Option<String>,
 }
 
-impl Default for Record {
+impl Default for VolumeRecord {
     fn default() -> Self {
         Self {
             record_version: RECORD_VERSION,
@@ -169,7 +169,7 @@ impl Attachment {
     }
 }
 
-impl Record {
+impl VolumeRecord {
     /// Reads a record; a missing file is an empty one.
     ///
     /// # Errors
@@ -222,11 +222,11 @@ pub(crate) mod tests {
     const GOLDEN_1: &str = include_str!("../golden/state-v1.json");
     const GOLDEN_2: &str = include_str!("../golden/state-v2.json");
 
-    fn read(text: &str) -> Record {
+    fn read(text: &str) -> VolumeRecord {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         std::fs::write(&path, text).unwrap();
-        Record::load(&path).unwrap()
+        VolumeRecord::load(&path).unwrap()
     }
 
     /// An attachment to a file.
@@ -284,22 +284,22 @@ pub(crate) mod tests {
         };
         opened.opened(&[seen("unix:/run/v.sock"), seen("tcp:[::1]:4321")]);
         assert_eq!(opened.places(), "unix:/run/v.sock, tcp:[::1]:4321");
-        let record = Record { attachment: Some(attachment), ..record };
+        let record = VolumeRecord { attachment: Some(attachment), ..record };
         record.save(&path).unwrap();
-        assert_eq!(Record::load(&path).unwrap(), record);
+        assert_eq!(VolumeRecord::load(&path).unwrap(), record);
     }
 
     #[test]
     fn a_record_survives_and_a_damaged_or_newer_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
-        assert_eq!(Record::load(&path).unwrap(), Record::default());
-        Record::default().save(&path).unwrap();
-        assert_eq!(Record::load(&path).unwrap(), Record::default());
+        assert_eq!(VolumeRecord::load(&path).unwrap(), VolumeRecord::default());
+        VolumeRecord::default().save(&path).unwrap();
+        assert_eq!(VolumeRecord::load(&path).unwrap(), VolumeRecord::default());
         std::fs::write(&path, "{").unwrap();
-        assert!(Record::load(&path).unwrap_err().to_string().contains("damaged"));
-        let newer = Record { record_version: 3, ..Record::default() };
+        assert!(VolumeRecord::load(&path).unwrap_err().to_string().contains("damaged"));
+        let newer = VolumeRecord { record_version: 3, ..VolumeRecord::default() };
         newer.save(&path).unwrap();
-        assert!(Record::load(&path).unwrap_err().to_string().contains("version 3"));
+        assert!(VolumeRecord::load(&path).unwrap_err().to_string().contains("version 3"));
     }
 }

@@ -66,7 +66,7 @@ pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
                 continue;
             }
         };
-        let place = Place::take(&clients);
+        let place = Permit::take(&clients);
         let catalogue = Arc::clone(catalogue);
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(move || {
             let full = place.is_none();
@@ -80,16 +80,16 @@ pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
 }
 
 /// One of the places for clients.
-struct Place(Arc<AtomicUsize>);
+struct Permit(Arc<AtomicUsize>);
 
-impl Place {
+impl Permit {
     fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
         let place = Self(Arc::clone(clients));
         (clients.fetch_add(1, Ordering::Relaxed) < CLIENTS_MAX).then_some(place)
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -27,7 +27,7 @@ pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// An interface answers within this time.
 const INTERFACE_WITHIN: Duration = Duration::from_secs(5);
 /// Waits look this often.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What becomes of a core that was asked to leave and refused while nobody serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub fn interface_ready(volume: &Volume, child: &Child) -> Result<InterfaceStatus
                     child.last_words()
                 )));
             }
-            _ => thread::sleep(LOOK),
+            _ => thread::sleep(POLL_INTERVAL),
         }
     }
 }
@@ -127,13 +127,13 @@ pub fn core_armed(volume: &Volume, child: &Child, limit: Duration) -> Result<()>
         }
         if child.ended().is_some() || !child.id.alive() {
             // The reaper and the last write may be a moment behind.
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
             return Err(Error::Failed(format!("the core ended: {}", child.last_words())));
         }
         if Instant::now() > deadline {
             return Err(Error::Failed(format!("the core was not ready within {limit:?}: {}", child.last_words())));
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

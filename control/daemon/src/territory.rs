@@ -24,17 +24,17 @@ use crate::{
 };
 
 /// A file system that hangs is waited for this long; its places are told by their paths then.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
+const SEARCH_LIMIT: Duration = Duration::from_secs(2);
 
 /// A place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Claim {
     path: PathBuf,
     /// Where that is, as far as it can be found out. A mounted file has two: the one it covers, and its own.
     grounds: Vec<Ground>,
 }
 
-impl Place {
+impl Claim {
     fn is_in(&self, other: &Self) -> bool {
         if self.grounds.is_empty() || other.grounds.is_empty() {
             return self.path.starts_with(&other.path);
@@ -57,7 +57,7 @@ pub enum What {
 pub struct Holding {
     volume: VolumeName,
     what: What,
-    place: Place,
+    place: Claim,
 }
 
 /// What volumes have, looked up at once.
@@ -163,13 +163,13 @@ fn front_ends(attachment: &Attachment) -> Vec<PathBuf> {
     attachment.file.iter().map(|file| file.path.clone()).chain(sockets).collect()
 }
 
-fn one(what: What, path: &Path) -> Place {
+fn one(what: What, path: &Path) -> Claim {
     let place = places(vec![(what, path.to_owned())]).pop();
-    place.unwrap_or_else(|| Place { path: path.to_owned(), grounds: Vec::new() })
+    place.unwrap_or_else(|| Claim { path: path.to_owned(), grounds: Vec::new() })
 }
 
 /// Finds out where places are, on a thread of its own: one of the file systems may hang.
-fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
+fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Claim> {
     let (sender, found) = mpsc::channel();
     let paths: Vec<PathBuf> = wanted.iter().map(|(_, path)| path.clone()).collect();
     thread::spawn(move || {
@@ -187,7 +187,7 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
             }
         }
     });
-    let deadline = std::time::Instant::now() + LOOK_WITHIN;
+    let deadline = std::time::Instant::now() + SEARCH_LIMIT;
     let mut hangs = false;
     let look = paths.into_iter().map(|path| {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -196,7 +196,7 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Place> {
             hangs = true;
             Vec::new()
         });
-        Place { path, grounds }
+        Claim { path, grounds }
     });
     look.collect()
 }

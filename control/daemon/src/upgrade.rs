@@ -22,7 +22,7 @@ use everdisk_upgrade::{
     act::Act,
     run::{Plan, resume, run},
     step::{Limits, RULES, Step},
-    take_up::{Unfinished, next_number, unfinished},
+    unfinished::{Unfinished, next_number, unfinished},
 };
 use tracing::{info, warn};
 
@@ -155,7 +155,7 @@ fn tell(volume: &Volume, report: &LastUpgrade) {
     }
 }
 
-fn read_journal(volume: &Volume) -> Result<Vec<journal::Record>> {
+fn read_journal(volume: &Volume) -> Result<Vec<journal::Entry>> {
     let path = volume.paths.journal();
     let text = durable::read(&path).doing(|| format!("read {}", path.display()))?.unwrap_or_default();
     let parsed = journal::parse(&text)
@@ -330,7 +330,7 @@ fn way_back(volume: &Volume, to: &Identity) -> Result<Handover> {
 }
 
 /// Takes up an upgrade that an earlier control module left, in a thread of its own.
-pub fn take_up(volume: &Arc<Volume>) {
+pub fn resume_unfinished(volume: &Arc<Volume>) {
     let left = match read_journal(volume) {
         Ok(records) => unfinished(&records),
         Err(e) => {
@@ -400,11 +400,11 @@ mod tests {
         let program = volume.paths.cores().join("1");
         durable::make_dir(&program).unwrap();
         std::fs::write(volume.paths.journal(), "{}\n").unwrap();
-        take_up(&volume);
+        resume_unfinished(&volume);
         assert!(program.exists());
         assert!(status(&volume).reason.unwrap().contains("journal is damaged"));
         std::fs::remove_file(volume.paths.journal()).unwrap();
-        take_up(&volume);
+        resume_unfinished(&volume);
         assert!(!program.exists());
         assert_eq!(status(&volume).reason, None);
     }

@@ -23,7 +23,7 @@ use crate::{
     peers::{Core, Interface},
     process::ProcessId,
     programs::Programs,
-    record::{Attachment, Record},
+    record::{Attachment, VolumeRecord},
 };
 
 /// A volume.
@@ -37,7 +37,7 @@ pub struct Volume {
     pub programs: Programs,
     interface_socket: PathBuf,
     spec: Mutex<VolumeSpec>,
-    record: Mutex<Record>,
+    record: Mutex<VolumeRecord>,
     operation: Mutex<Option<Running>>,
     /// Signalled when an operation ends.
     ended: Condvar,
@@ -120,7 +120,7 @@ impl Volume {
     pub fn load(directories: &Directories, name: VolumeName, programs: Programs) -> Result<Self> {
         let paths = VolumePaths::new(directories, &name);
         let spec = read_spec(&paths, &name)?;
-        let mut record = Record::load(&paths.record())?;
+        let mut record = VolumeRecord::load(&paths.record())?;
         let home = paths.home();
         if record.attachment.as_ref().is_some_and(|attachment| attachment.home.is_some() && attachment.home != home) {
             warn!(volume = %name, "the state directory is a copy: the attachment that it tells of is another's");
@@ -169,7 +169,7 @@ impl Volume {
     }
 
     /// The record.
-    pub fn record(&self) -> Record {
+    pub fn record(&self) -> VolumeRecord {
         lock(&self.record).clone()
     }
 
@@ -177,7 +177,7 @@ impl Volume {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn update<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<T> {
+    pub fn update<T>(&self, change: impl FnOnce(&mut VolumeRecord) -> T) -> Result<T> {
         let mut record = lock(&self.record);
         let mut changed = record.clone();
         let result = change(&mut changed);

@@ -111,7 +111,7 @@ pub trait Act {
     /// No old core can take the gate, and the new one serves.
     fn hand_back(&mut self) -> Result<GivenBack, Fault>;
     /// Undo of the flush: writes are buffered again, where the volume has a write buffer.
-    fn write_back(&mut self);
+    fn end_synchronous(&mut self);
     /// Undo of the standby: the new core has gone when this returns.
     fn dismiss(&mut self);
     /// Undo of staging.

@@ -6,7 +6,7 @@
 //!  policy.rs    what becomes of buffered data
 //!  run.rs       one function that runs a step, one that unwinds
 //!  health.rs    the verdict of the soak
-//!  take_up.rs   what to do with an upgrade that the journal left without an end
+//!  unfinished.rs   what to do with an upgrade that the journal left without an end
 //!  report.rs    how an upgrade ended, as `status` shows it
 //! ```
 //!
@@ -21,7 +21,7 @@ pub mod report;
 pub mod run;
 pub mod state;
 pub mod step;
-pub mod take_up;
+pub mod unfinished;
 
 #[cfg(test)]
 mod model;

@@ -7,7 +7,7 @@ use everdisk_proto::{
     frame::{HandoverFailure, HandoverReport, Suspension},
     identity::{Build, Identity},
     ids::Generation,
-    journal::{Event, JOURNAL_VERSION, Outcome, Record},
+    journal::{Entry, Event, JOURNAL_VERSION, Outcome},
 };
 use proptest::prelude::*;
 
@@ -19,7 +19,7 @@ use crate::{
     run::{FIRED, Plan, resume, run},
     state::{self, State},
     step::{Limits, Step},
-    take_up::unfinished,
+    unfinished::unfinished,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ struct World {
     next_pid: u32,
     staged: bool,
     current: Version,
-    journal: Vec<Record>,
+    journal: Vec<Entry>,
     kept: Option<Report>,
     /// So many hand-overs find a core that does not drain.
     undrained: u32,
@@ -194,7 +194,7 @@ impl Act for Actor<'_> {
     fn begins(&mut self, _: Step) {}
     fn record(&mut self, event: Event) -> Result<(), Fault> {
         self.act(|a| {
-            a.world.journal.push(Record { v: JOURNAL_VERSION, upgrade: 1, at_ms: 0, event });
+            a.world.journal.push(Entry { v: JOURNAL_VERSION, upgrade: 1, at_ms: 0, event });
             Ok(())
         })
     }
@@ -306,7 +306,7 @@ impl Act for Actor<'_> {
         }
         Ok(GivenBack { had_switched })
     }
-    fn write_back(&mut self) {
+    fn end_synchronous(&mut self) {
         if !self.ended {
             self.world.synchronous = false;
             // A core that does not know the write buffer puts nothing into it.

@@ -11,7 +11,7 @@ use crate::{
     report::{Report, StepTime},
     state::{Event, State},
     step::{Limits, Step, Undo},
-    take_up::Unfinished,
+    unfinished::Unfinished,
 };
 
 /// Pauses between the attempts at a hand-over whose drain fails, ms: one long flush or punched hole at a storage node
@@ -76,7 +76,7 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
     run.undo.push(Undo::Unstage);
     run.undo.push(Undo::Dismiss);
     // Whether it was flushing is not in the journal.
-    run.undo.push(Undo::WriteBack);
+    run.undo.push(Undo::EndSynchronous);
     let ended = match (&left.to, left.to_pid) {
         (Some(build), Some(pid)) => {
             let new = New { build: build.clone(), pid };
@@ -221,7 +221,7 @@ impl<'a, A: Act> Run<'a, A> {
         if let Some(obstacle) = buffer.and_then(|buffer| buffer.obstacle(&to.identity)) {
             return Err(Fault(format!("{fault}; and {obstacle}, so it cannot be carried over")));
         }
-        self.act.write_back();
+        self.act.end_synchronous();
         self.report.failed_step = None;
         self.report.handover = Handover::Carry;
         let instead =
@@ -312,8 +312,8 @@ impl<'a, A: Act> Run<'a, A> {
 
     /// A hand-over ends the synchronous mode by itself, but the new core may have the gate by the death of the old one.
     fn buffer_again(&mut self) {
-        if self.undo.contains(&Undo::WriteBack) {
-            self.act.write_back();
+        if self.undo.contains(&Undo::EndSynchronous) {
+            self.act.end_synchronous();
         }
     }
 
@@ -390,7 +390,7 @@ impl<'a, A: Act> Run<'a, A> {
         }
         while let Some(undo) = self.undo.pop() {
             match undo {
-                Undo::WriteBack => self.act.write_back(),
+                Undo::EndSynchronous => self.act.end_synchronous(),
                 Undo::Dismiss => self.act.dismiss(),
                 Undo::Unstage => self.act.unstage(),
                 Undo::Nothing | Undo::Reopen | Undo::HandBack | Undo::Impossible => {}

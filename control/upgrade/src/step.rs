@@ -105,7 +105,7 @@ pub enum Undo {
     /// Dismiss the new core.
     Dismiss,
     /// Have writes buffered again.
-    WriteBack,
+    EndSynchronous,
     /// The interface does it by itself: a suspension ends on the last good core (D8).
     Reopen,
     /// Give the gate back to an old core.
@@ -121,7 +121,7 @@ impl Undo {
             Self::Nothing => "nothing to undo",
             Self::Unstage => "the staged program is removed",
             Self::Dismiss => "the new core is dismissed and its end awaited",
-            Self::WriteBack => "writes are buffered again",
+            Self::EndSynchronous => "writes are buffered again",
             Self::Reopen => "the interface re-opens the gate on the old core",
             Self::HandBack => "the gate goes back to an old core; a new core that does not let go is killed",
             Self::Impossible => "-",
@@ -160,7 +160,7 @@ pub const RULES: [Rule; 10] = [
     rule(Step::Stage, secs(30), Undo::Unstage),
     rule(Step::Verify, secs(5), Undo::Nothing),
     rule(Step::Standby, secs(20), Undo::Dismiss),
-    rule(Step::Flush, Limit::Flush, Undo::WriteBack),
+    rule(Step::Flush, Limit::Flush, Undo::EndSynchronous),
     rule(Step::Suspend, Limit::PauseBudget, Undo::Reopen),
     rule(Step::Switch, Limit::PauseBudget, Undo::HandBack),
     rule(Step::Probe, Limit::PauseBudget, Undo::HandBack),

@@ -60,7 +60,7 @@ pub struct Full;
 /// A place for an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct Place {
+pub struct Reservation {
     /// Its sequence number.
     pub seq: u64,
     /// Virtual position of its data.
@@ -194,7 +194,7 @@ impl Book {
     ///
     /// # Errors
     /// [`Full`].
-    pub fn reserve(&mut self, area: &impl Area, kind: ExtentKind, len: u64) -> Result<Place, Full> {
+    pub fn reserve(&mut self, area: &impl Area, kind: ExtentKind, len: u64) -> Result<Reservation, Full> {
         let Geometry { capacity, slots } = self.geometry;
         let stored = stored(kind, len);
         if self.live.iter().all(|live| matches!(live, Live::Void)) {
@@ -219,7 +219,7 @@ impl Book {
         self.live.push_back(Live::Reserved { end: self.end });
         let seq = self.head();
         log::reserve(area, seq);
-        Ok(Place { seq, position })
+        Ok(Reservation { seq, position })
     }
 
     /// An extent was published in its place: from now on it has its bytes.

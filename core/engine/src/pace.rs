@@ -18,7 +18,7 @@ const MOST: Duration = Duration::from_millis(1);
 /// What a copy takes at most for each byte, even where the memory is new and the CPU is shared: 1 GB/s.
 const COPY_NS: u64 = 1;
 /// While it is quick, one time of so many is looked at.
-const LOOK: u32 = 8;
+const SAMPLE_EVERY: u32 = 8;
 /// A new time counts as much as this part of what was seen before.
 const WEIGHT: u64 = 8;
 
@@ -46,7 +46,7 @@ impl Pace {
     /// Runs an operation that copies `len` bytes, and perhaps looks how long it takes.
     #[inline]
     pub(crate) fn time<T>(&self, len: usize, operation: impl FnOnce() -> T) -> T {
-        if !self.is_slow() && !self.turn.fetch_add(1, Relaxed).is_multiple_of(LOOK) {
+        if !self.is_slow() && !self.turn.fetch_add(1, Relaxed).is_multiple_of(SAMPLE_EVERY) {
             return operation();
         }
         let begin = Instant::now();

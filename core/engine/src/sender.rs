@@ -31,14 +31,14 @@ use crate::{
 mod runs;
 
 /// One of so many writes to the nodes is looked at more closely: whether the thread slept in it.
-const LOOK_EVERY: u64 = 8;
+const SAMPLE_EVERY: u64 = 8;
 /// How sleepy writes are, in thousandths; nodes whose writes mostly sleep are slow.
 const SLEEPY: u64 = 500;
 const SLEEPY_MAX: u64 = 1000;
 
 /// What a turn in the role came to.
 #[derive(Debug)]
-pub(crate) enum Turn {
+pub(crate) enum Destaged {
     /// Something was sent.
     Sent,
     /// There is nothing to send.
@@ -257,7 +257,7 @@ impl Buffer {
 
     /// A write to the nodes begins: whether it is one to be looked at.
     pub(crate) fn begin_write(&self) -> Look {
-        let looked_at = self.noted.fetch_add(1, Relaxed).is_multiple_of(LOOK_EVERY);
+        let looked_at = self.noted.fetch_add(1, Relaxed).is_multiple_of(SAMPLE_EVERY);
         Look { began: Instant::now(), switches: looked_at.then(voluntary_switches) }
     }
 
@@ -291,10 +291,10 @@ impl Buffer {
         generation: u64,
         may_write: impl FnOnce() -> bool,
         bytes: u64,
-    ) -> Turn {
-        let Some(_role) = self.role.try_lock() else { return Turn::Busy };
+    ) -> Destaged {
+        let Some(_role) = self.role.try_lock() else { return Destaged::Busy };
         if !gate.begin_sending(generation) {
-            return Turn::NoGate;
+            return Destaged::NoGate;
         }
         let number = {
             let mut progress = self.progress();
@@ -302,20 +302,20 @@ impl Buffer {
             progress.begun
         };
         let ours = || gate.generation() == Some(generation);
-        let turn = if may_write() { self.send(engine, bytes, ours) } else { Turn::Busy };
+        let turn = if may_write() { self.send(engine, bytes, ours) } else { Destaged::Busy };
         gate.end_sending();
         self.settle(gate, Work::Sending, generation);
         match &turn {
-            Turn::Sent => self.progress().note(number, None),
-            Turn::Failed(error) => self.progress().note(number, Some(error)),
-            Turn::Nothing | Turn::Busy | Turn::NoGate => return turn,
+            Destaged::Sent => self.progress().note(number, None),
+            Destaged::Failed(error) => self.progress().note(number, Some(error)),
+            Destaged::Nothing | Destaged::Busy | Destaged::NoGate => return turn,
         }
         self.progressed.notify_all();
         turn
     }
 
     /// `ours`: whether this core has the gate still. If not, what lies in the ring may be its successor's.
-    fn send(&self, engine: &Engine, bytes: u64, ours: impl Fn() -> bool) -> Turn {
+    fn send(&self, engine: &Engine, bytes: u64, ours: impl Fn() -> bool) -> Destaged {
         let (batch, extents) = {
             let book = self.read_book();
             let batch = book.batch(bytes, book.head(), policy::RUN_BYTES);
@@ -324,12 +324,12 @@ impl Buffer {
             (batch, extents)
         };
         if batch.extents.is_empty() {
-            return Turn::Nothing;
+            return Destaged::Nothing;
         }
         let runs = runs::runs(&batch.pieces);
         let outcome = self.send_runs(engine, &batch, &extents, &runs);
         if !ours() {
-            return Turn::NoGate;
+            return Destaged::NoGate;
         }
         let mut book = self.write_book();
         for seq in outcome.damaged {
@@ -343,9 +343,9 @@ impl Buffer {
         self.note_lost(&book);
         drop(book);
         match outcome.error {
-            Some(error) => Turn::Failed(error),
-            None if moved => Turn::Sent,
-            None => Turn::Nothing,
+            Some(error) => Destaged::Failed(error),
+            None if moved => Destaged::Sent,
+            None => Destaged::Nothing,
         }
     }
 }

@@ -30,7 +30,7 @@ use std::{
 
 use everdisk_buffer::{
     area::Area,
-    book::{Gaps, Place, Unreadable},
+    book::{Gaps, Reservation, Unreadable},
     log,
 };
 use everdisk_proto::{
@@ -54,12 +54,12 @@ use self::{flushing::Flushes, tending::SenderState};
 /// An extent that another worker has a place for is published within this time, unless that worker is off the CPU.
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
 /// Waits look around this often.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where a write goes.
 enum Way {
     /// Into the buffer.
-    Append(Place),
+    Append(Reservation),
     /// To the storage nodes, because it must, or because they are quick.
     Through { required: bool },
     /// Nowhere yet: there is no room, or it must go through and something buffered overlaps it.
@@ -151,7 +151,7 @@ impl WriteBack {
     }
 
     /// This core has the gate under a new generation: whatever its predecessor buffered is its own from now on.
-    pub fn take_over(&self, generation: u64) {
+    pub fn adopt(&self, generation: u64) {
         if self.taken.load(Acquire) == generation {
             return;
         }
@@ -327,7 +327,7 @@ impl WriteBack {
         book.reserve(&self.buffer.area, kind, len).map_or(Way::Wait, Way::Append)
     }
 
-    fn append(&self, place: Place, range: &Range<u64>, content: Content<'_>) {
+    fn append(&self, place: Reservation, range: &Range<u64>, content: Content<'_>) {
         let buffer = &self.buffer;
         let data = content.data();
         let extent = Extent {

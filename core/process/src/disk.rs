@@ -70,8 +70,8 @@ impl Disk for VolumeDisk {
         Ok(found.ok_or(Errno(rustix::io::Errno::NXIO.raw_os_error()))?)
     }
 
-    fn take_over(&self, generation: u64) {
-        self.volume.take_over(generation);
+    fn adopt(&self, generation: u64) {
+        self.volume.adopt(generation);
     }
 
     fn probe(&self) -> Result<u32, Errno> {

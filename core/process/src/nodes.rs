@@ -14,7 +14,7 @@ use everdisk_proto::node::NodeState;
 use uuid::Uuid;
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What was last logged of a node that is not in step.
 struct Trouble {
@@ -31,7 +31,7 @@ pub(crate) fn watch(engine: &Arc<Engine>) -> io::Result<()> {
 fn look_after(engine: &Weak<Engine>) {
     let mut troubles = HashMap::new();
     loop {
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
         let Some(engine) = engine.upgrade() else { return };
         engine.watch();
         if !engine.is_good() || !troubles.is_empty() {

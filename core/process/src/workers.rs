@@ -27,7 +27,7 @@ use everdisk_transport::{
     channel::Lead,
     fuse::{self, operation::Operations},
     nbd::{self, connection::Connection},
-    worker::Seat,
+    worker::GateAccess,
 };
 use parking_lot::Mutex;
 
@@ -153,10 +153,10 @@ impl Workers {
         let (ready, parked) = mpsc::channel();
         robust::start("guard", move || {
             let shared = &taken.shared;
-            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
+            let access = GateAccess::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
             // Whoever started it may have lost patience.
             let _ = ready.send(());
-            seat.stand_guard(&*shared.disk, || shared.has_probers());
+            access.stand_guard(&*shared.disk, || shared.has_probers());
         })?;
         await_parked(&parked)
     }
@@ -286,11 +286,11 @@ impl Shared {
         let started = Arc::clone(&served);
         let body = move || {
             let shared = &taken.shared;
-            let seat = Seat::take(&shared.segment, shared.slot, taken.ticket, &served.stop);
+            let access = GateAccess::take(&shared.segment, shared.slot, taken.ticket, &served.stop);
             // Nobody waits for a stand-in.
             let _ = ready.send(());
             served.is_coming.store(false, Release);
-            shared.serve(&seat, &served, locked.as_mut());
+            shared.serve(&access, &served, locked.as_mut());
             served.running.fetch_sub(1, AcqRel);
         };
         let thread = robust::start("worker", body);
@@ -300,11 +300,11 @@ impl Shared {
         thread.map(drop)
     }
 
-    fn serve(&self, seat: &Seat<'_>, served: &Served, locked: Option<&mut fuse::serve::Buffers>) {
+    fn serve(&self, access: &GateAccess<'_>, served: &Served, locked: Option<&mut fuse::serve::Buffers>) {
         match (&served.what, locked) {
             (What::Fuse(channel, lead), Some(buffers)) => {
                 let operations = Operations { disk: &*self.disk, front: &self.segment.front };
-                let ended = fuse::serve::serve(seat, channel.as_fd(), lead, &operations, buffers);
+                let ended = fuse::serve::serve(access, channel.as_fd(), lead, &operations, buffers);
                 if let fuse::serve::Ended::Failed(errno) = ended {
                     // Half a core serves nobody; a dead one has a successor.
                     tracing::error!(%errno, "/dev/fuse failed: this core ends");
@@ -318,7 +318,7 @@ impl Shared {
             }
             (What::Nbd(connection), _) => {
                 let mut buffers = nbd::serve::Buffers::default();
-                let ended = nbd::serve::serve(seat, connection, &self.disk.name, &*self.disk, &mut buffers);
+                let ended = nbd::serve::serve(access, connection, &self.disk.name, &*self.disk, &mut buffers);
                 tracing::debug!(connection = connection.number, ?ended, "a worker of a connection has ended");
             }
             (What::Fuse(..), None) => unreachable!("a worker of the file has buffers"),

@@ -23,7 +23,7 @@ use everdisk_proto::{
 
 /// What is known of the core in a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Seat {
+pub enum SlotState {
     /// Nobody.
     #[default]
     Vacant,
@@ -112,7 +112,7 @@ impl Refusal {
 /// The owner of the decision. It has no clock: times are handed in.
 #[derive(Clone, Debug)]
 pub struct Custody {
-    seats: [Seat; CORES_MAX],
+    seats: [SlotState; CORES_MAX],
     state: State,
     generation: Generation,
     last: Slot,
@@ -134,9 +134,9 @@ impl Custody {
             State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
             _ => None,
         };
-        let mut seats = [Seat::Vacant; CORES_MAX];
+        let mut seats = [SlotState::Vacant; CORES_MAX];
         if let Some(slot) = last {
-            seats[slot.index()] = Seat::Armed;
+            seats[slot.index()] = SlotState::Armed;
         }
         Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, synchronous, crashes }
     }
@@ -157,7 +157,7 @@ impl Custody {
     }
 
     /// What is known of a slot.
-    pub fn seat(&self, slot: Slot) -> Seat {
+    pub fn slot_state(&self, slot: Slot) -> SlotState {
         self.seats[slot.index()]
     }
 
@@ -171,10 +171,10 @@ impl Custody {
 
     /// A free slot.
     pub fn vacancy(&self) -> Option<Slot> {
-        Slot::all().find(|slot| self.seat(*slot) == Seat::Vacant)
+        Slot::all().find(|slot| self.slot_state(*slot) == SlotState::Vacant)
     }
 
-    fn set_seat(&mut self, slot: Slot, seat: Seat) {
+    fn set_seat(&mut self, slot: Slot, seat: SlotState) {
         self.seats[slot.index()] = seat;
     }
 
@@ -208,25 +208,25 @@ impl Custody {
 
     /// A core has taken a slot.
     pub fn joined(&mut self, slot: Slot) {
-        self.set_seat(slot, Seat::Joined);
+        self.set_seat(slot, SlotState::Joined);
     }
 
     /// A core is ready to serve.
     pub fn armed(&mut self, slot: Slot) -> Act {
-        self.set_seat(slot, Seat::Armed);
-        if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
+        self.set_seat(slot, SlotState::Armed);
+        if self.state == State::Recovering { self.choose_successor() } else { Act::Nothing }
     }
 
     /// A core is dead: none of its threads does anything any more.
     pub fn died(&mut self, slot: Slot) -> Act {
-        self.set_seat(slot, Seat::Vacant);
+        self.set_seat(slot, SlotState::Vacant);
         if self.fallback == Some(slot) {
             self.fallback = None;
         }
         match self.state {
             State::Serving { slot: serving } if serving == slot => {
                 self.crashes += 1;
-                self.take_over()
+                self.choose_successor()
             }
             State::Suspended { slot: Some(held), until_ns } if held == slot => {
                 self.crashes += 1;
@@ -245,7 +245,7 @@ impl Custody {
         if self.state != State::Detached {
             return Err(Refusal::Attached);
         }
-        if self.seat(slot) != Seat::Armed {
+        if self.slot_state(slot) != SlotState::Armed {
             return Err(Refusal::NotArmed);
         }
         Ok(self.give(slot, Mode::Probe))
@@ -285,7 +285,7 @@ impl Custody {
                 self.state = State::Serving { slot };
                 Ok(Act::Reopen(self.word(self.serving_mode(), slot)))
             }
-            State::Suspended { slot: None, .. } => Ok(self.take_over()),
+            State::Suspended { slot: None, .. } => Ok(self.choose_successor()),
             _ => Err(Refusal::NotSuspended),
         }
     }
@@ -306,7 +306,7 @@ impl Custody {
 
     /// Another attempt to end `Recovering`.
     pub fn retry(&mut self) -> Act {
-        if self.state == State::Recovering { self.take_over() } else { Act::Nothing }
+        if self.state == State::Recovering { self.choose_successor() } else { Act::Nothing }
     }
 
     /// A planned hand-over to `to` may begin; returns the closed word of the core that serves.
@@ -319,7 +319,7 @@ impl Custody {
             State::Suspended { .. } => Err(Refusal::Suspended),
             State::Recovering => Err(Refusal::Recovering),
             State::Serving { slot } if slot == to => Err(Refusal::HasGate),
-            State::Serving { .. } if self.seat(to) != Seat::Armed => Err(Refusal::NotArmed),
+            State::Serving { .. } if self.slot_state(to) != SlotState::Armed => Err(Refusal::NotArmed),
             State::Serving { slot } => Ok(self.word(Mode::Closed, slot)),
         }
     }
@@ -335,24 +335,24 @@ impl Custody {
         if passed || self.serving() != Some(slot) {
             return Act::Nothing;
         }
-        if self.seat(slot) == Seat::Armed {
-            self.set_seat(slot, Seat::Unfit);
+        if self.slot_state(slot) == SlotState::Armed {
+            self.set_seat(slot, SlotState::Unfit);
         }
-        self.take_over()
+        self.choose_successor()
     }
 
     /// The gate goes to whom it is due: the predecessor that is still parked, else the first who is armed, else the
     /// first whose probe has failed.
-    fn take_over(&mut self) -> Act {
+    fn choose_successor(&mut self) -> Act {
         let fallback = self.fallback.take();
-        if let Some(slot) = fallback.filter(|slot| self.seat(*slot) == Seat::Armed) {
+        if let Some(slot) = fallback.filter(|slot| self.slot_state(*slot) == SlotState::Armed) {
             return self.give(slot, Mode::Open);
         }
-        let first = |seat| Slot::all().find(|slot| self.seat(*slot) == seat);
-        if let Some(slot) = first(Seat::Armed) {
+        let first = |seat| Slot::all().find(|slot| self.slot_state(*slot) == seat);
+        if let Some(slot) = first(SlotState::Armed) {
             return self.give(slot, Mode::Probe);
         }
-        if let Some(slot) = first(Seat::Unfit) {
+        if let Some(slot) = first(SlotState::Unfit) {
             return self.give(slot, Mode::Open);
         }
         self.state = State::Recovering;

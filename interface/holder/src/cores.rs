@@ -111,7 +111,7 @@ impl Cores {
         self.0.get_mut(slot.index())?.as_mut()
     }
 
-    pub(crate) fn seat(&mut self, slot: Slot, core: Core) {
+    pub(crate) fn insert(&mut self, slot: Slot, core: Core) {
         if let Some(place) = self.0.get_mut(slot.index()) {
             *place = Some(core);
         }

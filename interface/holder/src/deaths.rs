@@ -3,7 +3,7 @@
 use std::{os::fd::AsFd, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use everdisk_gate::{
-    custody::{Seat, State},
+    custody::{SlotState, State},
     ticket,
 };
 use everdisk_proto::{frame::CoreDeath, ids::Slot};
@@ -162,7 +162,8 @@ impl Holder {
         let Some(slot) = self.custody.serving().filter(|_| waits) else { return self.watchdog.rest() };
         let Some(core) = self.cores.get(slot) else { return self.watchdog.rest() };
         let Some(silent) = self.watchdog.watch(&self.segment, slot, core, &self.socket) else { return };
-        let another = self.cores.iter().any(|(other, _)| other != slot && self.custody.seat(other) == Seat::Armed);
+        let another =
+            self.cores.iter().any(|(other, _)| other != slot && self.custody.slot_state(other) == SlotState::Armed);
         if another {
             let why = format!("it did not answer for {:.1} s while requests waited", silent.as_secs_f64());
             self.watchdog.rest();

@@ -129,7 +129,7 @@ impl Holder {
                 core.identity = identity;
                 core.keeps_locks = keeps_locks;
             } else if let Ok(handle) = pidfd(peer.pid) {
-                self.seat(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
+                self.enter(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
@@ -163,7 +163,7 @@ impl Holder {
         if lend(&mut core).is_err() {
             return cores::strike(&self.segment, slot);
         }
-        self.seat(slot, core);
+        self.enter(slot, core);
         self.custody.joined(slot);
     }
 }

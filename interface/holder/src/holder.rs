@@ -89,9 +89,9 @@ impl Holder {
     }
 
     /// A core has a slot: it is watched from now on.
-    pub(crate) fn seat(&mut self, slot: Slot, mut core: Core) {
+    pub(crate) fn enter(&mut self, slot: Slot, mut core: Core) {
         core.stopped = marks::watch(&self.segment, slot, core.pid, &self.bell);
-        self.cores.seat(slot, core);
+        self.cores.insert(slot, core);
     }
 
     /// One turn: wait, then deal with everything that has happened, deaths first.

@@ -27,7 +27,7 @@ use crate::cores::{Core, area};
 pub(crate) const LIFE_LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks at the core that serves, and the most that one look can add to its silence: where this process itself stood
 /// still, the core was not silent.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The socket at which a core answers, beside the interface's own.
 pub(crate) fn core_socket(interface: &Path, pid: u32) -> PathBuf {
@@ -74,7 +74,7 @@ impl Watchdog {
     }
 
     fn look(&self) -> Duration {
-        LOOK.min(self.limit / 4)
+        POLL_INTERVAL.min(self.limit / 4)
     }
 
     /// The loop may wait so long.

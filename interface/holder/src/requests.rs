@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use everdisk_gate::custody::{Act, Refusal, Seat, State};
+use everdisk_gate::custody::{Act, Refusal, SlotState, State};
 use everdisk_proto::{
     frame::{
         Answer, FileAttach, FromInterface, GateState, HandoverFailure, HandoverReport, InterfaceStatus, NbdListen,
@@ -65,7 +65,7 @@ impl Holder {
 
     fn status(&self) -> InterfaceStatus {
         let state = self.custody.state();
-        let armed = |slot| matches!(self.custody.seat(slot), Seat::Armed);
+        let armed = |slot| matches!(self.custody.slot_state(slot), SlotState::Armed);
         InterfaceStatus {
             version: self.identity.version.clone(),
             identity: Some(self.identity.clone()),
@@ -113,7 +113,7 @@ impl Holder {
             return Err("name a front end: a file, or a place for NBD clients".to_owned());
         }
         let slot = self.cores.slot_of(core).ok_or_else(|| refused(Refusal::NotArmed))?;
-        if self.custody.seat(slot) != Seat::Armed {
+        if self.custody.slot_state(slot) != SlotState::Armed {
             return Err(refused(Refusal::NotArmed));
         }
         self.open_fronts(file, nbd).inspect_err(|_| self.close_fronts())?;

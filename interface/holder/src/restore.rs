@@ -7,7 +7,7 @@ use std::{
 };
 
 use everdisk_gate::{
-    custody::{Custody, Seat, State},
+    custody::{Custody, SlotState, State},
     ticket,
 };
 use everdisk_proto::{
@@ -40,7 +40,7 @@ use crate::{
 
 /// The cores look for a new interface every few milliseconds.
 const RESTORE_LIMIT: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// A hand-over that the dead interface had begun: the successor's probe ends within this time or is revoked.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -68,7 +68,7 @@ pub(crate) fn restore(
     let mut peers: Vec<Peer> = Vec::new();
     let mut returning: Vec<Returning> = Vec::new();
     while Instant::now() < deadline {
-        if wait_readable(listener.as_fd(), LOOK)? {
+        if wait_readable(listener.as_fd(), POLL_INTERVAL)? {
             make_room(&mut peers);
             peers.extend(accept_peer(listener.as_fd(), peers.len()).ok().flatten());
         }
@@ -98,7 +98,7 @@ pub(crate) fn restore(
         for index in 0..returning.len() {
             let Some(core) = returning.get(index) else { break };
             if let Some(returned) = receive(&core.peer.link, spec, identity)? {
-                return take_up(listener, spec, returned, peers, returning, arguments, identity);
+                return reinstate(listener, spec, returned, peers, returning, arguments, identity);
             }
         }
     }
@@ -193,7 +193,7 @@ fn complete_locks(holder: &mut Holder) {
     }
 }
 
-fn take_up(
+fn reinstate(
     listener: OwnedFd,
     spec: &VolumeSpec,
     returned: Returned,
@@ -223,8 +223,8 @@ fn take_up(
         let keeps_locks = came.is_some_and(|core| core.keeps_locks);
         match living(&holder.segment, slot, pid)? {
             Some(handle) => {
-                holder.seat(slot, Core::new(pid, handle, identity, None, keeps_locks));
-                if holder.custody.seat(slot) == Seat::Vacant {
+                holder.enter(slot, Core::new(pid, handle, identity, None, keeps_locks));
+                if holder.custody.slot_state(slot) == SlotState::Vacant {
                     holder.custody.joined(slot);
                 }
             }
@@ -290,7 +290,7 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         if Instant::now() > deadline && ticket::revoke_probe(&gate.word, probe) {
             break;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
         word = GateWord::decode(gate.word.load(Acquire));
     }
     let until_ns = gate.lease_until_ns.load(Relaxed);

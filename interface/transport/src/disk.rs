@@ -66,7 +66,7 @@ pub trait Disk: Send + Sync {
     /// This core has been given the gate under a new generation, and nobody else changes anything any more: it takes over what
     /// outlives cores. Called before the first request, perhaps by several workers at once; the second call waits for the
     /// first and does nothing.
-    fn take_over(&self, generation: u64);
+    fn adopt(&self, generation: u64);
 
     /// Shortly tries whether the storage nodes can be read; the number of blocks read.
     ///

@@ -28,13 +28,13 @@ use everdisk_sys::{
 use crate::{channel::Lead, disk::Disk};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
-const PARKED_LOOK: Duration = Duration::from_secs(1);
+const PARKED_POLL: Duration = Duration::from_secs(1);
 
 /// Workers that are to probe have begun to within this time, or are held up.
 const OTHERS_PROBE: Duration = Duration::from_millis(1);
 
-/// One worker's seat in the segment.
-pub struct Seat<'a> {
+/// One worker's access in the segment.
+pub struct GateAccess<'a> {
     gate: &'a GateArea,
     front: &'a FrontArea,
     core: &'a CoreArea,
@@ -45,7 +45,7 @@ pub struct Seat<'a> {
     stop: &'a AtomicBool,
 }
 
-impl<'a> Seat<'a> {
+impl<'a> GateAccess<'a> {
     /// Takes the ticket `index` of the core in `slot`. The ticket is PARKED.
     ///
     /// # Panics
@@ -87,12 +87,12 @@ impl<'a> Seat<'a> {
             }
             match ticket::unpark(&self.gate.word, &self.ticket.state, self.slot) {
                 Admission::Admitted(pass) => {
-                    disk.take_over(pass.word().generation.0);
+                    disk.adopt(pass.word().generation.0);
                     return Some(pass);
                 }
                 Admission::Probe(gate) if self.may_probe() => self.probe(gate, disk),
                 Admission::Probe(_) | Admission::Shut => {
-                    wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who);
+                    wake::sleep_while(&self.core.wake, seen, PARKED_POLL, self.who);
                 }
             }
         }
@@ -105,7 +105,7 @@ impl<'a> Seat<'a> {
 
     /// Takes over what the predecessor left, reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
     fn probe(&self, gate: GateWord, disk: &dyn Disk) {
-        disk.take_over(gate.generation.0);
+        disk.adopt(gate.generation.0);
         let verdict = match disk.probe() {
             Ok(blocks) => {
                 let now = monotonic_ns();
@@ -135,7 +135,7 @@ impl<'a> Seat<'a> {
         ticket::holds(&self.gate.word, pass)
     }
 
-    /// A request was read: whether to execute it. If not, keep it and [`Seat::park`].
+    /// A request was read: whether to execute it. If not, keep it and [`GateAccess::park`].
     #[must_use]
     pub fn enter(&self, pass: Pass) -> bool {
         ticket::enter(&self.gate.word, &self.ticket.state, pass)
@@ -161,7 +161,7 @@ impl<'a> Seat<'a> {
         ticket::leave(&self.ticket.state);
     }
 
-    /// What was let in is not answered yet, but waits for the client; the worker asks to be let in again ([`Seat::enter`]).
+    /// What was let in is not answered yet, but waits for the client; the worker asks to be let in again ([`GateAccess::enter`]).
     pub fn read_on(&self) {
         ticket::leave(&self.ticket.state);
     }
@@ -184,7 +184,7 @@ impl<'a> Seat<'a> {
             let probe = GateWord::decode(self.gate.word.load(Acquire))
                 .filter(|gate| gate.slot == self.slot && gate.mode == Mode::Probe);
             match probe {
-                None => wake::sleep_while(&self.core.wake, seen, PARKED_LOOK, self.who),
+                None => wake::sleep_while(&self.core.wake, seen, PARKED_POLL, self.who),
                 Some(gate) => {
                     if others {
                         thread::sleep(OTHERS_PROBE);
@@ -200,7 +200,7 @@ impl<'a> Seat<'a> {
     /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow node. `told`: of how
     /// many failed flushes the client was told, where the request may have to tell it.
     pub const fn hold<'s>(&'s self, pass: Pass, lead: Option<&'s Lead>, told: Option<u64>) -> SeatHold<'s, 'a> {
-        SeatHold { seat: self, pass, lead, told, tells: Cell::new(None) }
+        SeatHold { access: self, pass, lead, told, tells: Cell::new(None) }
     }
 
     /// Flushes of the storage nodes that failed.
@@ -242,7 +242,7 @@ impl<'a> Seat<'a> {
 
 /// A request that a worker carries out.
 pub struct SeatHold<'s, 'a> {
-    seat: &'s Seat<'a>,
+    access: &'s GateAccess<'a>,
     pass: Pass,
     lead: Option<&'s Lead>,
     told: Option<u64>,
@@ -257,35 +257,35 @@ impl SeatHold<'_, '_> {
 
     /// An interface that drains waits for this ticket no longer.
     fn tell(&self) {
-        if !self.seat.may_read(self.pass) {
-            self.seat.gate.drained.fetch_add(1, SeqCst);
-            wake::wake(&self.seat.gate.drained, Who::All);
+        if !self.access.may_read(self.pass) {
+            self.access.gate.drained.fetch_add(1, SeqCst);
+            wake::wake(&self.access.gate.drained, Who::All);
         }
     }
 }
 
 impl Hold for SeatHold<'_, '_> {
     fn synchronous(&self) -> bool {
-        GateWord::decode(self.seat.gate.word.load(Acquire)).is_none_or(|gate| gate.mode != Mode::Open)
+        GateWord::decode(self.access.gate.word.load(Acquire)).is_none_or(|gate| gate.mode != Mode::Open)
     }
 
     fn away(&self) {
-        ticket::away(&self.seat.ticket.state);
+        ticket::away(&self.access.ticket.state);
         self.tell();
     }
 
     fn writing(&self) {
-        ticket::writing(&self.seat.ticket.state);
+        ticket::writing(&self.access.ticket.state);
         self.tell();
     }
 
     fn back(&self) -> bool {
-        self.seat.enter(self.pass)
+        self.access.enter(self.pass)
     }
 
     fn waits(&self) {
         if let Some(lead) = self.lead {
-            lead.let_others(self.seat.index());
+            lead.let_others(self.access.index());
         }
     }
 
@@ -298,7 +298,7 @@ impl Hold for SeatHold<'_, '_> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for GateAccess<'_> {
     fn drop(&mut self) {
         self.ticket.state.store(ticket_state::FREE, SeqCst);
         self.gate.drained.fetch_add(1, SeqCst);

@@ -155,7 +155,7 @@ fn an_operation_hangs_until_the_line_is_gone_and_is_then_done() {
         for _ in 0..20 {
             store.read_at(0, &mut buf).unwrap();
             assert_eq!(buf, [0; 4096], "reads go on, and the write has not been done");
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         assert!(!done.load(SeqCst));
         fs::remove_file(fault_file(&url)).unwrap();

@@ -81,7 +81,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
         let mut times = Vec::new();
         for _ in 0..repetitions {
             scope.interrupt.check()?;
-            times.push(take_over(&engine, &segment, followed)?);
+            times.push(adopt(&engine, &segment, followed)?);
         }
         let sorted: Sorted = times.iter().copied().collect();
         rows.push(vec![
@@ -126,7 +126,7 @@ fn full(engine: &Arc<Engine>, extent: usize) -> Result<SharedSegment> {
     segment.header.magic.store(MAGIC, Release);
     let lent = mapped(&segment)?;
     let core = core(engine, &segment, 1)?;
-    core.take_over(1);
+    core.adopt(1);
     let data = vec![7; extent];
     let extents = BUFFER_DEFAULT / extent as u64;
     for index in 0..extents {
@@ -147,14 +147,14 @@ fn mapped(segment: &SharedSegment) -> Result<SharedSegment> {
     SharedSegment::adopt(fd).map_err(Error::io("map a segment"))
 }
 
-fn take_over(engine: &Arc<Engine>, segment: &SharedSegment, followed: bool) -> Result<u64> {
+fn adopt(engine: &Arc<Engine>, segment: &SharedSegment, followed: bool) -> Result<u64> {
     let segment = Arc::new(mapped(segment)?);
     let core = core(engine, &segment, 2)?;
     if followed {
         core.follow();
     }
     let began = Instant::now();
-    core.take_over(2);
+    core.adopt(2);
     let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     match core.buffered_bytes() {
         BUFFER_DEFAULT => Ok(took),

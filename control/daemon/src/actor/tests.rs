@@ -265,7 +265,7 @@ fn the_storage_nodes_are_to_blame_when_the_old_core_says_so_or_cannot_read_eithe
 fn the_buffer_is_the_serving_cores_and_writes_are_buffered_again_only_where_they_are_not() {
     let world = world();
     assert_eq!(world.act(|a| a.buffer()), Ok(None));
-    world.act(|a| a.write_back());
+    world.act(|a| a.end_synchronous());
     assert!(world.interface.modes().is_empty(), "without a write buffer there is nothing to end");
     world.interface.set(|status| {
         status.buffer = Some(fake::buffer(4096));
@@ -274,8 +274,8 @@ fn the_buffer_is_the_serving_cores_and_writes_are_buffered_again_only_where_they
     let buffer = world.act(|a| a.buffer()).unwrap().unwrap();
     assert_eq!((buffer.version, buffer.bytes, buffer.holder.version.as_str()), (BUFFER, 4096, "the old one"));
     world.act(|a| a.synchronous()).unwrap();
-    world.act(|a| a.write_back());
-    world.act(|a| a.write_back());
+    world.act(|a| a.end_synchronous());
+    world.act(|a| a.end_synchronous());
     assert_eq!(world.interface.modes(), [true, false]);
 }
 

@@ -82,7 +82,7 @@ fn a_detach_that_was_left_is_ended_where_nothing_is_mounted_and_undone_where_the
         if in_use {
             fake.is_in_use();
         }
-        take_up(&volume, &volume.begin(OperationName::Detach).unwrap()).unwrap();
+        resume_unfinished(&volume, &volume.begin(OperationName::Detach).unwrap()).unwrap();
         assert_eq!(volume.record().attachment.map(|a| a.phase), in_use.then_some(Phase::Attached));
         process.id.end(Duration::ZERO);
     }
@@ -130,8 +130,8 @@ fn a_detach_without_a_file_that_was_left_is_ended_when_the_cores_have_gone() {
     volume.update_attachment(|attachment| (attachment.phase, attachment.file) = (Phase::Detaching, None)).unwrap();
     assert!(process.id.gone_within(GONE_WITHIN));
     let ended = thread::scope(|scope| {
-        let ending = scope.spawn(|| take_up(&volume, &volume.begin(OperationName::Detach).unwrap()));
-        thread::sleep(LOOK * 2);
+        let ending = scope.spawn(|| resume_unfinished(&volume, &volume.begin(OperationName::Detach).unwrap()));
+        thread::sleep(POLL_INTERVAL * 2);
         assert!(volume.record().attachment.is_some(), "a core lives");
         ending.join().unwrap()
     });

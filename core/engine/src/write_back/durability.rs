@@ -107,7 +107,7 @@ fn d3_a_core_that_dies_with_a_failed_flush_leaves_it_to_its_successor() {
     bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
     bench.fails(true);
     // All it did before its death: nothing of it is in the segment.
-    while matches!(bench.core.turn(1 << 20), crate::sender::Turn::Sent) {}
+    while matches!(bench.core.turn(1 << 20), crate::sender::Destaged::Sent) {}
     assert!(bench.core.engine.flush().is_err());
     bench.fails(false);
     bench.succeeded_by(standby);
@@ -211,7 +211,7 @@ fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
     let core = Arc::clone(&bench.core);
     *bench.files[0].in_flush.lock() = Some(Box::new(move || {
         core.write(&front(), 65_536, &[2; 4096]).unwrap();
-        while matches!(core.turn(1 << 20), crate::sender::Turn::Sent) {}
+        while matches!(core.turn(1 << 20), crate::sender::Destaged::Sent) {}
         core.write(&synchronous(), 131_072, &[3; 4096]).unwrap();
     }));
     bench.core.flush_within(Duration::from_secs(5)).unwrap();

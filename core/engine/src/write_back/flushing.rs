@@ -22,13 +22,13 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{LOOK, PUBLISHED_SOON, WriteBack, unsent};
+use super::{POLL_INTERVAL, PUBLISHED_SOON, WriteBack, unsent};
 use crate::{
     IoError,
     engine::NotFlushed,
     gate::{Hold, Stopped, Work, away, back},
     policy::{self, BATCH_BYTES},
-    sender::Turn,
+    sender::Destaged,
 };
 
 /// A flush that an application waits for ends after this time.
@@ -178,22 +178,22 @@ impl WriteBack {
                 self.turn(BATCH_BYTES)
             } else if self.serves() {
                 self.want_sent(target);
-                Turn::Busy
+                Destaged::Busy
             } else {
-                Turn::NoGate
+                Destaged::NoGate
             };
             match turn {
-                Turn::Sent => {}
-                Turn::Nothing => thread::sleep(PUBLISHED_SOON),
-                Turn::Failed(error) => return Err(unsent(error.errno(), error.to_string())),
-                Turn::NoGate => return Err(IoError::NoGate),
-                Turn::Busy => {
+                Destaged::Sent => {}
+                Destaged::Nothing => thread::sleep(PUBLISHED_SOON),
+                Destaged::Failed(error) => return Err(unsent(error.errno(), error.to_string())),
+                Destaged::NoGate => return Err(IoError::NoGate),
+                Destaged::Busy => {
                     let progress = buffer.progress();
                     if let (true, Some((errno, reason))) = (progress.last_failed > begun, &progress.error) {
                         return Err(unsent(*errno, reason.clone()));
                     }
                     drop(progress);
-                    buffer.wait_progress(seen, LOOK);
+                    buffer.wait_progress(seen, POLL_INTERVAL);
                 }
             }
         }

@@ -270,7 +270,7 @@ pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Ar
 
 pub(super) fn give(core: &WriteBack, place: &Place, generation: u64) {
     place.0.store(generation, SeqCst);
-    core.take_over(generation);
+    core.adopt(generation);
 }
 
 /// Does something that must not wait for a node that hangs. If it does, the nodes are let go, and the test fails.

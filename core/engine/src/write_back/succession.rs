@@ -148,7 +148,7 @@ impl Setting {
 /// Another core has the gate no longer, and this one has it.
 fn give(core: &(WriteBack, Place), generation: u64) {
     core.1.0.store(generation, SeqCst);
-    core.0.take_over(generation);
+    core.0.adopt(generation);
 }
 
 fn write(core: &(WriteBack, Place), byte: u8) {
@@ -207,7 +207,7 @@ fn nothing_is_sent_before_it_is_known_what_there_is() {
     first.1.0.store(3, SeqCst);
     let early = first.0.flush_within(Duration::from_millis(20));
     assert!(matches!(early, Err(IoError::NoGate)), "{early:?}");
-    first.0.take_over(3);
+    first.0.adopt(3);
     assert!(matches!(first.0.flush_within(Duration::from_secs(10)), Ok(true)));
     assert_eq!(read(&first), 2);
 }
@@ -221,7 +221,7 @@ fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     let mut book = Book::new(area.geometry(), setting.spec.size);
     book.adopt(&area);
     let place = book.reserve(&area, ExtentKind::Data, LEN as u64).unwrap();
-    late.0.take_over(2);
+    late.0.adopt(2);
     let data = [7; LEN];
     let (kind, position, crc) = (ExtentKind::Data, place.position, crc32c::crc32c(&data));
     let extent = Extent { kind, offset: 0, len: LEN as u64, position, generation: 3, crc };

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{LOOK, WriteBack};
+use super::{POLL_INTERVAL, WriteBack};
 use crate::{
     policy::{self, BATCH_BYTES, Sending},
-    sender::Turn,
+    sender::Destaged,
 };
 
 /// Buffered data is sent after this time, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
@@ -60,7 +60,7 @@ impl WriteBack {
         let mut aging = Aging { seq: 0, since: Instant::now() };
         let mut sending = Sending::Rests;
         let mut tried = Instant::now();
-        let mut next = LOOK;
+        let mut next = POLL_INTERVAL;
         while self.sender_sleep(next) {
             let buffer = &self.buffer;
             if !self.serves() {
@@ -82,7 +82,7 @@ impl WriteBack {
             if (hurries || tries) && !buffer.progress().is_backing_off() {
                 tried = Instant::now();
                 match self.turn(if hurries { BATCH_BYTES } else { policy::TRY_BYTES }) {
-                    Turn::Sent => {
+                    Destaged::Sent => {
                         if buffer.read_book().written_fill() >= policy::FLUSH_ABOVE {
                             self.want_flush();
                         }
@@ -90,10 +90,10 @@ impl WriteBack {
                             next = Duration::ZERO;
                         }
                     }
-                    Turn::Failed(error) => {
+                    Destaged::Failed(error) => {
                         tracing::warn!(%error, "buffered data cannot be sent; it is kept and tried again");
                     }
-                    Turn::Nothing | Turn::Busy | Turn::NoGate => next = LOOK,
+                    Destaged::Nothing | Destaged::Busy | Destaged::NoGate => next = POLL_INTERVAL,
                 }
             }
         }

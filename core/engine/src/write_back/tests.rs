@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::{patience::ENOSPC, *};
-use crate::{gate::Work, sender::Turn};
+use crate::{gate::Work, sender::Destaged};
 
 const NODES: usize = 2;
 const BLOCKS: u64 = 96;
@@ -135,7 +135,7 @@ impl Bench {
         let words = Arc::new(Words::default());
         words.word.store(1 << 1, SeqCst);
         let core = start(&spec, &segment, &words, 0);
-        core.take_over(1);
+        core.adopt(1);
         Self { spec, segment, words, core, generation: 1, _directory: directory }
     }
 
@@ -148,7 +148,7 @@ impl Bench {
         }
         self.generation += 1;
         self.words.word.store((self.generation << 1) | next, SeqCst);
-        successor.take_over(self.generation);
+        successor.adopt(self.generation);
         std::mem::replace(&mut self.core, successor)
     }
 
@@ -164,7 +164,7 @@ impl Bench {
         all
     }
 
-    fn turn(&self, bytes: u64) -> Turn {
+    fn turn(&self, bytes: u64) -> Destaged {
         self.core.turn(bytes)
     }
 
@@ -298,7 +298,7 @@ fn m3_a_synchronous_write_goes_through_and_the_buffer_only_shrinks() {
     bench.core.write(&request(true), 4096, &content(3, 4096)).unwrap();
     assert_eq!(bench.core.buffered_bytes(), 0, "what it overlaps was sent first");
     assert!(bench.stored()[4096..8192] == content(3, 4096)[..]);
-    bench.core.take_over(1);
+    bench.core.adopt(1);
     drop(bench);
 }
 
@@ -315,8 +315,8 @@ fn d6_a_successor_sends_nothing_while_its_predecessor_still_does() {
         // The predecessor's sender hangs in a write that it began while it had the gate.
         words.writing[0].store(true, SeqCst);
         bench.core.write(&request(false), 0, &content(2, 4096)).unwrap();
-        assert!(matches!(bench.turn(1 << 20), Turn::Busy));
-        assert!(matches!(old.turn(1 << 20), Turn::NoGate));
+        assert!(matches!(bench.turn(1 << 20), Destaged::Busy));
+        assert!(matches!(old.turn(1 << 20), Destaged::NoGate));
         assert!(bench.read_all()[..4096] == content(2, 4096)[..], "reads and writes of what is buffered go on");
         bench.faults("");
         words.writing[0].store(true, SeqCst);

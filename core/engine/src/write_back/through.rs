@@ -11,7 +11,7 @@ use std::{
 use everdisk_proto::volume::Bypass;
 
 use super::{
-    LOOK, PUBLISHED_SOON, WriteBack,
+    POLL_INTERVAL, PUBLISHED_SOON, WriteBack,
     patience::{Patience, ROOM_LIMIT},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     bypasses::Bypassing,
     gate::{Hold, Stopped, away, back},
     policy::BATCH_BYTES,
-    sender::Turn,
+    sender::Destaged,
 };
 
 /// So many writes past the buffer at once hardly wait for each other.
@@ -105,7 +105,7 @@ impl WriteBack {
     }
 
     /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
-    pub(super) fn turn(&self, bytes: u64) -> Turn {
+    pub(super) fn turn(&self, bytes: u64) -> Destaged {
         let taken = self.taken.load(Acquire);
         self.buffer.turn(&self.engine, &*self.gate, taken, || self.may_write(), bytes)
     }
@@ -130,22 +130,22 @@ impl WriteBack {
         };
         if self.may_do_it_here(buffer.nodes_are_quick() && !fails) {
             match self.turn(BATCH_BYTES) {
-                Turn::Sent => {}
-                Turn::Nothing => thread::sleep(PUBLISHED_SOON),
-                Turn::Busy | Turn::NoGate | Turn::Failed(_) => buffer.wait_progress(seen, LOOK),
+                Destaged::Sent => {}
+                Destaged::Nothing => thread::sleep(PUBLISHED_SOON),
+                Destaged::Busy | Destaged::NoGate | Destaged::Failed(_) => buffer.wait_progress(seen, POLL_INTERVAL),
             }
             if self.is_undurable() {
                 if self.may_do_it_here(self.engine.is_quick_to_flush()) {
                     // What comes of it is in the progress.
-                    drop(self.flush_nodes(Instant::now() + LOOK, true));
+                    drop(self.flush_nodes(Instant::now() + POLL_INTERVAL, true));
                 } else {
                     self.want_flush();
-                    buffer.wait_progress(buffer.seen(), LOOK);
+                    buffer.wait_progress(buffer.seen(), POLL_INTERVAL);
                 }
             }
         } else {
             self.want_room();
-            buffer.wait_progress(seen, LOOK);
+            buffer.wait_progress(seen, POLL_INTERVAL);
         }
         let verdict = patience.lasts(buffer);
         back(hold)?;

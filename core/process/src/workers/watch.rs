@@ -22,16 +22,16 @@ use super::{START_LIMIT, Served, Shared};
 
 /// A request that takes longer than this takes long, from when it was first looked at. While there is something to do, the looks are so
 /// far apart.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// After one at which nothing was asked for, the next look is this much later.
-const LOOK_IDLE: Duration = Duration::from_millis(100);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// When the lead has stayed where it is for so long, workers that stand in end, one at each look.
 const KEPT: Duration = Duration::from_secs(10);
 
 /// Looks after the workers until the core ends.
 pub(super) fn watch(shared: &Arc<Shared>) {
     let mut watched: Vec<Watched> = Vec::new();
-    let mut pause = LOOK;
+    let mut pause = POLL_INTERVAL;
     // When there was no memory that may be locked, or no thread, for another worker.
     let mut refused: Option<Instant> = None;
     while !shared.stop.load(Acquire) {
@@ -45,7 +45,7 @@ pub(super) fn watch(shared: &Arc<Shared>) {
         }
         let share = (STANDINS_MAX / watched.len().max(1)).max(1);
         let mut starving = watched.iter().filter(|watched| watched.starves).count();
-        pause = LOOK_IDLE;
+        pause = IDLE_POLL_INTERVAL;
         for watched in &mut watched {
             let others_starve = starving > usize::from(watched.starves);
             starving -= usize::from(watched.starves);
@@ -53,7 +53,7 @@ pub(super) fn watch(shared: &Arc<Shared>) {
             let (look, started) = watched.look_after(shared, others_starve.then_some(share), may_start);
             starving += usize::from(watched.starves);
             if look != Look::Idle {
-                pause = LOOK;
+                pause = POLL_INTERVAL;
             }
             if let Err(error) = started {
                 tracing::warn!(%error, "no worker stands in for one that waits for a storage node");
@@ -126,7 +126,7 @@ impl Watched {
         let since = self.at_work.filter(|_| same && at_work);
         self.at_work = at_work.then(|| since.unwrap_or_else(Instant::now));
         match since {
-            Some(since) if since.elapsed() >= LOOK => Look::TakesLong,
+            Some(since) if since.elapsed() >= POLL_INTERVAL => Look::TakesLong,
             None if same && !at_work => Look::Idle,
             _ => Look::Busy,
         }

@@ -157,9 +157,9 @@ proptest! {
         for event in events {
             let before = custody.generation();
             let act = match event {
-                Event::Join(i) if custody.seat(slot(i)) == Seat::Vacant => { custody.joined(slot(i)); Act::Nothing }
-                Event::Arm(i) if custody.seat(slot(i)) == Seat::Joined => custody.armed(slot(i)),
-                Event::Die(i) if custody.seat(slot(i)) != Seat::Vacant => custody.died(slot(i)),
+                Event::Join(i) if custody.slot_state(slot(i)) == SlotState::Vacant => { custody.joined(slot(i)); Act::Nothing }
+                Event::Arm(i) if custody.slot_state(slot(i)) == SlotState::Joined => custody.armed(slot(i)),
+                Event::Die(i) if custody.slot_state(slot(i)) != SlotState::Vacant => custody.died(slot(i)),
                 Event::Attach(i) => custody.attach(slot(i)).unwrap_or(Act::Nothing),
                 Event::Suspend(until) => custody.suspend(until).unwrap_or(Act::Nothing),
                 Event::Resume => custody.resume().unwrap_or(Act::Nothing),
@@ -184,8 +184,8 @@ proptest! {
                     prop_assert_eq!(custody.serving(), Some(word.slot));
                     let probes = word.mode == Mode::Probe;
                     prop_assert_eq!(probes, matches!(act, Act::Give(_)));
-                    prop_assert!(matches!(custody.seat(word.slot), Seat::Armed | Seat::Unfit));
-                    prop_assert!(!probes || custody.seat(word.slot) == Seat::Armed);
+                    prop_assert!(matches!(custody.slot_state(word.slot), SlotState::Armed | SlotState::Unfit));
+                    prop_assert!(!probes || custody.slot_state(word.slot) == SlotState::Armed);
                     prop_assert_eq!(custody.serving_mode(), Mode::Open);
                     given = Some(word);
                 }
@@ -199,9 +199,9 @@ proptest! {
             }
             if !matches!(act, Act::Give(_) | Act::Grant(_)) { prop_assert_eq!(custody.generation(), before); }
             match custody.state() {
-                State::Serving { slot } => prop_assert!(matches!(custody.seat(slot), Seat::Armed | Seat::Unfit)),
+                State::Serving { slot } => prop_assert!(matches!(custody.slot_state(slot), SlotState::Armed | SlotState::Unfit)),
                 State::Recovering => {
-                    prop_assert!(Slot::all().all(|s| matches!(custody.seat(s), Seat::Vacant | Seat::Joined)));
+                    prop_assert!(Slot::all().all(|s| matches!(custody.slot_state(s), SlotState::Vacant | SlotState::Joined)));
                 }
                 _ => {}
             }

@@ -23,7 +23,7 @@ use super::{
     abi::OutHeader,
     operation::{Operations, REPLY_HEAD, WRITE_HEAD, header, is_silent},
 };
-use crate::{channel::Lead, worker::Seat};
+use crate::{channel::Lead, worker::GateAccess};
 
 /// Page size: payloads begin on a page, which makes copies cheaper.
 const PAGE: usize = 4096;
@@ -68,7 +68,7 @@ enum Read {
 
 /// A worker and what it works on.
 struct Worker<'w, 'a> {
-    seat: &'w Seat<'a>,
+    access: &'w GateAccess<'a>,
     channel: BorrowedFd<'w>,
     lead: &'w Lead,
     operations: &'w Operations<'w>,
@@ -76,32 +76,32 @@ struct Worker<'w, 'a> {
 
 /// Serves one channel until the core ends or the file is unmounted.
 pub fn serve(
-    seat: &Seat<'_>,
+    access: &GateAccess<'_>,
     channel: BorrowedFd<'_>,
     lead: &Lead,
     operations: &Operations<'_>,
     buffers: &mut Buffers,
 ) -> Ended {
-    let worker = Worker { seat, channel, lead, operations };
+    let worker = Worker { access, channel, lead, operations };
     let mut kept: Option<(usize, Pass)> = None;
     loop {
-        if kept.is_none() && !lead.is_with(seat.index()) {
-            seat.idle();
-            if !lead.wait(seat.index(), || seat.must_stop()) {
+        if kept.is_none() && !lead.is_with(access.index()) {
+            access.idle();
+            if !lead.wait(access.index(), || access.must_stop()) {
                 return Ended::Stopped;
             }
         }
-        let Some(pass) = seat.wait(operations.disk) else { return Ended::Stopped };
+        let Some(pass) = access.wait(operations.disk) else { return Ended::Stopped };
         let mut first = true;
         if let Some((len, under)) = kept.take() {
-            seat.let_go();
-            if under.continues_in(pass) && !(seat.enter(pass) && worker.execute(pass, buffers, len, &mut first)) {
+            access.let_go();
+            if under.continues_in(pass) && !(access.enter(pass) && worker.execute(pass, buffers, len, &mut first)) {
                 kept = Some((len, under));
-                seat.park(true);
+                access.park(true);
                 continue;
             }
         }
-        while lead.goes_on(seat.index()) && seat.may_read(pass) {
+        while lead.goes_on(access.index()) && access.may_read(pass) {
             match read(channel, buffers) {
                 Ok(Read::Request(len)) => {
                     let Some((head, _)) = header(buffers.request(len)) else {
@@ -111,7 +111,7 @@ pub fn serve(
                     if is_silent(head.opcode) {
                         continue;
                     }
-                    if !seat.enter(pass) || !worker.execute(pass, buffers, len, &mut first) {
+                    if !access.enter(pass) || !worker.execute(pass, buffers, len, &mut first) {
                         kept = Some((len, pass));
                         break;
                     }
@@ -121,7 +121,7 @@ pub fn serve(
                 Err(errno) => return Ended::Failed(errno),
             }
         }
-        seat.park(kept.is_some());
+        access.park(kept.is_some());
     }
 }
 
@@ -143,13 +143,13 @@ fn read(channel: BorrowedFd<'_>, buffers: &mut Buffers) -> Result<Read, Os> {
 impl Worker<'_, '_> {
     /// Executes a request and answers it. False: it was abandoned and has to be kept.
     fn execute(&self, pass: Pass, buffers: &mut Buffers, len: usize, first: &mut bool) -> bool {
-        let seat = self.seat;
+        let access = self.access;
         if std::mem::take(first) {
-            seat.note_first_request();
+            access.note_first_request();
         }
         let Buffers { request, reply } = buffers;
         let (request, space) = (&request[REQUEST_START..REQUEST_START + len], &mut reply[REPLY_START..]);
-        let hold = seat.hold(pass, Some(self.lead), Some(seat.file_told()));
+        let hold = access.hold(pass, Some(self.lead), Some(access.file_told()));
         let done = self.operations.execute(&hold, request, space);
         if done.abandoned {
             return false;
@@ -163,10 +163,10 @@ impl Worker<'_, '_> {
         }
         // Now that it is answered: a death before would have it told by nobody.
         if let Some(errors) = hold.tells() {
-            seat.tell_file(errors);
+            access.tell_file(errors);
         }
         // A failure that was another core's is no sign against this one.
-        seat.leave(done.read, done.written, done.io_error && hold.tells().is_none());
+        access.leave(done.read, done.written, done.io_error && hold.tells().is_none());
         true
     }
 }

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     channel::Lead,
     disk::{Disk, Errno, Stopped},
-    worker::Seat,
+    worker::GateAccess,
 };
 
 struct Memory(Mutex<Vec<u8>>);
@@ -84,7 +84,7 @@ impl Disk for Memory {
     fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         Ok(if hole { self.size() } else { offset })
     }
-    fn take_over(&self, _: u64) {}
+    fn adopt(&self, _: u64) {}
     fn probe(&self) -> Result<u32, Errno> {
         Ok(1)
     }
@@ -246,9 +246,9 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
     let area = &segment.cores[slot.index()];
     let work = |index| {
         let mut buffers = Buffers::new().unwrap();
-        let seat = Seat::take(&segment, slot, index, &stop);
+        let access = GateAccess::take(&segment, slot, index, &stop);
         let operations = Operations { disk: &disk, front: &segment.front };
-        serve(&seat, channel.as_fd(), &lead, &operations, &mut buffers)
+        serve(&access, channel.as_fd(), &lead, &operations, &mut buffers)
     };
     std::thread::scope(|scope| {
         scope.spawn(|| work(0));

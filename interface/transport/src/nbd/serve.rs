@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     disk::{Disk, Errno, Stopped},
-    worker::Seat,
+    worker::GateAccess,
 };
 
 mod answer;
@@ -72,7 +72,7 @@ pub enum Ended {
 
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum StepEnd {
     /// Look at the record again.
     Again,
     /// The gate is closed.
@@ -85,7 +85,7 @@ enum Turn {
 
 /// A worker and what it works on.
 struct Worker<'w, 'a> {
-    seat: &'w Seat<'a>,
+    access: &'w GateAccess<'a>,
     connection: &'w Connection,
     export: Export<'w>,
     disk: &'w dyn Disk,
@@ -106,24 +106,30 @@ struct Worker<'w, 'a> {
 }
 
 /// Serves a connection until it ends, or the core does.
-pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Disk, buffers: &mut Buffers) -> Ended {
+pub fn serve(
+    access: &GateAccess<'_>,
+    connection: &Connection,
+    name: &str,
+    disk: &dyn Disk,
+    buffers: &mut Buffers,
+) -> Ended {
     let export = Export { name, size: disk.size() };
     loop {
-        if !connection.lead.is_with(seat.index()) {
-            seat.idle();
-            let stop = || seat.must_stop() || connection.has_ended();
-            if !connection.lead.wait(seat.index(), stop) {
+        if !connection.lead.is_with(access.index()) {
+            access.idle();
+            let stop = || access.must_stop() || connection.has_ended();
+            if !connection.lead.wait(access.index(), stop) {
                 return if connection.has_ended() { Ended::Closed } else { Ended::Stopped };
             }
         }
-        let Some(pass) = seat.wait(disk) else { return Ended::Stopped };
+        let Some(pass) = access.wait(disk) else { return Ended::Stopped };
         if connection.has_ended() {
-            seat.park(false);
+            access.park(false);
             return Ended::Closed;
         }
         let admitted = Instant::now();
         let worker = Worker {
-            seat,
+            access,
             connection,
             export,
             disk,
@@ -137,68 +143,68 @@ pub fn serve(seat: &Seat<'_>, connection: &Connection, name: &str, disk: &dyn Di
             tells: None,
         };
         let turn = worker.run();
-        if turn == Turn::Closed {
+        if turn == StepEnd::Closed {
             connection.lead.rouse();
-            seat.park(false);
+            access.park(false);
             return Ended::Closed;
         }
-        seat.park(turn == Turn::Abandoned);
+        access.park(turn == StepEnd::Abandoned);
     }
 }
 
 impl Worker<'_, '_> {
     /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
-    fn run(mut self) -> Turn {
+    fn run(mut self) -> StepEnd {
         let generation = self.pass.word().generation.0;
         if let Err(broken) = self.connection.resume(generation) {
             tracing::error!(connection = self.connection.number, %broken, "closed");
             self.connection.end(true);
-            return Turn::Closed;
+            return StepEnd::Closed;
         }
-        while self.connection.lead.goes_on(self.seat.index()) && self.seat.may_read(self.pass) {
+        while self.connection.lead.goes_on(self.access.index()) && self.access.may_read(self.pass) {
             if self.connection.has_ended() {
                 // Another worker has found the client gone; what it had in hand is nobody's any more.
-                return Turn::Closed;
+                return StepEnd::Closed;
             }
             match self.turn() {
-                Turn::Again => {}
-                Turn::Closed => return self.close(),
-                Turn::Shut => break,
+                StepEnd::Again => {}
+                StepEnd::Closed => return self.close(),
+                StepEnd::Shut => break,
                 // Another core may serve the connection by now.
-                Turn::Abandoned => return Turn::Abandoned,
+                StepEnd::Abandoned => return StepEnd::Abandoned,
             }
         }
         match self.flush() {
-            Turn::Closed => self.close(),
-            _ => Turn::Shut,
+            StepEnd::Closed => self.close(),
+            _ => StepEnd::Shut,
         }
     }
 
     /// Ends the connection, after what the client can still be told.
-    fn close(&self) -> Turn {
+    fn close(&self) -> StepEnd {
         let shared = self.connection.lock();
         // It may be over because the client has gone.
         let _ = self.connection.send(&shared.record);
         self.connection.end(false);
-        Turn::Closed
+        StepEnd::Closed
     }
 
     /// Sends what is committed, as far as the socket takes it. Where the gate is closed, the client reads that and has its next requests
     /// sent while the next core wakes up. Where another worker leads, it sends the rest: this one may be needed elsewhere.
-    fn flush(&mut self) -> Turn {
+    fn flush(&mut self) -> StepEnd {
         let sent = {
             let shared = self.connection.lock();
             self.connection.send(&shared.record)
         };
         match sent {
-            Err(_) => return Turn::Closed,
-            Ok(false) if !self.connection.lead.is_with(self.seat.index()) => self.connection.nudge(),
+            Err(_) => return StepEnd::Closed,
+            Ok(false) if !self.connection.lead.is_with(self.access.index()) => self.connection.nudge(),
             Ok(_) => {}
         }
-        Turn::Again
+        StepEnd::Again
     }
 
-    fn turn(&mut self) -> Turn {
+    fn turn(&mut self) -> StepEnd {
         let connection = self.connection;
         let mut shared = connection.lock();
         if let Some(current) = shared.current {
@@ -223,12 +229,12 @@ impl Worker<'_, '_> {
             Some(state) if state.phase == Phase::Transmission => self.transmit(shared, state),
             Some(state) if state.phase == Phase::Ended => self.finish(shared),
             Some(state) => self.negotiate(shared, state),
-            None => Turn::Closed,
+            None => StepEnd::Closed,
         }
     }
 
     /// Throws away what is to be.
-    fn skip(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
+    fn skip(&mut self, mut shared: MutexGuard<'_, Shared>) -> StepEnd {
         let mut record = shared.record;
         let there = self.connection.unparsed(&record).min(record.skip);
         if there == 0 {
@@ -237,10 +243,10 @@ impl Worker<'_, '_> {
         record.parsed += there;
         record.skip -= there;
         self.connection.commit(&mut shared, record);
-        Turn::Again
+        StepEnd::Again
     }
 
-    fn negotiate(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
+    fn negotiate(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> StepEnd {
         let mut record = shared.record;
         let longest = 64 + OPTION_BYTES_MAX as usize;
         let there = usize::try_from(self.connection.unparsed(&record)).map_or(longest, |there| there.min(longest));
@@ -259,28 +265,28 @@ impl Worker<'_, '_> {
         record.negotiated = next.to_word();
         if next.phase == Phase::Transmission {
             // What failed before the client was there is nothing to it.
-            record.errors_told = self.seat.flush_errors();
+            record.errors_told = self.access.flush_errors();
         }
         self.connection.commit(&mut shared, record);
         if next.phase == Phase::Transmission {
             tracing::debug!(connection = self.connection.number, structured = next.structured, "an NBD client");
         }
-        Turn::Again
+        StepEnd::Again
     }
 
     /// Nothing more is to be read: the connection ends when everything is answered and sent.
-    fn finish(&mut self, mut shared: MutexGuard<'_, Shared>) -> Turn {
+    fn finish(&mut self, mut shared: MutexGuard<'_, Shared>) -> StepEnd {
         shared.is_over = true;
         self.fill(shared)
     }
 
     /// Waits a moment for another worker of this connection.
-    fn pause(&self, shared: MutexGuard<'_, Shared>) -> Turn {
+    fn pause(&self, shared: MutexGuard<'_, Shared>) -> StepEnd {
         if self.connection.send(&shared.record).is_err() {
-            return Turn::Closed;
+            return StepEnd::Closed;
         }
         self.connection.await_record(shared, PAUSE);
-        Turn::Again
+        StepEnd::Again
     }
 }
 

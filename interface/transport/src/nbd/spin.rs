@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// So long a worker looks: about what a sleep and a wake cost.
-const LOOK: Duration = Duration::from_micros(50);
+const SPIN_TIME: Duration = Duration::from_micros(50);
 /// A look in between that took this long was an interruption: somebody else wants the CPU.
 const INTERRUPTED: Duration = Duration::from_micros(20);
 /// The most sleeps without a look before them.
@@ -35,7 +35,7 @@ impl Spin {
             }
             let now = Instant::now();
             let interrupted = now - last > INTERRUPTED;
-            if interrupted || now - begin > LOOK {
+            if interrupted || now - begin > SPIN_TIME {
                 self.penalty = (self.penalty * 2 + 1).min(FORBEAR_MAX);
                 self.forbear = self.penalty;
                 return None;
@@ -47,7 +47,7 @@ impl Spin {
 
     /// After a sleep: one that was as short as a look would have been better looked through.
     pub(super) fn slept(&mut self, time: Duration) {
-        if time < LOOK {
+        if time < SPIN_TIME {
             self.forbear = 0;
             self.penalty /= 2;
         }

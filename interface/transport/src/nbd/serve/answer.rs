@@ -6,7 +6,7 @@ use everdisk_proto::connection::{OUTPUT_BYTES, Record};
 use rustix::event::PollFlags;
 
 use super::{
-    Command, Connection, Errno, Mine, NbdError, PAUSE, Request, Shared, State, Turn, Worker, is_io, reply, told,
+    Command, Connection, Errno, Mine, NbdError, PAUSE, Request, Shared, State, StepEnd, Worker, is_io, reply, told,
 };
 use crate::nbd::execute::{Done, INLINE_MAX};
 
@@ -107,7 +107,7 @@ impl Head {
 
 impl Worker<'_, '_> {
     /// Answers a request of this worker's that went well.
-    pub(super) fn answer(&mut self, request: &Request, state: State, done: Done) -> Turn {
+    pub(super) fn answer(&mut self, request: &Request, state: State, done: Done) -> StepEnd {
         match done {
             Done::Data(len) if request.len as usize > INLINE_MAX => self.begin_direct(request, state, len),
             Done::Data(len) => {
@@ -125,18 +125,18 @@ impl Worker<'_, '_> {
     }
 
     /// Answers a request of this worker's that failed.
-    pub(super) fn fail(&mut self, request: &Request, state: State, errno: Errno) -> Turn {
+    pub(super) fn fail(&mut self, request: &Request, state: State, errno: Errno) -> StepEnd {
         let mut buf = [0; reply::ERROR_BYTES_MAX];
         let bytes = failure(&mut buf, state, request, told(request, errno));
         self.put_out(request, bytes, 0, is_io(errno))
     }
 
     /// Commits a reply, followed by `data` bytes of the buffer: the request is answered.
-    fn put_out(&mut self, request: &Request, head: &[u8], data: usize, is_io_error: bool) -> Turn {
+    fn put_out(&mut self, request: &Request, head: &[u8], data: usize, is_io_error: bool) -> StepEnd {
         let (connection, begin) = (self.connection, Instant::now());
         loop {
             let mut shared = connection.lock();
-            let Some(mine) = shared.mine(self.seat.index()) else { return Turn::Abandoned };
+            let Some(mine) = shared.mine(self.access.index()) else { return StepEnd::Abandoned };
             let mut record = shared.record;
             match mine {
                 Mine::Current => record.parsed += Request::BYTES as u64 + request.payload(),
@@ -147,7 +147,7 @@ impl Worker<'_, '_> {
             {
                 self.note_told(&mut record);
                 connection.commit(&mut shared, record);
-                shared.let_go(self.seat.index());
+                shared.let_go(self.access.index());
                 self.leave(request, is_io_error);
                 return self.replied(&shared);
             }
@@ -161,18 +161,18 @@ impl Worker<'_, '_> {
     pub(super) fn leave(&self, request: &Request, is_io_error: bool) {
         let len = if is_io_error { 0 } else { u64::from(request.len) };
         match request.command {
-            Command::Read => self.seat.leave(len, 0, is_io_error),
-            Command::Write => self.seat.leave(0, len, is_io_error),
-            _ => self.seat.leave(0, 0, is_io_error),
+            Command::Read => self.access.leave(len, 0, is_io_error),
+            Command::Write => self.access.leave(0, len, is_io_error),
+            _ => self.access.leave(0, 0, is_io_error),
         }
     }
 
     /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again, or leaves its
     /// request, for which it has waited since then, to whoever leads, which may be this one. That carries it out again when there is room;
     /// so only a read may be left.
-    pub(super) fn wait_for_room(&mut self, request: Option<(&Request, Instant)>) -> Option<Turn> {
-        self.seat.read_on();
-        let (connection, worker) = (self.connection, self.seat.index());
+    pub(super) fn wait_for_room(&mut self, request: Option<(&Request, Instant)>) -> Option<StepEnd> {
+        self.access.read_on();
+        let (connection, worker) = (self.connection, self.access.index());
         let sent = {
             let shared = connection.lock();
             connection.send(&shared.record)
@@ -182,7 +182,7 @@ impl Worker<'_, '_> {
             self.waiting = None;
         }
         if sent.is_err() || self.has_waited_too_long() {
-            return Some(Turn::Closed);
+            return Some(StepEnd::Closed);
         }
         let has_patience = |(request, since): (&Request, Instant)| {
             let stands_still = self.waiting.is_some_and(|since| since.elapsed() >= STANDSTILL);
@@ -191,17 +191,17 @@ impl Worker<'_, '_> {
         if !request.is_none_or(has_patience) {
             connection.lock().let_go(worker);
             connection.nudge();
-            return Some(Turn::Again);
+            return Some(StepEnd::Again);
         }
         connection.await_record(connection.lock(), PAUSE);
-        (!self.enter()).then_some(Turn::Shut)
+        (!self.enter()).then_some(StepEnd::Shut)
     }
 
     /// Waits until the socket takes more. Some: this worker is not let in again.
-    pub(super) fn wait_for_output(&mut self) -> Option<Turn> {
-        self.seat.read_on();
+    pub(super) fn wait_for_output(&mut self) -> Option<StepEnd> {
+        self.access.read_on();
         match self.poll(PollFlags::OUT) {
-            Turn::Again => (!self.enter()).then_some(Turn::Shut),
+            StepEnd::Again => (!self.enter()).then_some(StepEnd::Shut),
             turn => Some(turn),
         }
     }

@@ -16,7 +16,7 @@ use everdisk_sys::file::FileRange;
 use rustix::io::Errno as Os;
 
 use super::{
-    Errno, Mine, PIECE, Request, State, Stopped, Turn, Worker,
+    Errno, Mine, PIECE, Request, State, StepEnd, Stopped, Worker,
     answer::{Head, in_chunks},
     is_io, reply, told,
 };
@@ -39,15 +39,15 @@ const _: () = assert!(DIRECT_CHUNK_MAX as usize == PIECE);
 
 impl Worker<'_, '_> {
     /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
-    pub(super) fn begin_direct(&mut self, request: &Request, state: State, have: usize) -> Turn {
+    pub(super) fn begin_direct(&mut self, request: &Request, state: State, have: usize) -> StepEnd {
         let (connection, begin) = (self.connection, Instant::now());
         loop {
             let mut shared = connection.lock();
-            let index = match (shared.mine(self.seat.index()), shared.vacancy()) {
-                (None, _) => return Turn::Abandoned,
+            let index = match (shared.mine(self.access.index()), shared.vacancy()) {
+                (None, _) => return StepEnd::Abandoned,
                 (Some(Mine::Aside(index)), _) => Some(index),
                 (Some(Mine::Current), Some(index)) => {
-                    self.put_aside(&mut shared, request, index, self.seat.index());
+                    self.put_aside(&mut shared, request, index, self.access.index());
                     Some(index)
                 }
                 (Some(Mine::Current), None) => None,
@@ -71,7 +71,7 @@ impl Worker<'_, '_> {
     }
 
     /// Sends the data of a large reply that is in this worker's hands. `have`: which part of it stands in the buffer.
-    pub(super) fn direct(&mut self, request: &Request, state: State, mut have: Range<usize>) -> Turn {
+    pub(super) fn direct(&mut self, request: &Request, state: State, mut have: Range<usize>) -> StepEnd {
         let mut may_lend = true;
         loop {
             let lacks = match self.push(request, &have, &mut may_lend) {
@@ -95,30 +95,30 @@ impl Worker<'_, '_> {
                 Err(Stopped::Failed(errno)) if begins_chunk => {
                     match self.next_chunk(request, state, lacks.start, &have, Some(errno)) {
                         Err(turn) => return turn,
-                        Ok(_) => return Turn::Closed,
+                        Ok(_) => return StepEnd::Closed,
                     }
                 }
                 Err(Stopped::Failed(errno)) => {
                     // The data was promised: there is no other way to say that it does not come.
                     tracing::error!(connection = self.connection.number, errno = errno.0, "closed within a reply");
-                    return Turn::Closed;
+                    return StepEnd::Closed;
                 }
             }
         }
     }
 
     /// Sends what can be sent of the chunk that is under way. `may_lend`: whether data may be sent from where it lies.
-    fn push(&mut self, request: &Request, have: &Range<usize>, may_lend: &mut bool) -> Result<Pushed, Turn> {
+    fn push(&mut self, request: &Request, have: &Range<usize>, may_lend: &mut bool) -> Result<Pushed, StepEnd> {
         let connection = self.connection;
         let shared = connection.lock();
         let record = shared.record;
-        let (Some(Mine::Aside(_)), Some(direct)) = (shared.mine(self.seat.index()), record.direct) else {
-            return Err(Turn::Abandoned);
+        let (Some(Mine::Aside(_)), Some(direct)) = (shared.mine(self.access.index()), record.direct) else {
+            return Err(StepEnd::Abandoned);
         };
         match connection.send(&record) {
             Ok(true) => {}
             Ok(false) => return Ok(Pushed::Full),
-            Err(_) => return Err(Turn::Closed),
+            Err(_) => return Err(StepEnd::Closed),
         }
         let out = connection.memory().sent().checked_sub(record.committed).expect("what was committed is out");
         let at = direct.done as usize + usize::try_from(out).expect("no more than a chunk");
@@ -140,7 +140,7 @@ impl Worker<'_, '_> {
         match sent {
             Ok(_) | Err(Os::INTR) => Ok(Pushed::Some),
             Err(Os::AGAIN) => Ok(Pushed::Full),
-            Err(_) => Err(Turn::Closed),
+            Err(_) => Err(StepEnd::Closed),
         }
     }
 
@@ -153,13 +153,13 @@ impl Worker<'_, '_> {
         end: usize,
         have: &Range<usize>,
         failed: Option<Errno>,
-    ) -> Result<Option<Range<usize>>, Turn> {
+    ) -> Result<Option<Range<usize>>, StepEnd> {
         let connection = self.connection;
         let is_there = have.contains(&end) || self.in_memory(request, end, request.len as usize).is_some();
         let mut shared = connection.lock();
         let mut record = shared.record;
-        let (Some(Mine::Aside(index)), Some(direct)) = (shared.mine(self.seat.index()), record.direct) else {
-            return Err(Turn::Abandoned);
+        let (Some(Mine::Aside(index)), Some(direct)) = (shared.mine(self.access.index()), record.direct) else {
+            return Err(StepEnd::Abandoned);
         };
         let left = request.len - (direct.done + direct.len);
         if left > 0 && !is_there && failed.is_none() {
@@ -184,9 +184,9 @@ impl Worker<'_, '_> {
         }
         record.aside &= !(1 << index);
         connection.commit(&mut shared, record);
-        shared.let_go(self.seat.index());
+        shared.let_go(self.access.index());
         self.leave(request, failed.is_some_and(is_io));
-        Err(Turn::Again)
+        Err(StepEnd::Again)
     }
 
     /// Where a piece of the request's range lies in memory, from `at` on.
@@ -201,7 +201,7 @@ impl Worker<'_, '_> {
     /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
     fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Stopped> {
         let piece = at..end.min(at + PIECE);
-        let hold = self.seat.hold(self.pass, None, None);
+        let hold = self.access.hold(self.pass, None, None);
         self.disk.read(&hold, request.offset + at as u64, self.buffers.data.first(piece.len()))?;
         Ok(piece)
     }

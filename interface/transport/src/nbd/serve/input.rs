@@ -8,7 +8,7 @@ use rustix::{
     io::Errno as Os,
 };
 
-use super::{Phase, Shared, State, Turn, Worker};
+use super::{Phase, Shared, State, StepEnd, Worker};
 
 /// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
 const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -21,31 +21,31 @@ const STALL_LIMIT: Duration = Duration::from_secs(300);
 
 impl Worker<'_, '_> {
     /// Nothing can be done with what was received, or nothing more can be put out: sends, and receives.
-    pub(super) fn fill(&mut self, shared: MutexGuard<'_, Shared>) -> Turn {
+    pub(super) fn fill(&mut self, shared: MutexGuard<'_, Shared>) -> StepEnd {
         let connection = self.connection;
         let record = shared.record;
         self.replies = 0;
         let was_left = connection.unsent(&record) > 0;
-        let Ok(all_sent) = connection.send(&record) else { return Turn::Closed };
+        let Ok(all_sent) = connection.send(&record) else { return StepEnd::Closed };
         if all_sent && was_left && (connection.unparsed(&record) > 0 || record.aside != 0) {
             // There may be room now for what had none.
-            return Turn::Again;
+            return StepEnd::Again;
         }
         // While the gate was closed nobody heard the client.
         let (is_over, since) = (shared.is_over, shared.since.max(self.admitted));
         if is_over && all_sent {
-            return if record.aside == 0 { Turn::Closed } else { self.pause(shared) };
+            return if record.aside == 0 { StepEnd::Closed } else { self.pause(shared) };
         }
         drop(shared);
         let is_established = State::from_word(record.negotiated).is_some_and(|s| s.phase == Phase::Transmission);
         if !is_established && since.elapsed() > HANDSHAKE_LIMIT {
             tracing::info!(connection = connection.number, "an NBD client did not finish its handshake in time");
-            return Turn::Closed;
+            return StepEnd::Closed;
         }
         let has_room = !is_over && connection.has_room(&record);
         if has_room && !all_sent {
             // A client may say all it has to say before it listens.
-            match connection.receive(self.seat.index()) {
+            match connection.receive(self.access.index()) {
                 Err(Os::AGAIN | Os::INTR) => {}
                 other => return self.received(other),
             }
@@ -61,10 +61,10 @@ impl Worker<'_, '_> {
     }
 
     /// Receives; waits for it without limit only when the peer owes nothing, and nobody else's request may be left to this worker.
-    pub(super) fn receive(&mut self, is_idle: bool, has_aside: bool) -> Turn {
-        let (seat, pass, connection) = (self.seat, self.pass, self.connection);
-        let received = self.buffers.spin.until(|| match connection.receive(seat.index()) {
-            Err(Os::AGAIN | Os::INTR) if seat.may_read(pass) && connection.lead.is_with(seat.index()) => None,
+    pub(super) fn receive(&mut self, is_idle: bool, has_aside: bool) -> StepEnd {
+        let (access, pass, connection) = (self.access, self.pass, self.connection);
+        let received = self.buffers.spin.until(|| match connection.receive(access.index()) {
+            Err(Os::AGAIN | Os::INTR) if access.may_read(pass) && connection.lead.is_with(access.index()) => None,
             other => Some(other),
         });
         if let Some(result) = received {
@@ -81,17 +81,17 @@ impl Worker<'_, '_> {
         };
         let turn = if is_idle { self.sleep(limit) } else { self.poll(PollFlags::IN) };
         self.buffers.spin.slept(begin.elapsed());
-        if turn != Turn::Again {
+        if turn != StepEnd::Again {
             return turn;
         }
-        self.received(connection.receive(seat.index()))
+        self.received(connection.receive(access.index()))
     }
 
     /// Sleeps until the client says something, the gate is closed, or it is time to look around.
-    fn sleep(&self, limit: Option<Timespec>) -> Turn {
+    fn sleep(&self, limit: Option<Timespec>) -> StepEnd {
         match self.poll_socket(PollFlags::IN, limit.as_ref()) {
-            Ok(_) | Err(Os::INTR) => Turn::Again,
-            Err(_) => Turn::Closed,
+            Ok(_) | Err(Os::INTR) => StepEnd::Again,
+            Err(_) => StepEnd::Closed,
         }
     }
 
@@ -100,7 +100,7 @@ impl Worker<'_, '_> {
         let (connection, lead) = (self.connection, &self.connection.lead);
         let socket = PollFd::from_borrowed_fd(connection.socket(), what);
         // While nobody has ever had the lead but this worker, there are no others.
-        if lead.passed() == 0 || !lead.is_with(self.seat.index()) {
+        if lead.passed() == 0 || !lead.is_with(self.access.index()) {
             let mut polled = [socket];
             rustix::event::poll(&mut polled, limit)?;
             return Ok(polled[0].revents());
@@ -109,7 +109,7 @@ impl Worker<'_, '_> {
         rustix::event::poll(&mut polled, limit)?;
         if !polled[1].revents().is_empty() {
             connection.nudged();
-            if !lead.is_with(self.seat.index()) {
+            if !lead.is_with(self.access.index()) {
                 // It was meant for another.
                 connection.nudge();
             }
@@ -117,14 +117,14 @@ impl Worker<'_, '_> {
         Ok(polled[0].revents())
     }
 
-    pub(super) fn received(&mut self, result: Result<usize, Os>) -> Turn {
+    pub(super) fn received(&mut self, result: Result<usize, Os>) -> StepEnd {
         match result {
             Ok(0) => self.connection.lock().is_over = true,
             Ok(_) => self.waiting = None,
             Err(Os::AGAIN | Os::INTR) => {}
-            Err(_) => return Turn::Closed,
+            Err(_) => return StepEnd::Closed,
         }
-        Turn::Again
+        StepEnd::Again
     }
 
     pub(super) fn has_waited_too_long(&mut self) -> bool {
@@ -137,9 +137,9 @@ impl Worker<'_, '_> {
     }
 
     /// Waits until the socket can be read or written; the connection ends when that takes too long.
-    pub(super) fn poll(&mut self, what: PollFlags) -> Turn {
+    pub(super) fn poll(&mut self, what: PollFlags) -> StepEnd {
         if self.has_waited_too_long() {
-            return Turn::Closed;
+            return StepEnd::Closed;
         }
         let second = Timespec { tv_sec: 1, tv_nsec: 0 };
         match self.poll_socket(what, Some(&second)) {
@@ -150,11 +150,11 @@ impl Worker<'_, '_> {
                 }
                 let has_gone = ready.contains(PollFlags::HUP) && !what.contains(PollFlags::IN);
                 if ready.contains(PollFlags::ERR) || has_gone {
-                    return Turn::Closed;
+                    return StepEnd::Closed;
                 }
             }
-            Err(_) => return Turn::Closed,
+            Err(_) => return StepEnd::Closed,
         }
-        Turn::Again
+        StepEnd::Again
     }
 }

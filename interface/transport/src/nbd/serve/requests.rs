@@ -5,7 +5,7 @@ use parking_lot::MutexGuard;
 use rustix::io::Errno as Os;
 
 use super::{
-    Command, Current, Mine, PIECE, Phase, REFUSED_MAX, REPLIES_MAX, Record, Request, Shared, State, Stopped, Turn,
+    Command, Current, Mine, PIECE, Phase, REFUSED_MAX, REPLIES_MAX, Record, Request, Shared, State, StepEnd, Stopped,
     Worker, answer, reply,
 };
 use crate::nbd::{execute::execute, protocol::cmd_flag};
@@ -26,7 +26,7 @@ impl Worker<'_, '_> {
         record
     }
 
-    pub(super) fn transmit(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> Turn {
+    pub(super) fn transmit(&mut self, mut shared: MutexGuard<'_, Shared>, state: State) -> StepEnd {
         let connection = self.connection;
         let mut record = shared.record;
         if let Some(long) = record.long {
@@ -38,12 +38,12 @@ impl Worker<'_, '_> {
         }
         let Some(request) = Request::decode(&head) else {
             tracing::info!(connection = connection.number, "an NBD client sent something else than a request");
-            return Turn::Closed;
+            return StepEnd::Closed;
         };
         let payload = request.payload();
         if let Err(error) = request.check(state, self.export.size) {
             if payload > REFUSED_MAX {
-                return Turn::Closed;
+                return StepEnd::Closed;
             }
             record.parsed += Request::BYTES as u64;
             record.skip = payload;
@@ -57,13 +57,13 @@ impl Worker<'_, '_> {
             record.parsed += Request::BYTES as u64;
             record.negotiated = state.with(Phase::Ended).to_word();
             connection.commit(&mut shared, record);
-            return Turn::Again;
+            return StepEnd::Again;
         }
         if payload > PIECE as u64 {
             record.parsed += Request::BYTES as u64;
             record.long = Some(Long { request: request.to_words(), done: 0, error: 0 });
             connection.commit(&mut shared, record);
-            return Turn::Again;
+            return StepEnd::Again;
         }
         let data = record.parsed + Request::BYTES as u64;
         if connection.unparsed(&record) < Request::BYTES as u64 + payload || !answer::has_room(connection, &shared) {
@@ -73,13 +73,13 @@ impl Worker<'_, '_> {
             let there = connection.read_input(&record, data, self.buffers.data.first(request.len as usize));
             assert!(there, "so much was received");
         }
-        shared.current = Some(Current { worker: self.seat.index(), request: Some(request) });
+        shared.current = Some(Current { worker: self.access.index(), request: Some(request) });
         drop(shared);
         self.carry_out(&request, state)
     }
 
     /// A request that was put aside, and whose worker is gone.
-    pub(super) fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> Turn {
+    pub(super) fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> StepEnd {
         let record = shared.record;
         let state = State::from_word(record.negotiated).expect("a request follows the handshake");
         let (request, data) = self.connection.read_aside(index);
@@ -92,34 +92,34 @@ impl Worker<'_, '_> {
             let there = self.connection.read_input(&record, data, self.buffers.data.first(request.len as usize));
             assert!(there, "what was put aside was received");
         }
-        shared.hands[index] = Some(self.seat.index());
+        shared.hands[index] = Some(self.access.index());
         drop(shared);
         if !is_direct {
             return self.carry_out(&request, state);
         }
         if !self.enter() {
-            return Turn::Shut;
+            return StepEnd::Shut;
         }
         self.direct(&request, state, 0..0)
     }
 
     /// Asks to be let in for a request of this worker's; if not, the request is let go.
     pub(super) fn enter(&mut self) -> bool {
-        let may = self.seat.enter(self.pass);
+        let may = self.access.enter(self.pass);
         if !may {
-            self.connection.lock().let_go(self.seat.index());
+            self.connection.lock().let_go(self.access.index());
         } else if std::mem::take(&mut self.is_first) {
-            self.seat.note_first_request();
+            self.access.note_first_request();
         }
         may
     }
 
     /// Executes a request that is in this worker's hands, and answers it.
-    fn carry_out(&mut self, request: &Request, state: State) -> Turn {
+    fn carry_out(&mut self, request: &Request, state: State) -> StepEnd {
         if !self.enter() {
-            return Turn::Shut;
+            return StepEnd::Shut;
         }
-        let hold = self.seat.hold(self.pass, Some(&self.connection.lead), self.told(request));
+        let hold = self.access.hold(self.pass, Some(&self.connection.lead), self.told(request));
         let done = execute(self.disk, &hold, request, &mut self.buffers.data, self.connection.lends);
         self.tells = hold.tells();
         match done {
@@ -142,13 +142,13 @@ impl Worker<'_, '_> {
         }
     }
 
-    pub(super) fn abandon(&self) -> Turn {
-        self.connection.lock().let_go(self.seat.index());
-        Turn::Abandoned
+    pub(super) fn abandon(&self) -> StepEnd {
+        self.connection.lock().let_go(self.access.index());
+        StepEnd::Abandoned
     }
 
     /// Writes a piece of a long write, when its data is there.
-    fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> Turn {
+    fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> StepEnd {
         let connection = self.connection;
         let request = Request::from_words(long.request).expect("the record was checked or written by this core");
         let record = shared.record;
@@ -158,13 +158,13 @@ impl Worker<'_, '_> {
             return self.fill(shared);
         }
         assert!(connection.read_input(&record, record.parsed, self.buffers.data.first(len)), "so much was received");
-        shared.current = Some(Current { worker: self.seat.index(), request: None });
+        shared.current = Some(Current { worker: self.access.index(), request: None });
         drop(shared);
         if !self.enter() {
-            return Turn::Shut;
+            return StepEnd::Shut;
         }
         // What follows it in the input has to wait in any case.
-        let hold = self.seat.hold(self.pass, None, self.told(&request));
+        let hold = self.access.hold(self.pass, None, self.told(&request));
         let offset = request.offset + u64::from(long.done);
         let mut result = Ok(());
         if long.error == 0 {
@@ -186,8 +186,8 @@ impl Worker<'_, '_> {
         long.done += u32::try_from(len).expect("a piece of a request");
         loop {
             let mut shared = connection.lock();
-            if shared.mine(self.seat.index()) != Some(Mine::Current) {
-                return Turn::Abandoned;
+            if shared.mine(self.access.index()) != Some(Mine::Current) {
+                return StepEnd::Abandoned;
             }
             let mut record = shared.record;
             record.parsed += len as u64;
@@ -195,9 +195,9 @@ impl Worker<'_, '_> {
             if len < left || connection.append(&mut record, &reply::simple_code(request.cookie, long.error)) {
                 self.note_told(&mut record);
                 connection.commit(&mut shared, record);
-                shared.let_go(self.seat.index());
-                self.seat.leave(0, len as u64, is_io_error);
-                return if len == left { self.replied(&shared) } else { Turn::Again };
+                shared.let_go(self.access.index());
+                self.access.leave(0, len as u64, is_io_error);
+                return if len == left { self.replied(&shared) } else { StepEnd::Again };
             }
             drop(shared);
             // A reply of another worker's has taken the room meanwhile.
@@ -208,12 +208,12 @@ impl Worker<'_, '_> {
     }
 
     /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
-    pub(super) fn replied(&mut self, shared: &Shared) -> Turn {
+    pub(super) fn replied(&mut self, shared: &Shared) -> StepEnd {
         self.replies += 1;
         if self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {
-            return Turn::Again;
+            return StepEnd::Again;
         }
         self.replies = 0;
-        if self.connection.send(&shared.record).is_err() { Turn::Closed } else { Turn::Again }
+        if self.connection.send(&shared.record).is_err() { StepEnd::Closed } else { StepEnd::Again }
     }
 }

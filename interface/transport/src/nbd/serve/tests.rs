@@ -118,7 +118,7 @@ impl Disk for FileDisk {
     fn seek(&self, _: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         Ok(if hole { (offset / 65536 + 1) * 65536 } else { offset.next_multiple_of(65536) }.min(SIZE))
     }
-    fn take_over(&self, _: u64) {}
+    fn adopt(&self, _: u64) {}
     fn probe(&self) -> Result<u32, Errno> {
         Ok(0)
     }
@@ -164,8 +164,8 @@ impl Stage {
                     await_death(death);
                 }
                 let connection = Connection::new(LentConnection { number: 1, listener: 0 }, socket, memory, 0).unwrap();
-                let seat = Seat::take(&segment, Slot::new(index).unwrap(), 0, &stopped);
-                serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
+                let access = GateAccess::take(&segment, Slot::new(index).unwrap(), 0, &stopped);
+                serve(&access, &connection, "v", &*disk, &mut Buffers::default())
             });
             stage.cores.push((stop, Some(thread)));
         }

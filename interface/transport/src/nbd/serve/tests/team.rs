@@ -105,7 +105,7 @@ impl Disk for SlowDisk {
     fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped> {
         self.file.seek(hold, offset, hole)
     }
-    fn take_over(&self, _: u64) {}
+    fn adopt(&self, _: u64) {}
     fn probe(&self) -> Result<u32, Errno> {
         Ok(0)
     }
@@ -148,8 +148,8 @@ impl Team {
             let (segment, connection) = (Arc::clone(&team.segment), Arc::clone(&team.connection));
             let (disk, stop) = (Arc::clone(&team.disk), Arc::clone(&team.stop));
             let work = move || {
-                let seat = Seat::take(&segment, Slot::FIRST, index, &stop);
-                serve(&seat, &connection, "v", &*disk, &mut Buffers::default())
+                let access = GateAccess::take(&segment, Slot::FIRST, index, &stop);
+                serve(&access, &connection, "v", &*disk, &mut Buffers::default())
             };
             team.workers.push(Some(thread::spawn(work)));
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use everdisk_proto::{
     identity::Build,
-    journal::{Event, Record},
+    journal::{Entry, Event},
 };
 
 use crate::state::State;
@@ -29,7 +29,7 @@ pub struct Unfinished {
 }
 
 /// The upgrade at the end of a journal, unless it has ended.
-pub fn unfinished(records: &[Record]) -> Option<Unfinished> {
+pub fn unfinished(records: &[Entry]) -> Option<Unfinished> {
     let number = records.last()?.upgrade;
     let mut found: Option<Unfinished> = None;
     for record in records.iter().filter(|r| r.upgrade == number) {
@@ -63,7 +63,7 @@ pub fn unfinished(records: &[Record]) -> Option<Unfinished> {
 }
 
 /// The number of the next upgrade.
-pub fn next_number(records: &[Record]) -> u64 {
+pub fn next_number(records: &[Entry]) -> u64 {
     records.iter().map(|r| r.upgrade).max().unwrap_or(0) + 1
 }
 

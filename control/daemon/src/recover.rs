@@ -25,12 +25,12 @@ use crate::{
 ///
 /// # Errors
 /// No thread can be started.
-pub fn take_over(catalogue: &Catalogue) -> Result<()> {
+pub fn recover(catalogue: &Catalogue) -> Result<()> {
     for volume in catalogue.all() {
         if let Err(e) = settle(&volume) {
             warn!(volume = %volume.name, "{e}");
         }
-        upgrade::take_up(&volume);
+        upgrade::resume_unfinished(&volume);
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
     }
@@ -60,7 +60,7 @@ fn end_detach(volume: &Arc<Volume>) -> Result<()> {
     let volume = Arc::clone(volume);
     let ending = thread::Builder::new().name(format!("detach-{}", volume.name)).spawn(move || {
         info!(volume = %volume.name, "a detach without an end is taken up");
-        if let Err(e) = detach::take_up(&volume, &operation) {
+        if let Err(e) = detach::resume_unfinished(&volume, &operation) {
             warn!(volume = %volume.name, "{e}");
         }
     });
