@@ -43,7 +43,7 @@ pub fn attach(
     progress: &Progress,
 ) -> Result<()> {
     let _operation = volume.begin(OperationName::Attach)?;
-    let _hands = crate::volume::lock(&volume.hands);
+    let _hands = volume.hands.lock();
     if let Some(old) = volume.record().attachment {
         if old.of_this_boot() && (old.interface_alive() || old.live_cores().next().is_some()) {
             return Err(Error::State(format!(

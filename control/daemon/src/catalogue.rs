@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use everdisk_proto::{
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_telemetry::event;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -27,7 +28,7 @@ use crate::{
     progress::Progress,
     supervise::supervise,
     territory::Territory,
-    volume::{Volume, lock, read_spec},
+    volume::{Volume, read_spec},
 };
 
 /// Name of a directory that becomes a volume; no volume's name begins with a dot.
@@ -113,12 +114,12 @@ impl Catalogue {
 
     /// All volumes, by name.
     pub fn all(&self) -> Vec<Arc<Volume>> {
-        lock(&self.volumes).values().cloned().collect()
+        self.volumes.lock().values().cloned().collect()
     }
 
     /// The volumes whose files are damaged, and why they cannot be used.
     pub fn damaged(&self) -> Vec<(VolumeName, Damaged)> {
-        lock(&self.damaged).iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+        self.damaged.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
     /// One volume.
@@ -126,7 +127,7 @@ impl Catalogue {
     /// # Errors
     /// There is none, or its files are damaged.
     pub fn get(&self, name: &VolumeName) -> Result<Arc<Volume>> {
-        lock(&self.volumes).get(name).cloned().ok_or_else(|| match lock(&self.damaged).get(name) {
+        self.volumes.lock().get(name).cloned().ok_or_else(|| match self.damaged.lock().get(name) {
             Some(why) => Error::State(format!("volume {name} cannot be used: {why}")),
             None => Error::NotFound(name.to_string()),
         })
@@ -134,13 +135,13 @@ impl Catalogue {
 
     /// Has nobody else claim places until the result is dropped; what was claimed is in a volume's record, or a draft, by then.
     pub fn claim(&self) -> MutexGuard<'_, ()> {
-        lock(&self.claims)
+        self.claims.lock()
     }
 
     /// What volumes have of the file system.
     pub fn territory(&self) -> Territory {
         let volumes = self.all().into_iter().map(|volume| (volume.spec(), volume.attachment()));
-        let drafts: Vec<_> = lock(&self.drafts).values().map(|spec| (spec.clone(), None)).collect();
+        let drafts: Vec<_> = self.drafts.lock().values().map(|spec| (spec.clone(), None)).collect();
         Territory::of(&volumes.chain(drafts).collect::<Vec<_>>())
     }
 
@@ -182,7 +183,7 @@ impl Catalogue {
         let paths = VolumePaths::new(&self.directories, &name);
         paths.check_sockets().map_err(Error::BadRequest)?;
         if paths.state.exists() {
-            return Err(Error::State(match lock(&self.damaged).get(&name) {
+            return Err(Error::State(match self.damaged.lock().get(&name) {
                 Some(why) => format!("there is a volume {name} already, which cannot be used: {why}"),
                 None => {
                     format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name")
@@ -207,7 +208,7 @@ impl Catalogue {
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
-        lock(&self.volumes).insert(name, Arc::clone(&volume));
+        self.volumes.lock().insert(name, Arc::clone(&volume));
         info!(event = event::VOLUME_CREATED, volume = %volume.name, bytes = size, "the volume is made");
         // Last: where it cannot be written, directories stay behind one day, and the volume is made all the same.
         if let Err(e) = volume.update(|record| record.nodes.made = made.directories) {
@@ -251,7 +252,7 @@ impl Catalogue {
         let state = &volume.paths.state;
         fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;
         volume.deleted.store(true, Ordering::Relaxed);
-        lock(&self.volumes).remove(&volume.name);
+        self.volumes.lock().remove(&volume.name);
         let _ = durable::sync_dir(&self.directories.state.join("volumes"));
         let _ = fs::remove_dir_all(&volume.paths.run);
         Ok(())
@@ -264,7 +265,7 @@ impl Catalogue {
     /// Why not.
     pub fn begin_record_anew(&self, name: &VolumeName, yes: bool) -> Result<Option<Arc<Volume>>> {
         let paths = VolumePaths::new(&self.directories, name);
-        if !lock(&self.damaged).contains_key(name) || read_spec(&paths, name).is_err() {
+        if !self.damaged.lock().contains_key(name) || read_spec(&paths, name).is_err() {
             return Ok(None);
         }
         let running = of_volume(&paths.spec(), &paths.cores());
@@ -285,8 +286,8 @@ impl Catalogue {
         let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
-        lock(&self.volumes).insert(name.clone(), Arc::clone(&volume));
-        lock(&self.damaged).remove(name);
+        self.volumes.lock().insert(name.clone(), Arc::clone(&volume));
+        self.damaged.lock().remove(name);
         warn!(volume = %name, "its damaged record lies in {} now, and a new one is begun", aside.display());
         Ok(Some(volume))
     }
@@ -299,14 +300,14 @@ impl Catalogue {
         let root = self.directories.state.join("volumes");
         let free = |n: u32| Some(root.join(format!("{FORGOTTEN}{name}-{n}"))).filter(|path| !path.exists());
         let grave = (1..).find_map(free).ok_or_else(|| Error::Failed("there is no room for it".to_owned()))?;
-        let known = lock(&self.volumes).get(name).cloned();
+        let known = self.volumes.lock().get(name).cloned();
         if let Some(volume) = known {
             let _operation = volume.begin(OperationName::Forget)?;
             refuse_attached(&volume, "forgotten")?;
             refuse_served(name, &volume.paths)?;
             self.bury(&volume, &grave)?;
         } else {
-            let mut damaged = lock(&self.damaged);
+            let mut damaged = self.damaged.lock();
             if !damaged.contains_key(name) {
                 return Err(Error::NotFound(name.to_string()));
             }
@@ -390,11 +391,11 @@ impl<'a> Draft<'a> {
         let name = spec.name.clone();
         {
             let _claim = catalogue.claim();
-            if lock(&catalogue.drafts).contains_key(&name) {
+            if catalogue.drafts.lock().contains_key(&name) {
                 return Err(Error::State(format!("a volume {name} is being made at this moment")));
             }
             catalogue.territory().refuse_nodes(spec)?;
-            lock(&catalogue.drafts).insert(name.clone(), spec.clone());
+            catalogue.drafts.lock().insert(name.clone(), spec.clone());
         }
         let path = catalogue.directories.state.join("volumes").join(format!("{NEW}{name}"));
         let left = path.exists();
@@ -415,7 +416,7 @@ impl Drop for Draft<'_> {
         } else if let Err(e) = undo_creation(&self.path, &self.catalogue.programs) {
             warn!(volume = %self.name, "{e}");
         }
-        lock(&self.catalogue.drafts).remove(&self.name);
+        self.catalogue.drafts.lock().remove(&self.name);
     }
 }
 

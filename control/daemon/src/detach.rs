@@ -22,7 +22,7 @@ use crate::{
     record::{Attachment, Phase},
     start::{GONE_WITHIN, end_all},
     users::{self, User, Users},
-    volume::{Operation, Volume, lock},
+    volume::{Operation, Volume},
 };
 
 /// The flush before a detach when it does not matter how it ends.
@@ -39,7 +39,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
 pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result<Option<u64>> {
     let _operation = volume.begin(OperationName::Detach)?;
-    let _hands = lock(&volume.hands);
+    let _hands = volume.hands.lock();
     let attachment = volume
         .attachment()
         .ok_or_else(|| Error::State(format!("volume {} is not attached: there is nothing to detach", volume.name)))?;
@@ -121,7 +121,7 @@ fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), N
         if users.found.is_empty() && users.copies > 0 {
             return volume.interface().detach(true, Some(file));
         }
-        *lock(&volume.served_elsewhere) = Some(connection);
+        *volume.served_elsewhere.lock() = Some(connection);
     }
     closed
 }
@@ -152,7 +152,7 @@ fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> 
 fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
     let Some(file) = &attachment.file else { return Users::default() };
     let mounted = places::mount_of(file).ok().flatten().map(|mounted| mounted.device.1);
-    let Some(connection) = mounted.or_else(|| *lock(&volume.served_elsewhere)) else { return Users::default() };
+    let Some(connection) = mounted.or_else(|| *volume.served_elsewhere.lock()) else { return Users::default() };
     users::of_mount(connection, &file.path).unwrap_or_else(|e| {
         // The kernel is asked after the unmount, so that nobody is cut off all the same.
         warn!(volume = %volume.name, "{e}");
@@ -178,7 +178,7 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
     // The supervisor starts nothing for it any more, even if a process does not end.
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let given_up = stake.lost(volume);
-    *lock(&volume.served_elsewhere) = None;
+    *volume.served_elsewhere.lock() = None;
     clear_away(volume).inspect_err(|e| volume.set_trouble(Some(e.to_string())))?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true, "the volume is not served any more");
     Ok(given_up)
@@ -189,7 +189,7 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
 /// # Errors
 /// Why it cannot be ended; the volume stays attached then.
 pub fn resume_unfinished(volume: &Volume, _operation: &Operation) -> Result<()> {
-    let _hands = lock(&volume.hands);
+    let _hands = volume.hands.lock();
     let attachment = volume.attached()?;
     let deadline = Instant::now() + DETACH_DEADLINE;
     loop {
@@ -257,7 +257,7 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
         volume.set_trouble(Some(told.clone()));
         return Err(Error::Failed(told));
     }
-    *lock(&volume.served_elsewhere) = None;
+    *volume.served_elsewhere.lock() = None;
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
     clear_away(volume)?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, "the volume is not served any more");

@@ -1,11 +1,6 @@
 //! A scripted interface and scripted cores for the tests of this crate.
 
-use std::{
-    os::fd::AsFd,
-    sync::{Arc, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use everdisk_proto::{
     frame::{
@@ -20,11 +15,12 @@ use everdisk_sys::{
     link::{Link, wait_readable},
     packet,
 };
+use parking_lot::Mutex;
 
 use crate::{
     process::{ProcessId, boot_id},
     record::{Attachment, Phase},
-    volume::{Volume, lock},
+    volume::Volume,
 };
 
 /// A write buffer with something in it.
@@ -51,13 +47,13 @@ impl Core {
         let listener = packet::listen(&volume.paths.core_socket(pid)).unwrap();
         let shared = Arc::clone(&script);
         thread::spawn(move || {
-            while !lock(&shared).ended {
+            while !shared.lock().ended {
                 if !wait_readable(listener.as_fd(), Duration::from_millis(20)).unwrap() {
                     continue;
                 }
                 let link: Link<CoreAnswer, CoreRequest> = Link::new(packet::accept(listener.as_fd()).unwrap());
                 while let Ok((frame, _)) = link.recv() {
-                    lock(&shared).asked.push(frame.body.clone());
+                    shared.lock().asked.push(frame.body.clone());
                     let Some(answer) = answer(&frame.body) else { break };
                     let _ = link.send(frame.id, answer, &[]);
                 }
@@ -68,13 +64,13 @@ impl Core {
 
     /// What it was asked.
     pub(crate) fn asked(&self) -> Vec<CoreRequest> {
-        lock(&self.0).asked.clone()
+        self.0.lock().asked.clone()
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        lock(&self.0).ended = true;
+        self.0.lock().ended = true;
     }
 }
 
@@ -164,12 +160,12 @@ impl Interface {
         let listener = packet::listen(&volume.paths.interface_socket()).unwrap();
         let shared = Arc::clone(&script);
         thread::spawn(move || {
-            while !lock(&shared).ended {
+            while !shared.lock().ended {
                 if wait_readable(listener.as_fd(), Duration::from_millis(20)).unwrap() {
                     let link: Link<FromInterface, ToInterface> = Link::new(packet::accept(listener.as_fd()).unwrap());
                     let Ok((frame, _)) = link.recv() else { continue };
                     let ToInterface::Request(request) = frame.body else { continue };
-                    if let Some(answer) = lock(&shared).answer(&request) {
+                    if let Some(answer) = shared.lock().answer(&request) {
                         let _ = link.send(frame.id, FromInterface::Answer(answer), &[]);
                     }
                 }
@@ -179,11 +175,11 @@ impl Interface {
     }
 
     pub(crate) fn set(&self, change: impl FnOnce(&mut InterfaceStatus)) {
-        change(&mut lock(&self.0).status);
+        change(&mut self.0.lock().status);
     }
 
     pub(crate) fn status(&self) -> InterfaceStatus {
-        lock(&self.0).status.clone()
+        self.0.lock().status.clone()
     }
 
     /// When writes were to go through, and when no longer.
@@ -196,26 +192,26 @@ impl Interface {
     }
 
     pub(crate) fn refuse_hand_over(&self) {
-        lock(&self.0).hand_over = HandOver::Refuse;
+        self.0.lock().hand_over = HandOver::Refuse;
     }
 
     pub(crate) fn hang_up_on_hand_over(&self, switch: bool) {
-        lock(&self.0).hand_over = HandOver::HangUp { switch };
+        self.0.lock().hand_over = HandOver::HangUp { switch };
     }
 
     /// Its file is in use: it does not unmount.
     pub(crate) fn is_in_use(&self) {
-        lock(&self.0).in_use = true;
+        self.0.lock().in_use = true;
     }
 
     /// The crash path: `heir` serves once `process` has gone.
     pub(crate) fn when_gone(&self, process: ProcessId, heir: u32) {
-        lock(&self.0).when_gone = Some((process, heir));
+        self.0.lock().when_gone = Some((process, heir));
     }
 
     /// Everything but questions after the status.
     pub(crate) fn asked(&self) -> Vec<Request> {
-        lock(&self.0).asked.clone()
+        self.0.lock().asked.clone()
     }
 
     /// The cores that were to be given the gate.
@@ -231,7 +227,7 @@ impl Interface {
 
 impl Drop for Interface {
     fn drop(&mut self) {
-        lock(&self.0).ended = true;
+        self.0.lock().ended = true;
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     look::{Heard, Look, look},
     record::{Attachment, Phase},
     status::{all_gone, nodes},
-    volume::{Volume, lock},
+    volume::Volume,
 };
 
 /// Between two looks.
@@ -235,7 +235,7 @@ pub fn watch(volume: &Arc<Volume>) -> std::io::Result<()> {
 
 /// Since when each core does not answer, for the supervisor.
 fn note_silence(volume: &Volume, seen: Option<&Look>) {
-    let mut silent = lock(&volume.silent);
+    let mut silent = volume.silent.lock();
     let now = Instant::now();
     let cores = seen.map(|seen| seen.cores.as_slice()).unwrap_or_default();
     silent.retain(|pid, _| cores.iter().any(|(core, nodes)| core == pid && nodes.is_none()));

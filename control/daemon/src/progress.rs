@@ -3,14 +3,14 @@
 use std::{
     io::Write,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use everdisk_api::answer;
 
-use crate::volume::lock;
+use parking_lot::Mutex;
 
 /// A client hears something this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -46,19 +46,19 @@ impl Progress {
 
     /// A step begins.
     pub fn step(&self, step: &str) {
-        let mut shared = lock(&self.shared);
+        let mut shared = self.shared.lock();
         step.clone_into(&mut shared.step);
         shared.tell();
     }
 
     /// Says the step in other words, from the next beat of the heart on.
     pub fn amend(&self, step: String) {
-        lock(&self.shared).step = step;
+        self.shared.lock().step = step;
     }
 
     /// Ends the answer.
     pub fn finish(&self, end: &answer::Line) {
-        let mut shared = lock(&self.shared);
+        let mut shared = self.shared.lock();
         shared.send(end);
         shared.stream = None;
     }
@@ -69,7 +69,7 @@ impl Progress {
         let progress = self.clone();
         thread::spawn(move || {
             while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                lock(&progress.shared).tell();
+                progress.shared.lock().tell();
             }
         });
         Heartbeat { _stop: stop }

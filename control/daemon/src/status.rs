@@ -18,7 +18,7 @@ use crate::{
     look::{Look, look},
     record::{Attachment, Phase},
     stage,
-    volume::{KnownNode, Running, Volume, lock},
+    volume::{KnownNode, Running, Volume},
 };
 
 /// So many threads ask at once.
@@ -84,7 +84,7 @@ fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + S
 /// written to it: what it has not tried it does not know.
 pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
     let seen = look.status().and_then(|status| status.serving).and_then(|pid| Some((pid, look.nodes(pid)?)));
-    let mut known = lock(&volume.nodes);
+    let mut known = volume.nodes.lock();
     let Some((core, seen)) = seen else {
         let node = |node: Node| match known.get(&node.uuid) {
             Some(known) => Node { state: known.state, error: known.error.clone(), ..node },

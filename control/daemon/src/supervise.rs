@@ -38,7 +38,7 @@ use crate::{
     record::{Attachment, KnownCore, Phase},
     start::{self, ARMED_WITHIN, Unserved},
     status::all_gone,
-    volume::{Volume, lock},
+    volume::Volume,
 };
 
 /// It looks this often.
@@ -158,13 +158,13 @@ impl<'a> Supervisor<'a> {
 
     /// Looks once. False when there is nothing to look at.
     fn pass(&mut self) -> bool {
-        let _hands = lock(&self.volume.hands);
+        let _hands = self.volume.hands.lock();
         let attachment = self.volume.attachment();
         if attachment.as_ref().is_none_or(|attachment| attachment.started < self.started) {
             // What was known of the processes of another attachment says nothing of this one's.
             *self = Self::new(self.volume);
             self.volume.set_standby_trouble(None);
-            lock(&self.volume.nodes).clear();
+            self.volume.nodes.lock().clear();
         }
         let Some(attachment) = attachment else { return false };
         self.started = attachment.started;
@@ -333,7 +333,7 @@ impl<'a> Supervisor<'a> {
 
     /// Whether a core has said nothing for the hang limit.
     fn is_silent(&self, pid: u32) -> bool {
-        lock(&self.volume.silent).get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
+        self.volume.silent.lock().get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
     }
 
     fn forget_the_dead(&mut self, mut attachment: Attachment) -> Result<Attachment> {

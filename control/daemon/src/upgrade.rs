@@ -35,7 +35,7 @@ use crate::{
     programs,
     progress::Progress,
     stage,
-    volume::{Operation, Volume, lock},
+    volume::{Operation, Volume},
 };
 
 /// A version line comes within this time.
@@ -97,7 +97,7 @@ fn ready(volume: &Volume) -> Result<(Build, u32)> {
 
 fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
     // A pass of the supervisor that began before the operation has to end first.
-    drop(lock(&volume.hands));
+    drop(volume.hands.lock());
     let (from, from_pid) = ready(volume)?;
     let records = read_journal(volume)?;
     let number = next_number(&records);

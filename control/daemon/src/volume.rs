@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -12,6 +12,7 @@ use std::{
 
 use everdisk_api::{directories::Directories, operation::OperationName};
 use everdisk_proto::{identity::Build, ids::VolumeName, node::NodeState, volume::VolumeSpec};
+use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -92,11 +93,6 @@ pub struct Running {
     pub since: Instant,
 }
 
-/// Locks a mutex; a thread that panicked while it held it is no reason to stop serving.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Reads a volume's description.
 ///
 /// # Errors
@@ -154,7 +150,7 @@ impl Volume {
 
     /// The description.
     pub fn spec(&self) -> VolumeSpec {
-        lock(&self.spec).clone()
+        self.spec.lock().clone()
     }
 
     /// Replaces the description, durably.
@@ -164,13 +160,13 @@ impl Volume {
     pub fn set_spec(&self, spec: VolumeSpec) -> Result<()> {
         let text = serde_json::to_vec_pretty(&spec).map_err(|e| Error::Failed(e.to_string()))?;
         durable::write(&self.paths.spec(), &text).doing(|| "write the volume's description".to_owned())?;
-        *lock(&self.spec) = spec;
+        *self.spec.lock() = spec;
         Ok(())
     }
 
     /// The record.
     pub fn record(&self) -> VolumeRecord {
-        lock(&self.record).clone()
+        self.record.lock().clone()
     }
 
     /// Changes the record, durably, or not at all.
@@ -178,7 +174,7 @@ impl Volume {
     /// # Errors
     /// It cannot be written.
     pub fn update<T>(&self, change: impl FnOnce(&mut VolumeRecord) -> T) -> Result<T> {
-        let mut record = lock(&self.record);
+        let mut record = self.record.lock();
         let mut changed = record.clone();
         let result = change(&mut changed);
         if changed != *record {
@@ -189,13 +185,13 @@ impl Volume {
     }
 
     fn note_record(&self, saved: Result<()>) -> Result<()> {
-        *lock(&self.record_trouble) = saved.as_ref().err().map(ToString::to_string);
+        *self.record_trouble.lock() = saved.as_ref().err().map(ToString::to_string);
         saved
     }
 
     /// Why the record could not be written the last time.
     pub fn record_trouble(&self) -> Option<String> {
-        lock(&self.record_trouble).clone()
+        self.record_trouble.lock().clone()
     }
 
     /// Looks whether it can be written again.
@@ -210,7 +206,7 @@ impl Volume {
     /// # Errors
     /// It cannot be written.
     pub fn rewrite_record(&self) -> Result<()> {
-        let record = lock(&self.record);
+        let record = self.record.lock();
         self.note_record(record.save(&self.paths.record()))
     }
 
@@ -265,7 +261,7 @@ impl Volume {
     /// # Errors
     /// [`Error::Busy`].
     pub fn begin(self: &Arc<Self>, name: OperationName) -> Result<Operation> {
-        let mut operation = lock(&self.operation);
+        let mut operation = self.operation.lock();
         if let Some(running) = *operation {
             return Err(Error::Busy {
                 volume: self.name.to_string(),
@@ -284,75 +280,74 @@ impl Volume {
 
     /// The operation that has the volume.
     pub fn running(&self) -> Option<Running> {
-        *lock(&self.operation)
+        *self.operation.lock()
     }
 
     /// Waits until the operation `name` has ended.
     pub fn wait_end_of(&self, name: OperationName) {
-        let mut operation = lock(&self.operation);
+        let mut operation = self.operation.lock();
         while operation.is_some_and(|running| running.name == name) {
-            let waited = self.ended.wait_timeout(operation, Duration::from_millis(200));
-            operation = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.ended.wait_for(&mut operation, Duration::from_millis(200));
         }
     }
 
     /// Has the supervisor look at once.
     pub fn kick(&self) {
-        *lock(&self.kicked) = true;
+        *self.kicked.lock() = true;
         self.kick.notify_all();
     }
 
     /// The supervisor waits here.
     pub fn wait_kick(&self, limit: Duration) {
-        let kicked = lock(&self.kicked);
-        let waited = self.kick.wait_timeout_while(kicked, limit, |kicked| !*kicked);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let mut kicked = self.kicked.lock();
+        self.kick.wait_while_for(&mut kicked, |kicked| !*kicked, limit);
+        *kicked = false;
     }
 
     /// Why the volume does not serve.
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
+        self.trouble.lock().clone()
     }
 
     /// Says why, or that there is no trouble.
     pub fn set_trouble(&self, trouble: Option<String>) {
-        *lock(&self.trouble) = trouble;
+        *self.trouble.lock() = trouble;
     }
 
     /// Why there is no standby.
     pub fn standby_trouble(&self) -> Option<String> {
-        lock(&self.standby_trouble).clone()
+        self.standby_trouble.lock().clone()
     }
 
     /// Says why, or that there is one.
     pub fn set_standby_trouble(&self, trouble: Option<String>) {
-        *lock(&self.standby_trouble) = trouble;
+        *self.standby_trouble.lock() = trouble;
     }
 
     /// What the operator must know although the volume may serve.
     pub fn warning(&self) -> Option<String> {
-        lock(&self.warning).clone()
+        self.warning.lock().clone()
     }
 
     /// Says it, or that there is nothing.
     pub fn set_warning(&self, warning: Option<String>) {
-        *lock(&self.warning) = warning;
+        *self.warning.lock() = warning;
     }
 
     /// Since when there has always been something in the write buffer: what was written before is on the storage nodes.
     pub fn unflushed_since(&self) -> Option<SystemTime> {
-        *lock(&self.unflushed_since)
+        *self.unflushed_since.lock()
     }
 
     /// There are so many bytes in the write buffer now.
     pub fn saw_buffered(&self, bytes: u64) {
-        let mut since = lock(&self.unflushed_since);
+        let mut since = self.unflushed_since.lock();
         *since = (bytes > 0).then(|| since.unwrap_or_else(SystemTime::now));
     }
 
     /// Keeps a process that was started. How it ended is asked a moment after its end: of those that have ended the last few are kept.
     pub fn keep_child(&self, child: &Child) {
-        let mut children = lock(&self.children);
+        let mut children = self.children.lock();
         while children.len() >= CHILDREN_KEPT
             && let Some(oldest) = children.iter().position(|kept| kept.ended().is_some())
         {
@@ -363,7 +358,7 @@ impl Volume {
 
     /// A process that was started by this one.
     pub fn child(&self, process: ProcessId) -> Option<Child> {
-        lock(&self.children).iter().find(|child| child.id == process).cloned()
+        self.children.lock().iter().find(|child| child.id == process).cloned()
     }
 }
 
@@ -375,7 +370,7 @@ pub struct Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        *lock(&self.volume.operation) = None;
+        *self.volume.operation.lock() = None;
         self.volume.ended.notify_all();
         self.volume.kick();
     }

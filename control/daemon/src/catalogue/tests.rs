@@ -89,7 +89,7 @@ fn a_creation_that_fails_is_undone_and_one_that_does_not_leaves_nothing_beside_t
         let failing = catalogue(root, "--create", end).unwrap();
         assert!(create(&failing).is_err());
         assert_eq!(log(root), expected);
-        assert!(lock(&failing.drafts).is_empty());
+        assert!(failing.drafts.lock().is_empty());
         assert_eq!(fs::read_dir(root.join("state/volumes")).unwrap().count(), 0);
     }
     let good = catalogue(root, "", "").unwrap();
