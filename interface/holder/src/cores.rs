@@ -224,11 +224,12 @@ pub(crate) fn status(segment: &Segment, slot: Slot, core: &Core, armed: bool) ->
 fn writing(segment: &Segment, slot: Slot) -> u32 {
     let Some(area) = area(segment, slot) else { return 0 };
     let states = area.tickets.iter().map(|ticket| &ticket.state).chain([&area.sender]);
-    u32::try_from(states.filter(|state| state.load(Acquire) == ticket_state::WRITING).count()).unwrap_or(u32::MAX)
+    u32::try_from(states.filter(|state| state.load(Acquire) == ticket_state::WRITING).count())
+        .expect("a core has few tickets")
 }
 
 /// Requests that are being executed.
 pub(crate) fn in_flight(segment: &Segment) -> u32 {
     let busy = |area: &CoreArea| area.tickets.iter().filter(|t| t.state.load(Acquire) == ticket_state::BUSY).count();
-    u32::try_from(segment.cores.iter().map(busy).sum::<usize>()).unwrap_or(u32::MAX)
+    u32::try_from(segment.cores.iter().map(busy).sum::<usize>()).expect("cores have few tickets")
 }

@@ -67,9 +67,8 @@ impl FileFront {
     fn set_up(attach: &FileAttach, segment: &Segment, mounted: OwnedFd, alone: bool) -> io::Result<Self> {
         let mut request = vec![0; REQUEST_BYTES_MAX + 4096];
         let len = fuse::read_within(mounted.as_fd(), &mut request, INIT_DEADLINE)?;
-        let max_write = u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX);
-        let reply =
-            handshake::answer(request.get(..len).unwrap_or_default(), max_write, alone).map_err(io::Error::other)?;
+        let max_write = u32::try_from(REQUEST_BYTES_MAX).expect("a request fits into 32 bits");
+        let reply = handshake::answer(&request[..len], max_write, alone).map_err(io::Error::other)?;
         rustix::io::write(&mounted, &reply)?;
         let mut channels = vec![mounted];
         while channels.len() < channel_count() {

@@ -245,7 +245,7 @@ impl NbdFront {
         let status = |(index, listener): (usize, &Listener)| NbdStatus {
             address: listener.listen.address.clone(),
             bound: listener.listen.bound,
-            connections: u32::try_from(of(index).count()).unwrap_or(u32::MAX),
+            connections: u32::try_from(of(index).count()).expect("at most CONNECTIONS_MAX"),
             accepted: listener.accepted,
             carried: listener.carried + of(index).map(|held| held.memory.carried.load(Relaxed)).sum::<u64>(),
             broken: listener.broken,

@@ -146,7 +146,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec, identity: &Identity) -> Result<Op
     if let Some(segment) = obstacle(&segment, identity) {
         return Err(foreign(segment, identity));
     }
-    let locks = receive_locks(link, usize::try_from(locks).unwrap_or(0));
+    let locks = receive_locks(link, usize::try_from(locks).expect("usize has 64 bits"));
     let mut front = (!nbd.is_empty()).then(|| NbdFront::adopt(nbd, sockets));
     for _ in 0..connections {
         // The core sends them right behind.
