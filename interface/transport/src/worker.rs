@@ -24,11 +24,16 @@ use everdisk_sys::{
     process::thread_id,
     wake::{self, Who},
 };
+use parking_lot::Mutex;
 
 use crate::{channel::Lead, disk::Disk};
 
 /// A parked worker looks at the gate this often even if nobody wakes it.
 const PARKED_POLL: Duration = Duration::from_secs(1);
+
+/// Held from an answer that tells the users of the file of a failed flush until it is noted. A process is one core, and a volume has one
+/// file.
+static TELLING: Mutex<()> = Mutex::new(());
 
 /// Workers that are to probe have begun to within this time, or are held up.
 const OTHERS_PROBE: Duration = Duration::from_millis(1);
@@ -208,13 +213,21 @@ impl<'a> GateAccess<'a> {
         self.gate.flush_errors.load(Acquire)
     }
 
-    /// Of how many failed flushes the users of the file were told.
+    /// Number of failed flushes that the users of the file were told of.
     pub fn file_told(&self) -> u64 {
-        self.front.flush_errors_told.load(Acquire)
+        let told = || self.front.flush_errors_told.load(Acquire);
+        if told() != self.flush_errors() {
+            // Another worker may have answered and not noted it yet: the application that got that answer is not told again.
+            drop(TELLING.lock());
+        }
+        told()
     }
 
-    /// They were told of so many.
-    pub fn tell_file(&self, errors: u64) {
+    /// `answer` tells the users of the file of this number of failed flushes. It is noted after the answer: a death in between has them told
+    /// again, and the other order would have them told by nobody.
+    pub fn tell_file(&self, errors: u64, answer: impl FnOnce()) {
+        let _telling = TELLING.lock();
+        answer();
         self.front.flush_errors_told.fetch_max(errors, AcqRel);
     }
 

@@ -154,16 +154,18 @@ impl Worker<'_, '_> {
         if done.abandoned {
             return false;
         }
-        if done.reply > 0
-            && let Err(errno) = answer(self.channel, &space[..done.reply])
-            && errno != Os::NOENT
-        {
-            // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
-            tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
-        }
-        // Now that it is answered: a death before would have it told by nobody.
-        if let Some(errors) = hold.tells() {
-            access.tell_file(errors);
+        let reply = || {
+            if done.reply > 0
+                && let Err(errno) = answer(self.channel, &space[..done.reply])
+                && errno != Os::NOENT
+            {
+                // ENOENT: the application gave the request up. Anything else is a fault of ours.
+                tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
+            }
+        };
+        match hold.tells() {
+            Some(errors) => access.tell_file(errors, reply),
+            None => reply(),
         }
         // A failure that was another core's is no sign against this one.
         access.leave(done.read, done.written, done.io_error && hold.tells().is_none());

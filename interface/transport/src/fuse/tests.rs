@@ -272,3 +272,27 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
         assert!(open, "nobody has probed");
     });
 }
+
+/// D5: an application that has the answer which tells of a failed flush is not told again by another worker, however soon it asks.
+#[test]
+fn d5_what_an_answer_has_told_another_worker_does_not_tell_again() {
+    let segment = SharedSegment::create(0).unwrap();
+    let stop = AtomicBool::new(false);
+    let access = |index| GateAccess::take(&segment, Slot::FIRST, index, &stop);
+    let (first, moment) = (access(0), Duration::from_millis(50));
+    segment.gate.flush_errors.store(1, SeqCst);
+    let (answered, got) = std::sync::mpsc::channel();
+    let access = &access;
+    std::thread::scope(|scope| {
+        let second = scope.spawn(move || {
+            let access = access(1);
+            got.recv().unwrap();
+            access.file_told()
+        });
+        first.tell_file(1, || {
+            answered.send(()).unwrap();
+            std::thread::sleep(moment);
+        });
+        assert_eq!(second.join().unwrap(), 1);
+    });
+}
