@@ -148,15 +148,20 @@ impl Running {
     ///
     /// # Errors
     /// As [`Running::try_end`].
-    pub fn stop(self, signal: Signal, limit: Duration) -> Result<Output> {
-        processes::signal(self.pid(), signal);
+    pub fn stop(mut self, signal: Signal, limit: Duration) -> Result<Output> {
+        if !self.has_ended() {
+            processes::signal(self.pid(), signal);
+        }
         self.end_after(limit)
     }
 
     fn end_after(mut self, limit: Duration) -> Result<Output> {
         let watch = || format!("wait for {}", self.shown);
-        let handle = pidfd(self.child.id()).map_err(Error::io(watch()))?;
-        let ended = wait_readable(handle.as_fd(), limit).map_err(Error::io(watch()))?;
+        // A child that was waited for has no process id any more.
+        let ended = self.has_ended() || {
+            let handle = pidfd(self.child.id()).map_err(Error::io(watch()))?;
+            wait_readable(handle.as_fd(), limit).map_err(Error::io(watch()))?
+        };
         if !ended {
             self.kill();
         }
@@ -211,4 +216,20 @@ pub fn sh<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
     let mut command = Command::new(program);
     command.args(arguments);
     run(command, Duration::from_secs(60)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_whose_end_was_seen_can_be_waited_for_and_stopped() {
+        for stop in [false, true] {
+            let mut running = Running::start(Command::new("true"));
+            crate::wait::until_true("it has ended", || running.has_ended());
+            let (limit, signal) = (Duration::from_secs(20), Signal::TERM);
+            let output = if stop { running.stop(signal, limit) } else { running.try_end(limit) };
+            assert!(output.unwrap().status.success());
+        }
+    }
 }
