@@ -156,11 +156,11 @@ impl Running {
     }
 
     fn end_after(mut self, limit: Duration) -> Result<Output> {
-        let watch = || format!("wait for {}", self.shown);
+        let watch = format!("wait for {}", self.shown);
         // A child that was waited for has no process id any more.
         let ended = self.has_ended() || {
-            let handle = pidfd(self.child.id()).map_err(Error::io(watch()))?;
-            wait_readable(handle.as_fd(), limit).map_err(Error::io(watch()))?
+            let handle = pidfd(self.child.id()).map_err(Error::io(watch.clone()))?;
+            wait_readable(handle.as_fd(), limit).map_err(Error::io(watch))?
         };
         if !ended {
             self.kill();
