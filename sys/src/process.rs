@@ -133,11 +133,14 @@ pub fn prefault_program() {
 /// its own memory allocations neither wait for I/O nor are throttled for dirty pages, which may be waiting for this
 /// very process (PR_SET_IO_FLUSHER, prctl(2)). Threads started later inherit it. Needs CAP_SYS_RESOURCE; without it
 /// nothing changes. And no core dump is written: it would hold users' data, and the process would count as alive
-/// until it is complete.
+/// until it is complete. A limit of 1 byte prevents a dump to a file and one to a program (`|` in core_pattern), which a limit of 0
+/// does not (core(5), `do_coredump` in fs/coredump.c); an empty filter leaves out the memory where the limit cannot be set.
 pub fn serve_io() {
     raise_limits();
-    let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
+    let maximum = getrlimit(Resource::Core).maximum;
+    let limit = Rlimit { current: Some(maximum.map_or(1, |maximum| maximum.min(1))), maximum };
     let _ = setrlimit(Resource::Core, limit);
+    let _ = fs::write("/proc/self/coredump_filter", "0");
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     let _ = rustix::process::configure_io_flusher_behavior(true);
 }

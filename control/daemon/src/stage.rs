@@ -56,7 +56,7 @@ pub fn next_program(volume: &Volume, component: Component) -> Result<PathBuf> {
     Ok(directory.join((highest.unwrap_or(0) + 1).to_string()).join(component.program()))
 }
 
-/// Removes every program that is not on record.
+/// Removes every program that is not on record and of which no core runs.
 pub fn prune(volume: &Volume) {
     for component in [Component::Core, Component::Interface] {
         prune_of(volume, component);
@@ -66,7 +66,8 @@ pub fn prune(volume: &Volume) {
 fn prune_of(volume: &Volume, component: Component) {
     let record = volume.record();
     let kept = [record.current, record.previous, record.interface].into_iter().flatten().map(|build| build.program);
-    let kept: Vec<_> = kept.filter_map(|program| program.parent().map(Path::to_owned)).collect();
+    let cores = record.attachment.into_iter().flat_map(|attachment| attachment.cores).map(|core| core.program);
+    let kept: Vec<_> = kept.chain(cores).filter_map(|program| program.parent().map(Path::to_owned)).collect();
     let Ok(entries) = fs::read_dir(volume.paths.programs(component)) else { return };
     for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
         if let Err(e) = fs::remove_dir_all(&directory) {

@@ -39,6 +39,10 @@ impl Holder {
         let noticed = Instant::now();
         let Some(core) = self.cores.remove(slot) else { return };
         let by = if core.stopped.is_so() { Noticed::Marks } else { Noticed::Process };
+        if by == Noticed::Marks {
+            // It is dying, so this changes nothing; were a mark wrong, what is cleared below would count it as harmless while it runs.
+            let _ = signal::kill(core.handle.as_fd());
+        }
         let served = self.has_gate(slot);
         let generation = self.custody.generation();
         let act = {

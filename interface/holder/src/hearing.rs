@@ -11,7 +11,7 @@ use everdisk_proto::{
     identity::Identity,
     ids::Slot,
 };
-use everdisk_sys::{link::LinkError, process::pidfd};
+use everdisk_sys::{link::LinkError, process::pidfd, signal};
 
 use crate::{
     cores::{self, Core},
@@ -160,8 +160,10 @@ impl Holder {
             core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
             self.fronts.lend(core)
         };
-        if lend(&mut core).is_err() {
-            return cores::strike(&self.segment, slot);
+        if let Err(error) = lend(&mut core) {
+            // It may have the segment already, so its slot is vacant only when it is gone.
+            tracing::warn!(pid = core.pid, %error, "a core that joined could not be lent what it needs, and is killed");
+            let _ = signal::kill(core.handle.as_fd());
         }
         self.enter(slot, core);
         self.custody.joined(slot);

@@ -14,7 +14,7 @@ use everdisk_gate::ticket;
 use everdisk_proto::{
     buffer::Fill,
     frame::{BufferStatus, Suspension},
-    gate_word::GateWord,
+    gate_word::{GateWord, Mode},
     ids::Slot,
     segment::{Segment, probe_verdict},
 };
@@ -163,7 +163,12 @@ pub(crate) fn give(segment: &Segment, cores: &Cores, fronts: &Fronts, probe: Gat
     loop {
         match gate.probe.load(SeqCst) {
             probe_verdict::PASSED => return Given::Opened,
-            probe_verdict::FAILED => return Given::Failed("the new core could not read its storage nodes"),
+            probe_verdict::FAILED => match gate.word.load(SeqCst) {
+                word if word == probe.with(Mode::Open).encode() => return Given::Opened,
+                // Nobody has taken the gate from this core: the verdict is that of an earlier probe, and came late.
+                word if word == probe.encode() => gate.probe.store(probe_verdict::PENDING, SeqCst),
+                _ => return Given::Failed("the new core could not read its storage nodes"),
+            },
             _ => {}
         }
         let died = core.is_gone();

@@ -25,7 +25,10 @@ use rustix::{event::EventfdFlags, io::Errno as Os, net::AddressFamily};
 
 #[cfg(test)]
 use super::death::stored;
-use super::{request::Request, state::State};
+use super::{
+    request::{Command, Request},
+    state::{Phase, State},
+};
 use crate::channel::Lead;
 
 /// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
@@ -143,8 +146,8 @@ impl Connection {
         self.shared.lock()
     }
 
-    /// A worker was admitted under a generation: of a new one it finds out where the connection stands.
-    pub(super) fn resume(&self, generation: u64) -> Result<(), Broken> {
+    /// A worker was admitted under a generation: of a new one it finds out where the connection stands. `size`: the export's bytes.
+    pub(super) fn resume(&self, generation: u64, size: u64) -> Result<(), Broken> {
         let mut shared = self.lock();
         if shared.generation == generation {
             return Ok(());
@@ -153,7 +156,7 @@ impl Connection {
         let turn = page.turn.load(Acquire);
         let words = page.place_of(turn).each_ref().map(|word| word.load(Relaxed));
         let record = Record::decode(&words).ok_or(Broken)?;
-        if !self.is_sound(&record) {
+        if !self.is_sound(&record, size) {
             return Err(Broken);
         }
         let before = page.generation.swap(generation, Relaxed);
@@ -174,27 +177,38 @@ impl Connection {
 
     /// Whether a record that another core left makes sense, with all that it refers to. What is taken over here is this core's own
     /// from then on.
-    fn is_sound(&self, record: &Record) -> bool {
+    fn is_sound(&self, record: &Record, size: u64) -> bool {
         let (received, sent) = (self.memory.received(), self.memory.sent());
         let received_is = received.checked_sub(self.tail(record)).is_some_and(|taken| taken <= INPUT_BYTES as u64);
         // What goes out directly does not stand in the ring.
         let direct = record.direct.map_or(0, |direct| u64::from(direct.len));
         let unsent = record.committed.checked_add(direct).and_then(|end| end.checked_sub(sent));
         let sent_is = unsent.is_some_and(|unsent| unsent <= OUTPUT_BYTES as u64 + direct);
-        let negotiated_is = match record.negotiated {
-            0 => record.aside == 0 && record.long.is_none(),
-            word => State::from_word(word).is_some(),
+        // Requests are checked before they are begun, in a state that does not change any more.
+        let begins = record.aside == 0 && record.long.is_none() && record.direct.is_none();
+        let (negotiated_is, state) = match record.negotiated {
+            0 => (begins, State::START),
+            word => match State::from_word(word) {
+                Some(state) => (begins || matches!(state.phase, Phase::Transmission | Phase::Ended), state),
+                None => (false, State::START),
+            },
         };
-        let long_is = record
-            .long
-            .is_none_or(|long| Request::from_words(long.request).is_some_and(|request| long.done <= request.len));
+        let long_is = record.long.is_none_or(|long| {
+            Request::from_words(long.request).is_some_and(|request| {
+                request.command == Command::Write && request.check(state, size).is_ok() && long.done <= request.len
+            })
+        });
         let is_there = |(request, data): (Request, u64)| {
-            request.payload() == 0 || data.checked_add(request.payload()).is_some_and(|end| end <= received)
+            request.check(state, size).is_ok()
+                && (request.payload() == 0 || data.checked_add(request.payload()).is_some_and(|end| end <= received))
         };
         let asides_are = asides(record).all(|index| self.look_aside(index).is_some_and(is_there));
         let direct_is = record.direct.is_none_or(|direct| {
             let request = self.look_aside(usize::from(direct.index)).map(|(request, _)| request);
-            request.is_some_and(|request| u64::from(direct.done) + u64::from(direct.len) <= u64::from(request.len))
+            request.is_some_and(|request| {
+                let end = u64::from(direct.done) + u64::from(direct.len);
+                request.command == Command::Read && end <= u64::from(request.len)
+            })
         });
         record.parsed <= received && received_is && sent_is && negotiated_is && long_is && asides_are && direct_is
     }

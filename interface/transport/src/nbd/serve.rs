@@ -156,7 +156,7 @@ impl Worker<'_, '_> {
     /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
     fn run(mut self) -> StepEnd {
         let generation = self.pass.word().generation.0;
-        if let Err(broken) = self.connection.resume(generation) {
+        if let Err(broken) = self.connection.resume(generation, self.export.size) {
             tracing::error!(connection = self.connection.number, %broken, "closed");
             self.connection.end(true);
             return StepEnd::Closed;

@@ -24,7 +24,7 @@ fn is_taken_over(record: Record, aside: Request, spoil: impl FnOnce(&ConnectionM
     before.write_aside(0, &aside, 0);
     before.commit(&mut before.lock(), record);
     spoil(&memory);
-    core(&memory).resume(1).is_ok()
+    core(&memory).resume(1, 1 << 20).is_ok()
 }
 
 /// D15: the words of another process are no invariant of this one. What passes here is relied on from then on.
@@ -37,15 +37,26 @@ fn d15_a_record_that_does_not_make_sense_with_what_it_refers_to_is_not_gone_on_w
     assert!(!is_taken_over(Record { negotiated: 0, ..aside }, read, |_| ()), "a request before the handshake");
     assert!(!is_taken_over(aside, request(Command::Write, 100), |_| ()), "its data was not received");
     assert!(!is_taken_over(aside, read, |memory| memory.aside[0][0].store(u64::MAX, Relaxed)), "not a request");
+    assert!(!is_taken_over(aside, Request { offset: u64::MAX - 50, ..read }, |_| ()), "a range past the end");
+    let zeroes = request(Command::WriteZeroes, 100);
+    assert!(is_taken_over(aside, zeroes, |_| ()));
+    assert!(!is_taken_over(aside, request(Command::BlockStatus, 100), |_| ()), "what was not negotiated");
     let direct = |done, len| Record { direct: Some(Direct { index: 0, done, len }), ..aside };
     assert!(is_taken_over(direct(50, 50), read, |_| ()));
     assert!(!is_taken_over(direct(50, 51), read, |_| ()), "a reply longer than what was asked for");
+    assert!(!is_taken_over(direct(50, 50), zeroes, |_| ()), "data for a request that reads none");
     let long = |request: Request, done| Record {
         long: Some(Long { request: request.to_words(), done, error: 0 }),
         ..transmission
     };
     assert!(is_taken_over(long(request(Command::Write, 100), 100), read, |_| ()));
     assert!(!is_taken_over(long(request(Command::Write, 100), 101), read, |_| ()), "more is done than was asked for");
+    assert!(!is_taken_over(long(read, 50), read, |_| ()), "only a write is received in pieces");
+    assert!(!is_taken_over(
+        Record { negotiated: State::START.to_word(), ..long(request(Command::Write, 100), 50) },
+        read,
+        |_| ()
+    ));
     let nonsense = Record { long: Some(Long { request: [u64::MAX; 4], done: 0, error: 0 }), ..transmission };
     assert!(!is_taken_over(nonsense, read, |_| ()));
 }
