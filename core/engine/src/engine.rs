@@ -270,7 +270,7 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let from = self.layout.node_len(index, offset);
             let found = node.run(|store| store.next(from, what))?;
-            assert!(found.is_none_or(|at| at >= from), "a store looks forward: from {from} it has found {found:?}");
+            assert!(found.is_none_or(|at| at >= from), "a store searches forward: from {from} it has found {found:?}");
             // A node's end is a hole of the node. It maps to the volume's end or beyond, so it is never the nearest.
             let found = found.map(|at| self.layout.volume_offset(index, at));
             nearest = nearest.into_iter().chain(found).min();

@@ -127,7 +127,7 @@ fn calls(script: &Script) -> Vec<(&'static str, u64, u64)> {
 /// D15: a position before the one that was asked for would be returned to the application, or make a search loop for
 /// ever.
 #[test]
-#[should_panic(expected = "a store looks forward: from 5 it has found Some(4)")]
+#[should_panic(expected = "a store searches forward: from 5 it has found Some(4)")]
 fn d15_a_store_that_looks_back_ends_the_core() {
     let (engine, scripts) = scripted(1 << 20, 1);
     scripts[0].looks_back.store(true, Ordering::Relaxed);

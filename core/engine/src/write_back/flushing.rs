@@ -8,7 +8,7 @@
 //!
 //!  a flush: how far is everything written? ─► fdatasync on every node ─┬─ all succeed: retire up to there
 //!                                                                      └─ one fails: what was written to it counts as not written;
-//!                                                                         what passed the buffer is lost; each client is told once
+//!                                                                         what passed the buffer is lost; clients are told once
 //! ```
 //! Flushes run one at a time. Linux reports a writeback error once for each open file (lib/errseq.c): of two concurrent
 //! flushes on one open file only one would see it.
