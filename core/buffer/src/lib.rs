@@ -1,7 +1,7 @@
 //! The write buffer (D5): acknowledged data in memory that outlives the core, until the storage nodes have it.
 //!
 //! ```text
-//!  area    the shared memory: words and data                        (the segment; in tests, memory that fails on demand)
+//!  area    the shared memory: words and data                        (the segment; in tests, memory that can die)
 //!  log     one extent after another in it: reserve, publish, read   (what another core finds)
 //!  index   which extent holds which byte of the volume now          (rebuilt from the log by each core)
 //!  lost    ranges whose data is lost: found damaged, or written past the buffer before a flush failed
