@@ -213,7 +213,7 @@ impl Store for DirStore {
         self.inside(offset, buf.len() as u64)?;
         let len = buf.len();
         let mut into = [IoSliceMut::new(buf)];
-        // Why it read less, read_at finds out: the page cache lacks something (EAGAIN), the file system does not
+        // When this reads less, `read_at` finds the cause: the page cache lacks something (EAGAIN), the file system does not
         // support it (EOPNOTSUPP), or there is a fault.
         let done = rustix::io::preadv2(&self.data, &mut into, offset, ReadWriteFlags::NOWAIT);
         Ok(done == Ok(len))
