@@ -5,7 +5,7 @@
 //!   Detached ───────────────────► Serving ─────────────────────────► Suspended
 //!                                 │  ▲  ▲  ◄──── resume, lease over ───── │
 //!                  its core died, │  │  │ a core is armed                 │ resume, and its core
-//!                  nobody is left ▼  │  │                                 ▼ has died meanwhile
+//!                  no other armed ▼  │  │                                 ▼ has died since
 //!                              Recovering ◄───────────────────────────────
 //! ```
 //! The same core gets the gate back under the same generation: then it may execute the requests that it holds
