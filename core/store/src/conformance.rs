@@ -143,7 +143,7 @@ fn data_and_holes_agree_with_the_contents(store: &dyn Store, knows_holes: bool) 
     let bytes = read(store, 0, size(store));
     let mut at = 0;
     while let Some(data) = next(at, Sought::Data) {
-        let hole = next(data, Sought::Hole).expect("a hole follows any data, the end of the node at the latest");
+        let hole = next(data, Sought::Hole).expect("a hole follows any data, the node's end being one");
         assert!(at <= data && data < hole && hole <= store.size(), "data {data} hole {hole} from {at}");
         let gap = &bytes[usize::try_from(at).unwrap_or_default()..usize::try_from(data).unwrap_or_default()];
         assert!(gap.iter().all(|b| *b == 0), "a hole at {at}..{data} has data in it");

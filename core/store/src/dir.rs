@@ -302,7 +302,7 @@ impl Store for DirStore {
                 Sought::Data => Some(offset),
                 Sought::Hole => Some(self.format.len),
             }),
-            Err(e) => Err(self.failed("look for data and holes", e)),
+            Err(e) => Err(self.failed("find data and holes", e)),
         }
     }
 }

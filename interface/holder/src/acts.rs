@@ -17,9 +17,9 @@ use crate::{
 
 impl Holder {
     /// Carries out custody's decision and what follows from the outcome. `limit` is for the probe of the core that is
-    /// given the gate first; when that fails and another core gets the gate, no other one could serve, so the limit is
-    /// longer. `alive`: a core that has just been drained. Every other core has to answer before it is given the gate
-    /// without a probe. Returns why a core did not take the gate, if one did not.
+    /// given the gate first. When that fails the next core has [`TAKEOVER_LIMIT`], because no other one could serve in
+    /// that time. `alive`: a core that has just been drained. Every other core has to answer before it is given the
+    /// gate without a probe. Returns why a core did not take the gate, if one did not.
     pub(crate) fn perform(&mut self, act: Act, limit: Duration, alive: Option<Slot>) -> Option<String> {
         let mut failure = None;
         let mut late = Vec::new();

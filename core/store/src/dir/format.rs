@@ -119,7 +119,7 @@ fn has_data_from(data: &File, path: &Path, offset: u64) -> Result<bool, OpenErro
     match retry_on_intr(|| rustix::fs::seek(data, SeekFrom::Data(offset))) {
         Ok(_) => Ok(true),
         Err(Errno::NXIO) => Ok(false),
-        Err(e) => Err(os_error(&path.join(DATA), "look for data in it", e)),
+        Err(e) => Err(os_error(&path.join(DATA), "find data in it", e)),
     }
 }
 

@@ -8,9 +8,9 @@
 //!          │◄───────────────────────────────────────┼──────────────────────────┘                              │
 //!                                                   └─────────────────────────────────────────────────────────┘
 //! ```
-//! A kept request is executed when the gate comes back under the same generation; under another it was given out
-//! anew and is forgotten here. One that was abandoned, because the gate was closed while it waited for a storage node, is
-//! kept in the same way. Several workers serve a channel, one of them at a time reads ([`Lead`]).
+//! A kept request is executed when the gate comes back under the same generation. Under another one it was given out
+//! anew, and is forgotten here. A request that was abandoned, because the gate was closed while it waited for a storage
+//! node, is kept in the same way. Several workers serve a channel, and one of them at a time reads ([`Lead`]).
 
 use std::os::fd::BorrowedFd;
 
@@ -158,14 +158,14 @@ impl Worker<'_, '_> {
             && let Err(errno) = answer(self.channel, &space[..done.reply])
             && errno != Os::NOENT
         {
-            // ENOENT: the application gave the request up meanwhile. Anything else is a fault of ours.
+            // ENOENT: the application has given the request up. Anything else is a bug.
             tracing::error!(%errno, len = done.reply, head = size_of::<OutHeader>(), "the kernel refused a reply");
         }
-        // Now that it is answered: a death before would have it told by nobody.
+        // Counted after the answer: after a death before it, no core would report the failure.
         if let Some(errors) = hold.tells() {
             access.tell_file(errors);
         }
-        // A failure that was another core's is no sign against this one.
+        // A failure that belongs to another core says nothing against this one.
         access.leave(done.read, done.written, done.io_error && hold.tells().is_none());
         true
     }
