@@ -157,8 +157,7 @@ pub fn make_empty(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<FileId>
     Ok(look(made.as_fd())?.id)
 }
 
-/// Takes every permission from the file `id`, reached by its name. To be done before something is mounted over the
-/// file, by a descriptor that is kept, or after it was unmounted.
+/// Takes every permission from a pinned file. The descriptor reaches it whatever its name, also below a mount.
 ///
 /// # Errors
 /// The operating system's.

@@ -123,7 +123,7 @@ pub fn prefault_program() {
         let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
         if rights.starts_with('r') && to > from {
             let address = std::ptr::with_exposed_provenance_mut(from);
-            // SAFETY: populating for reading changes no byte and no right of a mapping; one that is gone by then is an error.
+            // SAFETY: populating for reading changes no byte and no right of a mapping; one that is gone then is an error.
             let _ = unsafe { rustix::mm::madvise(address, to - from, rustix::mm::Advice::LinuxPopulateRead) };
         }
     }
