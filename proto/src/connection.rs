@@ -9,8 +9,7 @@
 //! No step on it is ever half done:
 //!
 //! * **How far the socket was read and written** is recorded by the kernel itself, inside the system call: `recvmmsg`
-//! and
-//!   `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c,
+//!   and `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c,
 //!   `do_recvmmsg`, `__sys_sendmmsg`), `sendfile` stores the new offset (fs/read_write.c), and both lie in this memory.
 //!   A thread that is killed during the call leaves the number behind. See [`Cursor`].
 //! * **What the core made of it** is the *record*. There are two copies, and one store says which of them is valid
@@ -38,7 +37,7 @@ pub const PAGE_BYTES: usize = 4096;
 /// Bytes of the input ring: twice the largest piece that is carried out at once, so that one piece is received while
 /// another is written.
 pub const INPUT_BYTES: usize = 2 << 20;
-/// Bytes of the output ring. Replies larger than a quarter of it bypass it.
+/// Bytes of the output ring. Replies larger than a quarter of it do not go through it.
 pub const OUTPUT_BYTES: usize = 256 << 10;
 /// Bytes of the whole memory.
 pub const BYTES: usize = PAGE_BYTES + INPUT_BYTES + OUTPUT_BYTES;
