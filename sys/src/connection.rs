@@ -277,7 +277,7 @@ impl Deref for ConnectionMemory {
     fn deref(&self) -> &Page {
         const { assert!(align_of::<Page>() <= 4096) };
         // SAFETY: the first page of the mapping, sealed so that it stays, holds a Page; every field of it is an atomic valid for
-        // all bit patterns, so other processes and the kernel may change it meanwhile.
+        // all bit patterns, so other processes and the kernel may change it at any time.
         unsafe { self.base.cast::<Page>().as_ref() }
     }
 }

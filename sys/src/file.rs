@@ -235,7 +235,7 @@ mod tests {
         assert!(is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()));
         assert!(remove(pinned.as_fd(), name, id).unwrap());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(!is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()), "a socket of somebody's");
+        assert!(!is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()), "a socket of another process");
     }
 
     #[test]

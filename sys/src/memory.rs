@@ -162,7 +162,7 @@ impl Deref for SharedSegment {
     fn deref(&self) -> &Segment {
         const { assert!(align_of::<Segment>() <= 4096) };
         // SAFETY: the mapping is page-aligned, at least SEGMENT_BYTES long (sealed, so it stays so) and lives as long as self;
-        // every field of Segment is an atomic valid for all bit patterns, so other processes may change it meanwhile.
+        // every field of Segment is an atomic valid for all bit patterns, so other processes may change it at any time.
         unsafe { self.mapping.base.cast::<Segment>().as_ref() }
     }
 }

@@ -1,4 +1,4 @@
-//! The gate as the engine sees it: who has it, and the requests that were let in.
+//! The gate as the engine sees it: which core has it, and the requests that were let in.
 
 use everdisk_gate::hold;
 pub use everdisk_gate::hold::Hold;

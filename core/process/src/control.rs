@@ -121,7 +121,7 @@ fn answer_all(
             Ok(received) => received,
             Err(LinkError::Closed | LinkError::Deadline(_)) => return,
             Err(error) => {
-                tracing::warn!(%error, "somebody spoke nonsense on the core's socket");
+                tracing::warn!(%error, "a peer sent an invalid frame on the core's socket");
                 return;
             }
         };

@@ -1,4 +1,4 @@
-//! Custody of the gate: which core has it, who gets it next, and when a suspension ends by itself.
+//! Custody of the gate: which core has it, which one gets it next, and when a suspension ends by itself.
 //!
 //! ```text
 //!                attach(core)                    suspend(lease)

@@ -341,7 +341,7 @@ mod tests {
         area.started.store(start_time(pid).unwrap() - 1, Release);
         assert!(living(&segment, slot, pid).unwrap().is_none(), "a living process of another start is no core");
         assert!(!cores::is_of(&segment, slot, pid), "it may not come back as that core");
-        assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "nobody has that number");
+        assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "no process has that number");
         cores::enrol(&segment, slot, pid);
         assert!(!cores::is_of(&segment, slot, pid + 1));
     }

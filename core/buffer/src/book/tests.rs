@@ -196,7 +196,7 @@ proptest! {
                 Err(_) => wrong += 1,
             }
         }
-        prop_assert!(wrong == 0 || followed.damaged > 0, "{} bytes are lost and nobody says so", wrong);
+        prop_assert!(wrong == 0 || followed.damaged > 0, "{} bytes are lost without a report", wrong);
         // After it was written anew it is whole again.
         let mut node = node;
         for _ in 0..10 {

@@ -460,7 +460,7 @@ proptest! {
                 Op::Send => drop(bench.core.turn(100_000)),
                 Op::Flush(fails) => {
                     bench.fails(fails);
-                    // The control module's flush: it is told only of its own failure.
+                    // The control module's flush: only its own failure is reported to it.
                     match bench.core.flush_within(Duration::from_secs(20)) {
                         Ok(done) => {
                             prop_assert!(done);

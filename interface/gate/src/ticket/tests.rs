@@ -33,7 +33,7 @@ fn m10_a_closed_gate_keeps_a_request_and_the_same_generation_may_execute_it() {
 
     set(&gate, word(Mode::Open, 1, 6));
     let Admission::Admitted(next) = unpark(&gate, &state, slot) else { panic!("next generation") };
-    assert!(!pass.continues_in(next), "somebody else may have been given the request in between");
+    assert!(!pass.continues_in(next), "another core may have been given the request in between");
 }
 
 #[test]

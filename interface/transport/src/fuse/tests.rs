@@ -269,6 +269,6 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
         wake::wake(&area.wake, Who::All);
         let _ = channel.shutdown(std::net::Shutdown::Both);
         lead.rouse();
-        assert!(open, "nobody has probed");
+        assert!(open, "no worker has probed");
     });
 }

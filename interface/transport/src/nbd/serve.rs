@@ -4,7 +4,7 @@
 //! ```text
 //!          ┌──────► parked ── admitted ──► where does the record say that we are? ◄──────────────────────────┐
 //!          │                                │                                                               │
-//!          │                                ├─ a request was put aside and is in nobody's hands ─► execute ─┤
+//!          │                                ├─ a request was put aside and has no worker now    ─► execute ─┤
 //!          │                                ├─ the next message is complete ─► negotiate, or execute ───────┤
 //!          │                                └─ it is not ─► send what is committed, receive ────────────────┘
 //!          └◄── the gate is closed, at any of these
