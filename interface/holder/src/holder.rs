@@ -168,7 +168,7 @@ impl Holder {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
         } else if self.fronts.file.as_ref().is_some_and(FileFront::is_lost) {
-            tracing::warn!("the file was unmounted by somebody else");
+            tracing::warn!("the file was unmounted by another process");
             self.fronts.file = None;
             if self.fronts.nbd.is_none() {
                 self.end();

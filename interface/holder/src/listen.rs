@@ -90,7 +90,7 @@ fn remove_stale(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
             file::remove(directory, name, found.id)?;
             Ok(())
         }
-        _ => Err(in_use("somebody listens there")),
+        _ => Err(in_use("another process listens there")),
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
         UnixStream::connect(&path).unwrap();
         let second = listen(&place(&path, 0o640)).unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "somebody listens there");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "another process listens there");
         fs::rename(&path, path.with_file_name("moved")).unwrap();
         fs::write(&path, "precious").unwrap();
         remove(&made);

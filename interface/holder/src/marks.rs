@@ -90,7 +90,7 @@ pub(crate) fn watch(segment: &Arc<SharedSegment>, slot: Slot, pid: u32, bell: &A
         }
     };
     if let Err(error) = thread::Builder::new().name("marks".to_owned()).spawn(body) {
-        tracing::warn!(pid, %error, "the marks of a core are not watched: its death is noticed when its process has ended");
+        tracing::warn!(pid, %error, "a core's marks are not watched: its death is noticed when its process has ended");
     }
     stopped
 }

@@ -7,8 +7,8 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
-/// The counter of requests that the kernel has and that are not answered, of one connection. Its file shows the number at
-/// the first read and can neither seek nor be read at an offset, so the connection's directory is kept open instead.
+/// The counter of requests that the kernel has and that are not answered, of one connection. Its file shows the number
+/// at the first read and can neither seek nor be read at an offset, so the connection's directory is kept open instead.
 #[derive(Debug)]
 pub struct WaitingCounter(OwnedFd);
 
