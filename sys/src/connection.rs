@@ -37,7 +37,7 @@ const _: () = {
     assert!(core::mem::offset_of!(libc::msghdr, msg_iovlen) == 24);
 };
 
-/// The memory of a connection. The gate decides who may write what of it, and when: one worker at a time is admitted to
+/// The memory of a connection. The gate decides which worker may write which part of it, and when: one worker at a time is admitted to
 /// each stream.
 #[derive(Debug)]
 pub struct ConnectionMemory {
@@ -101,7 +101,7 @@ impl ConnectionMemory {
         memory.place(OUTPUT_AT, OUTPUT_BYTES, output)?;
         memory.place(OUTPUT_AT + OUTPUT_BYTES, OUTPUT_BYTES, output)?;
         // The kernel writes the cursors even for a thread that is being killed, and can do so only where the page is resident.
-        // A user who may lock nothing more goes without: a page in use at every request is hardly swapped out.
+        // Where the lock limit is reached it goes unlocked: a page in use at every request is hardly swapped out.
         // SAFETY: the range is the first page of the mapping just made.
         let _ = unsafe { rustix::mm::mlock_with(memory.base.as_ptr().cast(), PAGE_BYTES, MlockFlags::empty()) };
         Ok(memory)

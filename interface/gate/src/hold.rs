@@ -1,4 +1,4 @@
-//! The right to carry out one request: the interface between a front end's request and the engine that executes it.
+//! The right to carry out one request, as the engine gets it from a front end.
 
 use core::fmt;
 

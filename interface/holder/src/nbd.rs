@@ -242,7 +242,7 @@ impl NbdFront {
         first
     }
 
-    /// What `status` tells.
+    /// The part of `status` about NBD.
     pub(crate) fn status(&self) -> Vec<NbdStatus> {
         let of = |index: usize| self.connections.iter().filter(move |held| usize::from(held.lent.listener) == index);
         let status = |(index, listener): (usize, &Listener)| NbdStatus {

@@ -18,7 +18,7 @@ pub trait Disk: Send + Sync {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// What the application shall see.
+    /// The application's error.
     fn read(&self, hold: &dyn Hold, offset: u64, buf: &mut [u8]) -> Result<(), Stopped>;
 
     /// The range as a part of a file from which it can be sent (sendfile(2)): the bytes are those that a read would
@@ -30,37 +30,37 @@ pub trait Disk: Send + Sync {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// What the application shall see; ENOSPC when a storage node is full.
+    /// The application's error; ENOSPC when a storage node is full.
     fn write(&self, hold: &dyn Hold, offset: u64, data: &[u8]) -> Result<(), Stopped>;
 
     /// Makes everything acknowledged durable.
     ///
     /// # Errors
-    /// What the application shall see.
+    /// The application's error.
     fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped>;
 
     /// Makes the range read as zeros and gives its space back.
     ///
     /// # Errors
-    /// What the application shall see.
+    /// The application's error.
     fn discard(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped>;
 
     /// Makes the range read as zeros.
     ///
     /// # Errors
-    /// What the application shall see.
+    /// The application's error.
     fn write_zeroes(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped>;
 
     /// Reserves space for the range; its content stays.
     ///
     /// # Errors
-    /// What the application shall see.
+    /// The application's error.
     fn allocate(&self, hold: &dyn Hold, offset: u64, len: u64) -> Result<(), Stopped>;
 
     /// The first offset at or after `offset` that holds data, or that holds none.
     ///
     /// # Errors
-    /// What the application shall see; ENXIO when there is none.
+    /// The application's error; ENXIO when there is none.
     fn seek(&self, hold: &dyn Hold, offset: u64, hole: bool) -> Result<u64, Stopped>;
 
     /// This core has been given the gate under a new generation, and no other core changes anything any more: it adopts
