@@ -37,8 +37,8 @@ const _: () = {
     assert!(core::mem::offset_of!(libc::msghdr, msg_iovlen) == 24);
 };
 
-/// The memory of a connection. The gate decides which worker may write which part of it, and when: one worker at a time is admitted to
-/// each stream.
+/// The memory of a connection. The gate decides which worker may write which part of it, and when: one worker at a time
+/// is admitted to each stream.
 #[derive(Debug)]
 pub struct ConnectionMemory {
     base: NonNull<u8>,
