@@ -1,27 +1,27 @@
-//! The write buffer (D5): a log of extents in the segment, which any core can take over.
+//! The write buffer (D5): a log of extents in the segment, which any core can adopt.
 //!
 //! ```text
-//! 0          header   magic, sizes, how far the log goes                                        (4 KiB)
+//! 0          header   magic, sizes, position of the log                                         (4 KiB)
 //! 4 KiB      lost     ranges of the volume whose data is lost, two tables                       (32 KiB)
 //! 36 KiB     noted    which parts of the volume were written past the buffer and are not known
 //!                     to be durable, two bitmaps                                                (64 KiB)
 //! 100 KiB    slots    one descriptor of 64 bytes for each extent: sequence number modulo slots
 //! …          data     a ring of `capacity` bytes; an extent lies in it in one piece
 //! ```
-//! An extent is published by one store to its slot's state word, after its data and the rest of the slot: it is wholly there
-//! or not there, at whatever instant the core dies. Extents are retired in the order of their sequence numbers by raising
-//! [`word::TAIL`], when they (or newer data) are durable on the storage nodes: when a flush of the nodes that began after
-//! they were written has succeeded.
+//! An extent is published by one store to its slot's state word, after its data and the rest of the slot. So it is
+//! wholly there or not there, at whatever instant the core dies. Extents are retired in the order of their sequence
+//! numbers by raising [`word::TAIL`], once they (or newer data) are durable on the storage nodes: once a flush of the
+//! nodes that began after they were written has succeeded.
 //!
 //! ```text
 //!  slot of seq − slots, retired ─► RESERVED(seq) ─► data, fields ─► PUBLISHED(seq) ─► acknowledged ─► tail ≥ seq: retired
 //!                                  head := seq      │
-//!                                                   death here: never acknowledged, the slot is passed over
+//!                                                   death here: never acknowledged, the slot is skipped
 //! ```
-//! Positions in the data ring are *virtual*: they only grow, and lie at their value modulo `capacity`.
+//! Positions in the data ring are *virtual*: they only grow. The place in the ring is the position modulo `capacity`.
 //!
-//! Buffer version 2: all of this. Version 1 (never released) had no bitmaps, 64 lost ranges, and data extents only. A segment
-//! without a write buffer has a capacity of 0: header, lost ranges and bitmaps are there all the same.
+//! Buffer version 2 is as described here. Version 1 (never released) had no bitmaps, 64 lost ranges, and data extents
+//! only. A segment without a write buffer has a capacity of 0, but header, lost ranges and bitmaps exist nevertheless.
 
 /// `"EVDBUF\0\0"` little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDBUF\0\0");
@@ -35,11 +35,11 @@ pub const SLOT_WORDS: usize = 8;
 pub const DATA_ALIGN: u64 = 64;
 /// Fewest slots.
 const SLOTS_MIN: u64 = 64;
-/// One slot for so many bytes of data: an extent of one block, the commonest size.
+/// Bytes of data for each slot: an extent of one block, the commonest size.
 const BYTES_PER_SLOT: u64 = 4096;
-/// Slots that only extents without data may take, so that a discard finds room in a buffer that is full of data.
+/// Slots reserved for extents without data, so that a discard finds a slot in a buffer that is full of data.
 pub const SLOTS_WITHOUT_DATA: u64 = 16;
-/// Lost ranges that are told apart; of more, those that lie closest are joined.
+/// Most lost ranges that are listed separately. Beyond that, those that lie closest are joined.
 pub const LOST_MAX: usize = 1024;
 /// Words of one bitmap of ranges that were written past the buffer.
 pub const NOTED_WORDS: usize = 4096;
@@ -54,9 +54,9 @@ pub mod word {
     pub const SLOTS: usize = 2;
     /// Highest sequence number reserved; sequence numbers begin at 1.
     pub const HEAD: usize = 8;
-    /// Highest sequence number retired. On a cache line of its own: the sender writes it, not the workers.
+    /// Highest sequence number retired. It has a cache line of its own, because the sender writes it, not the workers.
     pub const TAIL: usize = 16;
-    /// Bytes of unretired extents, for whoever wants to know; not needed to take the buffer over.
+    /// Bytes of unretired extents, for status reports. Not needed to adopt the buffer.
     pub const BYTES: usize = 24;
     /// Number of lost ranges (low half), and which of two tables holds them (high half, 0 or 1).
     pub const LOST: usize = 32;
@@ -68,23 +68,23 @@ pub mod word {
     pub const SLOT: usize = NOTED + 2 * super::NOTED_WORDS;
 }
 
-/// Bytes of a volume of `size` bytes that one bit of the bitmaps stands for: a power of two, at least 4096 (exact for volumes
-/// of up to 1 GiB).
+/// Number of bytes for which one bit of the bitmaps stands, in a volume of `size` bytes: a power of two, at least 4096
+/// (exactly that for volumes of up to 1 GiB).
 pub const fn noted_granule(size: u64) -> u64 {
     let granule = size.div_ceil(NOTED_WORDS as u64 * 64).next_power_of_two();
     if granule < 4096 { 4096 } else { granule }
 }
 
-/// The words that make zeroed memory an empty buffer of this geometry, by their index, in the order in which they are to be stored: the
-/// last with release.
+/// The words that make zeroed memory an empty buffer of this geometry, by their index, in the order in which they have
+/// to be stored: the last with release.
 pub const fn empty(geometry: Geometry) -> [(usize, u64); 3] {
     [(word::CAPACITY, geometry.capacity), (word::SLOTS, geometry.slots), (word::MAGIC, MAGIC)]
 }
 
-/// How full a buffer is, by its header: for who neither adds to it nor takes it over.
+/// The fill of a buffer, from its header: for a process that neither appends to it nor adopts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// Whether nothing in it concerns the next core: every extent is retired, and no range is lost.
+    /// Whether the next core has nothing to adopt: every extent is retired, and no range is lost.
     pub is_empty: bool,
     /// Bytes of unretired extents.
     pub bytes: u64,
@@ -95,20 +95,20 @@ pub struct Fill {
 impl Fill {
     /// Reads it by loads (acquire) of words of the header.
     pub fn read(load: impl Fn(usize) -> u64) -> Self {
-        // The tail before the head, which may grow in between: then the buffer is not empty.
+        // The tail before the head. The head may grow in between; then the buffer counts as not empty.
         let tail = load(word::TAIL);
         let lost_ranges = lost_count(load(word::LOST));
         Self { is_empty: load(word::HEAD) == tail && lost_ranges == 0, bytes: load(word::BYTES), lost_ranges }
     }
 }
 
-/// Number of lost ranges that a word `LOST` counts.
+/// Number of lost ranges in a `LOST` word.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 pub const fn lost_count(word: u64) -> u32 {
     word as u32
 }
 
-/// Where everything lies in a buffer of a certain capacity.
+/// The offsets in a buffer of a certain capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Bytes of data.
@@ -125,7 +125,7 @@ impl Geometry {
         Self { capacity, slots: for_data + SLOTS_WITHOUT_DATA }
     }
 
-    /// Where the data begins.
+    /// Offset of the data.
     pub const fn data_start(self) -> u64 {
         (HEADER_BYTES + self.slots * SLOT_BYTES).next_multiple_of(4096)
     }
@@ -143,7 +143,7 @@ impl Geometry {
     }
 }
 
-/// What an extent makes of its range.
+/// The effect of an extent on its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentKind {
     /// The data in the ring.
@@ -173,10 +173,10 @@ impl ExtentKind {
     }
 }
 
-/// An extent's slot, but for its state word.
+/// An extent's slot, without its state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// What it makes of its range.
+    /// Its effect on the range.
     pub kind: ExtentKind,
     /// Offset in the volume.
     pub offset: u64,
@@ -196,7 +196,7 @@ impl Extent {
         stored(self.kind, self.len)
     }
 
-    /// Bytes of memory that count as buffered: its data, or its slot where it has none.
+    /// Bytes that count as buffered: its data, or its slot where it has none.
     pub const fn buffered(&self) -> u64 {
         match self.kind {
             ExtentKind::Data => self.len,
@@ -217,7 +217,7 @@ impl Extent {
         [a, b, c, d, e, check(seq, &fields)]
     }
 
-    /// Reads words 1 to 6 of the slot of a sequence number; `None` when they are not what was written.
+    /// Reads words 1 to 6 of the slot of a sequence number; `None` when they are damaged.
     pub fn decode(seq: u64, words: &[u64; 6]) -> Option<Self> {
         let [offset, len, position, generation, kind, sum] = *words;
         if sum != check(seq, &[offset, len, position, generation, kind]) {
@@ -237,11 +237,11 @@ pub const fn stored(kind: ExtentKind, len: u64) -> u64 {
     }
 }
 
-/// CRC-32C of a slot's sequence number and fields. The seed keeps a slot of zeros from being one.
+/// CRC-32C of a slot's sequence number and fields. The seed makes a slot of zeros invalid.
 fn check(seq: u64, fields: &[u64; 5]) -> u64 {
     let [a, b, c, d, e] = *fields;
     let mut bytes = [0; 48];
-    // At once: a successor checks every slot of a full buffer while I/O waits.
+    // Together, for speed: a successor checks every slot of a full buffer while I/O waits.
     bytes.as_chunks_mut().0.iter_mut().zip([seq, a, b, c, d, e]).for_each(|(part, word)| *part = word.to_le_bytes());
     u64::from(crc32c::crc32c_append(0x4556_4442, &bytes))
 }
@@ -251,9 +251,9 @@ fn check(seq: u64, fields: &[u64; 5]) -> u64 {
 pub enum SlotState {
     /// Its extent is being written.
     Reserved(u64),
-    /// Its extent is there.
+    /// Its extent is published.
     Published(u64),
-    /// Never used, or no state at all.
+    /// Never used, or no valid state.
     Other,
 }
 

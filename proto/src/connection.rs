@@ -1,22 +1,23 @@
-//! The memory of one NBD connection (a memfd): everything that a core has to know to go on with a connection which another
-//! core has served, wherever in the streams that one stopped or died.
+//! The memory of one NBD connection (a memfd). It holds everything that a core needs to continue a connection which
+//! another core has served, wherever in the streams that core stopped or died.
 //!
 //! ```text
 //! 0      page     cursors, the record twice, the table of requests that are put aside
-//! 4 KiB  input    a ring: what was received and is not done with
-//! … 2 MiB output  a ring: replies that are not sent yet
+//! 4 KiB  input    a ring: received and not processed yet
+//! … 2 MiB output  a ring: replies not sent yet
 //! ```
-//! Nothing of it is ever half done:
+//! No step on it is ever half done:
 //!
-//! * **How far the socket was read and written** is written down by the kernel itself, inside the system call: `recvmmsg` and
-//!   `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c, `do_recvmmsg`,
-//!   `__sys_sendmmsg`), `sendfile` the new offset (fs/read_write.c), and those lie in this memory. A thread that is killed during the call leaves the number behind. See [`Cursor`].
-//! * **What the core made of it** is the *record*. It stands there twice, and one store says which of the two is valid
-//!   ([`Page::turn`]). A step (read a request, carry it out, put its reply into the output) is one new record; whoever finds
-//!   the old one does the step again.
+//! * **How far the socket was read and written** is recorded by the kernel itself, inside the system call: `recvmmsg`
+//!   and `sendmmsg` store the number of bytes into the `msg_len` of their argument before they return (net/socket.c,
+//!   `do_recvmmsg`, `__sys_sendmmsg`), `sendfile` stores the new offset (fs/read_write.c), and both lie in this memory.
+//!   A thread that is killed during the call leaves the number behind. See [`Cursor`].
+//! * **What the core made of it** is the *record*. There are two copies, and one store says which of them is valid
+//!   ([`Page::turn`]). A step (read a request, carry it out, put its reply into the output) is one new record. A core
+//!   that finds the old one does the step again.
 //!
-//! Positions count the bytes of a stream from its beginning; the input's byte at position p lies at ([`Record::input_base`] and p's
-//! distance from it) modulo the ring, the output's at p modulo the ring.
+//! Positions count the bytes of a stream from its beginning. The input's byte at position p lies at
+//! ([`Record::input_base`] and p's distance from it) modulo the ring, the output's byte at p modulo the ring.
 //!
 //! Version 2, since ABI 4: [`Record::errors_told`]. Version 1 (ABI 3) was never released.
 
@@ -33,11 +34,12 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDNBD\0\0");
 pub const VERSION: u32 = 2;
 /// Bytes of the page.
 pub const PAGE_BYTES: usize = 4096;
-/// Bytes of the input ring: twice the largest piece that is carried out at once, so that one is received while another is written.
+/// Bytes of the input ring: twice the largest piece that is carried out at once, so that one piece is received while
+/// another is written.
 pub const INPUT_BYTES: usize = 2 << 20;
-/// Bytes of the output ring: replies larger than a quarter of it do not go through it.
+/// Bytes of the output ring. Replies larger than a quarter of it do not go through it.
 pub const OUTPUT_BYTES: usize = 256 << 10;
-/// Bytes of the whole.
+/// Bytes of the whole memory.
 pub const BYTES: usize = PAGE_BYTES + INPUT_BYTES + OUTPUT_BYTES;
 /// Requests that can be put aside.
 pub const ASIDE_MAX: usize = 32;
@@ -64,18 +66,18 @@ pub struct Page {
     /// Number of records written; `records[turn % 2]` is valid.
     pub turn: AtomicU64,
     _pad1: [AtomicU64; 7],
-    /// The record, twice.
+    /// The two copies of the record.
     pub records: [[AtomicU64; Record::WORDS]; 2],
-    /// Requests that were put aside because they take long; those whose bit is set in [`Record::aside`] are valid.
+    /// Requests that were put aside because they take long. Those whose bit is set in [`Record::aside`] are valid.
     pub aside: [[AtomicU64; 8]; ASIDE_MAX],
     _pad2: [AtomicU64; 160],
 }
 
 /// Values of [`Page::ended`].
 pub mod ended {
-    /// It ended as connections end.
+    /// It ended normally.
     pub const IN_ORDER: u32 = 1;
-    /// It was given up, because this memory was not sound.
+    /// It was given up, because this memory was invalid.
     pub const BROKEN: u32 = 2;
 }
 
@@ -85,20 +87,21 @@ impl Page {
         self.ended.load(Acquire) != 0
     }
 
-    /// The place of the record that `turn` makes valid.
+    /// The index of the record that `turn` makes valid.
     pub const fn place_of(&self, turn: u64) -> &[AtomicU64; Record::WORDS] {
         let [even, odd] = &self.records;
         if turn % 2 == 1 { odd } else { even }
     }
 
-    /// [`Record::parsed`] of the valid record, unchecked: for who looks while a core serves the connection.
+    /// [`Record::parsed`] of the valid record, unchecked: for a process that reads it while a core serves the
+    /// connection.
     pub fn parsed(&self) -> u64 {
         self.place_of(self.turn.load(Acquire))[Record::PARSED].load(Relaxed)
     }
 }
 
-/// How far a stream has come: the sum of `base` and what the current call has moved. A new call is prepared beside it, with a
-/// `msg_len` of 0, and then made the current one by one store.
+/// The position of a stream: the sum of `base` and the bytes moved by the current call. A new call is prepared beside
+/// it, with a `msg_len` of 0, and then made the current one by one store.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(64))]
 pub struct Cursor {
@@ -108,46 +111,46 @@ pub struct Cursor {
     /// Position at which each call began.
     pub base: [AtomicU64; 2],
     _pad1: [AtomicU64; 5],
-    /// `struct mmsghdr` of each call, as 64-bit kernels lay it out. Its pointers mean something to the calling thread during the
-    /// call only; the low half of the last word is `msg_len`. Of a sendfile, which is no message, the first two words: the offset
-    /// at which it began, and the one that the kernel writes; of a message they are equal.
+    /// `struct mmsghdr` of each call, in the layout of 64-bit kernels. Its pointers are valid for the calling thread
+    /// during the call only. The low half of the last word is `msg_len`. A sendfile is no message and uses the first
+    /// two words: the offset at which it began, and the one that the kernel writes. For a message the two are equal.
     pub calls: [[AtomicU64; 8]; 2],
 }
 
 /// Word of a `struct mmsghdr` whose low half is `msg_len`.
 pub const CALL_LEN: usize = 7;
 
-/// What a core has made of the input so far.
+/// The state of a connection after the steps so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// What was negotiated (a word of the front end's own; 0 before the first step).
+    /// The outcome of the negotiation (a word of the front end's own; 0 before the first step).
     pub negotiated: u64,
-    /// Input before this position is done with, or put aside.
+    /// Input before this position has been processed, or put aside.
     pub parsed: u64,
-    /// Output up to this position stands.
+    /// Output before this position is final.
     pub committed: u64,
     /// Bit i: the request `aside[i]` is not answered yet.
     pub aside: u32,
-    /// A position of the input that lies at the beginning of the ring.
+    /// A position of the input whose byte lies at the beginning of the ring.
     pub input_base: u64,
-    /// So many bytes of input from `parsed` on are to be thrown away unseen.
+    /// This many bytes of input from `parsed` on are to be discarded.
     pub skip: u64,
     /// A write that is carried out in pieces while its data arrives.
     pub long: Option<Long>,
-    /// A reply whose data goes to the socket without standing in the output ring.
+    /// A reply whose data goes to the socket without passing through the output ring.
     pub direct: Option<Direct>,
-    /// Value of [`crate::segment::GateArea::flush_errors`] of which the client was told. Since version 2.
+    /// The value of [`crate::segment::GateArea::flush_errors`] that was reported to the client. Since version 2.
     pub errors_told: u64,
 }
 
 /// A write that is carried out in pieces. Its data begins at [`Record::parsed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Long {
-    /// The request, as the front end writes it into four words.
+    /// The request, in the front end's four words.
     pub request: [u64; 4],
     /// Bytes that are done.
     pub done: u32,
-    /// The protocol's error of the first piece that failed, 0 when none did: the rest is thrown away.
+    /// The protocol's error of the first piece that failed; 0 when none did. After it the rest is discarded.
     pub error: u32,
 }
 
@@ -193,7 +196,7 @@ impl Record {
         ]
     }
 
-    /// Reads the words; `None` when they are not those of a record.
+    /// Reads the words; `None` when they are not a valid record.
     pub fn decode(words: &[u64; Self::WORDS]) -> Option<Self> {
         let [
             negotiated,
@@ -289,7 +292,7 @@ pub(crate) mod tests {
         assert_eq!(Record::decode(&words.try_into().unwrap()), Some(record));
     }
 
-    /// A record of version 1 is one of version 2 whose client was told of nothing.
+    /// A record of version 1 is one of version 2 whose client was told of no failure.
     pub(crate) fn golden_record_of_version_1(golden: &str) {
         is_golden(golden, Record { errors_told: 0, ..sample() });
     }

@@ -1,8 +1,8 @@
 //! Frames on the interface's and the core's sockets (AF_UNIX, SOCK_SEQPACKET: one frame, one packet).
 //!
 //! A frame is a JSON object `{"abi":1,"id":7,"body":{…}}` of at most [`FRAME_BYTES_MAX`] bytes. File descriptors travel
-//! beside it by SCM_RIGHTS and the body says how many and which; a frame whose manifest and descriptors differ is
-//! refused and the descriptors are closed. Unknown fields are ignored, unknown kinds of body are refused.
+//! beside it by SCM_RIGHTS, and the body is their manifest: how many, and which. A frame whose manifest and descriptors
+//! differ is refused, and the descriptors are closed. Unknown fields are ignored, unknown kinds of body are refused.
 //!
 //! ```text
 //!  interface.sock      control ─ Request ─► interface ─ Answer ─► control
@@ -36,7 +36,7 @@ const fn is_false(flag: &bool) -> bool {
     !*flag
 }
 
-/// What an interface answers that was started anew and has not been given the descriptors back yet.
+/// The answer of an interface that was started anew and has not been given the descriptors back yet.
 pub const RESTORING: &str = "the interface is being restored";
 
 /// The envelope of every frame.
@@ -44,7 +44,7 @@ pub const RESTORING: &str = "the interface is being restored";
 pub struct Frame<B> {
     /// ABI version of the sender.
     pub abi: u32,
-    /// Chosen by whoever asks; the answer bears the same.
+    /// Chosen by the peer that sends the request; the answer bears the same.
     pub id: u64,
     /// The message.
     pub body: B,
@@ -57,22 +57,22 @@ impl<B> Frame<B> {
     }
 }
 
-/// Bodies: how many descriptors travel with each.
+/// Bodies that know how many descriptors travel with them.
 pub trait Body: Serialize + DeserializeOwned {
     /// Number of file descriptors that must accompany the frame.
     fn fds(&self) -> usize;
 }
 
-/// A packet that is no frame.
+/// A packet that is not a valid frame.
 #[derive(Debug, thiserror::Error)]
 pub enum BadFrame {
-    /// Too long to be one.
+    /// Too long for a frame.
     #[error("a frame of {0} bytes; the limit is {FRAME_BYTES_MAX}")]
     TooLong(usize),
     /// Not the JSON of a known body.
     #[error("not a frame: {0}")]
     Syntax(#[from] serde_json::Error),
-    /// The manifest and the descriptors that came differ.
+    /// The manifest and the received descriptors differ.
     #[error("the frame announces {announced} file descriptors and {came} came")]
     Fds {
         /// In the manifest.
@@ -110,7 +110,7 @@ pub fn decode<B: Body>(bytes: &[u8], fds: usize) -> Result<Frame<B>, BadFrame> {
     Ok(frame)
 }
 
-/// What a peer sends to the interface.
+/// A frame to the interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToInterface {
@@ -118,7 +118,7 @@ pub enum ToInterface {
     Hello {
         /// Its program.
         identity: Identity,
-        /// The slot it already has, when it served another interface process of this volume.
+        /// The slot it already has, when it has served another interface process of this volume.
         slot: Option<Slot>,
         /// It keeps the locks of the storage nodes when they are lent to it. Cores of earlier builds do not know of them.
         #[serde(default, skip_serializing_if = "is_false")]
@@ -126,32 +126,32 @@ pub enum ToInterface {
     },
     /// The core's stores are open, and it has workers parked behind each front end that was lent to it.
     Armed {
-        /// How many front ends that are.
+        /// The number of those front ends.
         fronts: u8,
     },
     /// The core gives back what it was lent: the segment, then the file front end's channels if it has one, then the
-    /// sockets at which NBD clients are awaited.
+    /// sockets on which NBD clients are accepted.
     Returned {
         /// The file front end, when there is one; its channels follow the segment.
         file: Option<LentFile>,
-        /// Where NBD clients are awaited.
+        /// The addresses at which NBD clients are accepted.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         nbd: Vec<NbdListen>,
-        /// So many `ReturnedConnection` follow.
+        /// Number of `ReturnedConnection` that follow.
         #[serde(default, skip_serializing_if = "is_zero")]
         connections: u32,
-        /// So many locks of storage nodes follow, in `ReturnedLocks` before the connections.
+        /// Number of storage nodes' locks that follow, in `ReturnedLocks` before the connections.
         #[serde(default, skip_serializing_if = "is_zero")]
         locks: u32,
     },
     /// The core gives locks of storage nodes back, in the order of the layout.
     ReturnedLocks {
-        /// So many descriptors come with it.
+        /// Number of descriptors that come with it.
         locks: u8,
     },
     /// The core gives an NBD connection back: the socket, then its memory.
     ReturnedConnection(LentConnection),
-    /// The control module asks; an [`FromInterface::Answer`] with the same id follows.
+    /// A request of the control module. An [`FromInterface::Answer`] with the same id follows.
     Request(Request),
 }
 
@@ -166,29 +166,29 @@ impl Body for ToInterface {
     }
 }
 
-/// What the control module asks of the interface.
+/// A request of the control module to the interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// How things stand.
+    /// Report the status.
     Status,
     /// Open these front ends, one at least, and let the core with this process id serve them.
     Attach {
         /// Mount the volume on a file.
         file: Option<FileAttach>,
-        /// Await NBD clients there, at most [`LISTENERS_MAX`](crate::limits::LISTENERS_MAX).
+        /// Accept NBD clients at these addresses, at most [`LISTENERS_MAX`](crate::limits::LISTENERS_MAX).
         nbd: Vec<NbdListen>,
         /// Process id of an armed core.
         core: u32,
     },
-    /// Suspend I/O, and when it is suspended give the gate to another core, have it probe its stores, and resume (M9,
-    /// M10, M4). The four are one command because each round trip through the control module would lengthen the
-    /// suspension by more than the whole of it takes.
+    /// Suspend I/O; when it is suspended, give the gate to another core, have it probe its stores, and resume (M9, M10,
+    /// M4). The four are one command, because each round trip through the control module would lengthen the suspension
+    /// by more than the whole of it takes.
     Handover {
         /// Process id of the successor, an armed core.
         to: u32,
-        /// Time for drain and probe together, at most [`LEASE_DEFAULT`](crate::limits::LEASE_DEFAULT); when it is over the gate
-        /// returns to the predecessor.
+        /// Time for drain and probe together, at most [`LEASE_DEFAULT`](crate::limits::LEASE_DEFAULT). When it is over
+        /// the gate returns to the predecessor.
         budget_ms: u64,
     },
     /// Close the gate until `Resume`, or until the lease ends (A).
@@ -199,7 +199,7 @@ pub enum Request {
     /// Open the gate again for the core that had it.
     Resume,
     /// From now on writes go through to the storage nodes before they are acknowledged (M3), or are buffered again. The
-    /// next hand-over ends it.
+    /// next hand-over ends the former.
     Synchronous {
         /// Whether they go through.
         on: bool,
@@ -211,12 +211,12 @@ pub enum Request {
     },
     /// Unmount and give up the front ends. Refused while the file is in use or NBD clients are connected, unless forced.
     Detach {
-        /// Although somebody has the file open or is connected.
+        /// Even if the file is open or clients are connected.
         force: bool,
     },
 }
 
-/// The file front end as the operator wants it.
+/// The file front end as the operator requests it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileAttach {
     /// Absolute path of an existing regular file to mount on.
@@ -227,20 +227,20 @@ pub struct FileAttach {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
-    /// Let users other than the one who attached it in, as far as `mode` permits.
+    /// Let users other than the owner in, as far as `mode` permits.
     pub allow_other: bool,
-    /// What the mount is to be called in the kernel's table of mounts: a name that no other mount has had or will have.
+    /// The mount's name in the kernel's table of mounts. No other mount has ever had it or will have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The file that the control module found there or made: nothing else is mounted on.
+    /// The file that the control module found there or made: nothing is mounted on any other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FileId>,
 }
 
-/// A place at which NBD clients are awaited.
+/// An address at which NBD clients are accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NbdListen {
-    /// The address; of a TCP port that the system chose, the one it chose.
+    /// The address; for a TCP port that the system chose, the one it chose.
     pub address: NbdAddress,
     /// Permission bits of a UNIX socket.
     pub mode: u32,
@@ -256,9 +256,9 @@ pub struct NbdListen {
 /// An NBD connection: the socket and the memory of [`crate::connection`] travel with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LentConnection {
-    /// Its number, which no other connection of the volume has had or will have.
+    /// Its number, which no other connection of the volume has ever had or will have.
     pub number: u64,
-    /// The index, among the places of the attach, of the one it came in at.
+    /// The index, among the addresses of the attach, of the one at which it was accepted.
     pub listener: u8,
 }
 
@@ -274,38 +274,39 @@ pub struct LentFile {
     pub source: Option<String>,
 }
 
-/// What the interface sends.
+/// A frame of the interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromInterface {
-    /// To a core: you have this slot; the segment comes with it.
+    /// To a core: it has this slot; the segment comes with it.
     Welcome {
         /// The slot.
         slot: Slot,
         /// Number of front ends that will be lent next; the core is armed when it has them all.
         fronts: u8,
     },
-    /// To a core: serve this front end when the gate admits you; one fd for each channel comes with it.
+    /// To a core: serve this front end when the gate admits it; one fd for each channel comes with it.
     LendFile(LentFile),
-    /// To a core: keep the sockets at which NBD clients are awaited, for an interface that is started anew.
+    /// To a core: keep the sockets on which NBD clients are accepted, for an interface that is started anew.
     LendNbd {
-        /// Where they listen, in the order of the descriptors.
+        /// Their addresses, in the order of the descriptors.
         nbd: Vec<NbdListen>,
     },
-    /// To a core: serve this connection when the gate admits you; the socket and its memory come with it.
+    /// To a core: serve this connection when the gate admits it; the socket and its memory come with it.
     LendConnection(LentConnection),
-    /// To a core that keeps them: the locks of the storage nodes, as long as which live nobody else may open them.
+    /// To a core that keeps them: the locks of the storage nodes. As long as it lives no other process may serve the
+    /// nodes.
     LendLocks {
-        /// The place in the layout of the first.
+        /// The index in the layout of the first.
         from: u8,
-        /// So many descriptors come with it.
+        /// Number of descriptors that come with it.
         locks: u8,
     },
-    /// To a core, by an interface that was started anew: give me the segment, the channels, sockets and connections back.
+    /// To a core, from an interface that was started anew: return the segment, the channels, sockets and connections.
     Recall,
     /// To a core: end.
     Quit,
-    /// To either: not you, and why. The connection is closed.
+    /// To either: the peer is refused, with the reason. The connection is closed.
     Refused {
         /// What is wrong and what to do.
         reason: String,
@@ -335,7 +336,7 @@ pub enum Answer {
     Done,
     /// To `Status`.
     Status(Box<InterfaceStatus>),
-    /// To `Handover`: how it ended. Whatever the outcome, the gate is open on a core that serves.
+    /// To `Handover`: its outcome. In any case, the gate is open on a core that serves.
     Handover(HandoverReport),
     /// Not done; nothing was changed.
     Failed {
@@ -346,7 +347,7 @@ pub enum Answer {
     },
 }
 
-/// How an interface stands.
+/// The status of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
     /// Version of the interface program.
@@ -359,7 +360,7 @@ pub struct InterfaceStatus {
     pub segment_abi: Option<u32>,
     /// Its process id.
     pub pid: u32,
-    /// What the gate does.
+    /// The state of the gate.
     pub gate: GateState,
     /// Generation in force.
     pub generation: Generation,
@@ -374,13 +375,14 @@ pub struct InterfaceStatus {
     pub nbd: Vec<NbdStatus>,
     /// Requests being executed.
     pub in_flight: u32,
-    /// Requests that the kernel has and nobody has answered, where it tells (executing, queued or suspended).
+    /// Requests that the kernel has and no core has answered (executing, queued or suspended), where the kernel reports
+    /// it.
     pub waiting: Option<u64>,
     /// Milliseconds until the suspension in force ends by itself.
     pub lease_ms: Option<u64>,
     /// Deaths of a serving core that were survived.
     pub crashes_survived: u64,
-    /// When the gate was last closed, CLOCK_MONOTONIC ns, and how long it took to the first request after; see
+    /// When the gate was last closed, CLOCK_MONOTONIC ns, and the time until the first request afterwards; see
     /// [`HandoverReport`].
     pub last_suspension: Suspension,
     /// The write buffer, where the volume has one.
@@ -391,25 +393,25 @@ pub struct InterfaceStatus {
     pub deaths: Vec<CoreDeath>,
 }
 
-/// How a place at which NBD clients are awaited stands. The counts are since the attach.
+/// The status of an address at which NBD clients are accepted. The counts are since the attach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NbdStatus {
-    /// Where it is; of a TCP port that the system chose, the one it chose.
+    /// Its address; for a TCP port that the system chose, the one it chose.
     pub address: NbdAddress,
     /// The UNIX socket that was made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<FileId>,
     /// Clients that are connected.
     pub connections: u32,
-    /// Connections that were taken.
+    /// Connections that were accepted.
     pub accepted: u64,
-    /// Times that an established connection went on in another core.
+    /// Times that an established connection was continued by another core.
     pub carried: u64,
-    /// Connections that were closed because a core could not know where in their streams its predecessor had ended.
+    /// Connections that were closed because a core could not find out where in their streams its predecessor had ended.
     pub broken: u64,
 }
 
-/// How the write buffer stands.
+/// The status of the write buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferStatus {
     /// Its version, which a core must be able to adopt.
@@ -424,7 +426,7 @@ pub struct BufferStatus {
     pub synchronous: bool,
 }
 
-/// What the gate does.
+/// The state of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateState {
@@ -434,7 +436,7 @@ pub enum GateState {
     Serving,
     /// Closed by the operator.
     Suspended,
-    /// Closed because the core died and no other could take over yet.
+    /// Closed because the core died and no other has been able to take over.
     Recovering,
 }
 
@@ -458,7 +460,7 @@ pub struct CoreStatus {
     pub writing: u32,
 }
 
-/// The end of a core that nobody had asked to leave.
+/// The death of a core that had not been asked to leave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoreDeath {
     /// Its process id.
@@ -470,10 +472,10 @@ pub struct CoreDeath {
     /// Why the interface killed it, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub killed: Option<String>,
-    /// Process id of the core that got the gate after it; none when nobody did at once.
+    /// Process id of the core that got the gate after it; none when no core did at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<u32>,
-    /// µs from the notice of the death to the gate's opening for the successor.
+    /// µs from noticing the death until the gate opened for the successor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered_us: Option<u64>,
 }
@@ -493,10 +495,10 @@ pub struct Suspension {
     pub held: u64,
 }
 
-/// How a hand-over ended.
+/// The outcome of a hand-over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoverReport {
-    /// None: the successor serves. Else the predecessor serves, and this is why.
+    /// None: the successor serves. Else the predecessor serves, and this is the reason.
     pub failure: Option<HandoverFailure>,
     /// Generation in force now.
     pub generation: Generation,
@@ -504,10 +506,10 @@ pub struct HandoverReport {
     pub suspension: Suspension,
     /// Blocks the successor read in its probe.
     pub probe_blocks: u32,
-    /// Bytes that were in the write buffer when the successor took it over.
+    /// Bytes that were in the write buffer when the successor adopted it.
     #[serde(default)]
     pub carried_bytes: u64,
-    /// µs from the closing of the gate to the moment at which the successor had taken the write buffer over.
+    /// µs from the closing of the gate until the successor had adopted the write buffer.
     #[serde(default)]
     pub adopted_us: Option<u64>,
 }
@@ -521,24 +523,24 @@ pub struct HandoverFailure {
     pub reason: String,
 }
 
-/// What the control module asks of a core.
+/// A request of the control module to a core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CoreRequest {
     /// Make everything acknowledged durable on every storage node (M8), or do as much of it as this time allows.
     Flush {
-        /// An answer comes after this time at the latest, unless a storage node hangs.
+        /// The request times out after this, unless a storage node hangs.
         limit_ms: u64,
     },
-    /// To a core that does not have the gate: take the write buffer in as far as it goes, checksums included, and stay close
-    /// behind, for a hand-over is near.
+    /// To a core that does not have the gate: follow the write buffer as far as it goes, checksums included, and stay
+    /// close behind, because a hand-over is near.
     Follow,
-    /// Read this many blocks spread over the volume, and every node's superblock, and say whether all could be read.
+    /// Read this many blocks spread over the volume, and every node's superblock, and report whether all could be read.
     Verify {
         /// Number of blocks.
         blocks: u32,
     },
-    /// How the stores are.
+    /// Report the state of the stores.
     Status,
 }
 
@@ -598,7 +600,7 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// The last error, in words.
     pub error: Option<String>,
-    /// Whether a write to the node has ended well since this core was started.
+    /// Whether a write to the node has succeeded since this core was started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub written: bool,
 }

@@ -3,13 +3,13 @@
 //! ```text
 //!  63            16 15      8 7      0
 //! ┌────────────────┬─────────┬────────┐
-//! │ generation (48)│ slot (8)│ mode(8)│     mode 0 is no mode: a zeroed word admits nobody
+//! │ generation (48)│ slot (8)│ mode(8)│     mode 0 is no mode: a zeroed word admits no core
 //! └────────────────┴─────────┴────────┘
 //! ```
 
 use crate::ids::{Generation, Slot};
 
-/// Whom the gate admits.
+/// The mode: which core the gate admits, and to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Mode {
@@ -17,16 +17,16 @@ pub enum Mode {
     Open = 1,
     /// As `Open`, and writes go through to the storage nodes before they are acknowledged.
     Synchronous = 2,
-    /// Nobody executes anything; what is read stays unanswered (suspended).
+    /// No core executes anything; requests that are read stay unanswered (suspended).
     Closed = 3,
-    /// The slot's core is trying whether it can read its stores; it opens the gate itself when it can.
+    /// The slot's core checks whether it can read its stores. If so, it opens the gate itself.
     Probe = 4,
 }
 
 /// The decoded gate word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GateWord {
-    /// Whom the gate admits.
+    /// The mode.
     pub mode: Mode,
     /// The core that has the gate, or had it last.
     pub slot: Slot,

@@ -1,11 +1,11 @@
-//! The golden files: bytes of every published version of what is kept or sent. One test walks the folder, so a file cannot
-//! lie there unread.
+//! The golden files: the bytes of every published version of each stored or sent format. One test walks the folder, so
+//! that no file in it is left untested.
 
 use std::{collections::BTreeSet, path::Path};
 
 use crate::{buffer, connection, frame, journal, superblock, volume};
 
-/// Reads the bytes of a file, compares what they mean, and writes them again.
+/// Decodes the bytes of a file, compares the content, and encodes it again.
 type Check = fn(&str);
 
 const FILES: &[(&str, Check)] = &[

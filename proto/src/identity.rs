@@ -1,5 +1,5 @@
-//! What a program is (D13): the component, its version, and the formats that it understands; and a program that the control
-//! module keeps, with what it says of itself.
+//! The identity of a program (D13): the component, its version, and the formats that it understands; and the programs
+//! that the control module keeps, each with its identity.
 
 use std::{fmt, path::PathBuf};
 
@@ -11,7 +11,7 @@ use crate::version::{ABI_RANGE, BUFFER_RANGE, PRODUCT, VersionRange};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
-    /// Executes requests. The records and frames of the versions before named no component: they told of cores alone.
+    /// Executes requests. Records and frames of the earlier versions named no component: they described cores only.
     #[default]
     Core,
     /// Keeps the front ends and the segment.
@@ -38,10 +38,10 @@ impl Component {
 /// The operator's command, a second program of [`Component::Control`].
 pub const COMMAND: &str = "everdisk";
 
-/// What a program says of itself: `everdisk-core VERSION (abi MIN..MAX, buffer MIN..MAX)`.
+/// The identity that a program prints: `everdisk-core VERSION (abi MIN..MAX, buffer MIN..MAX)`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// What it is a program of. Since ABI 4, journal 2 and record 2.
+    /// Its component. Since ABI 4, journal 2 and record 2.
     #[serde(default)]
     pub component: Component,
     /// Version of the program.
@@ -88,7 +88,7 @@ impl Identity {
         Ok(Self { component, version: version.to_owned(), abi, buffer })
     }
 
-    /// What follows the name of the program in its version line.
+    /// The rest of the version line behind the program's name.
     pub fn details(&self) -> String {
         format!("{} (abi {}, buffer {})", self.version, self.abi, self.buffer)
     }
@@ -111,7 +111,7 @@ impl fmt::Display for Identity {
 #[error("not the version line of a program of Everdisk: {0:?}")]
 pub struct BadIdentity(pub String);
 
-/// A program that the control module keeps: where it is, and what it says of itself.
+/// A program that the control module keeps: its file and its identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
     /// The file.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-/// A volume's name: 1 to 64 characters of `A-Z a-z 0-9 . _ -`, the first a letter or digit, so that it can stand in
-/// a path, a unit name and a metric label as it is.
+/// A volume's name: 1 to 64 characters of `A-Z a-z 0-9 . _ -`, the first a letter or digit. So it can be used unchanged
+/// in a path, a unit name and a metric label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(String);
@@ -56,8 +56,8 @@ impl fmt::Display for VolumeName {
 #[error("{0:?} is no volume name: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")]
 pub struct BadName(String);
 
-/// Counts hand-overs of one volume; a request is executed only by the core that bears the gate's generation.
-/// 48 bits in the gate word: at one hand-over a millisecond they last for 8,900 years.
+/// The number of the gate's owner. A request is executed only by the core that bears the gate's generation. It has 48
+/// bits in the gate word: at one hand-over a millisecond they last for 8,900 years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 

@@ -1,11 +1,12 @@
 //! The journal of a volume's upgrades: one JSON object a line, appended and made durable before the act it announces
-//! (D7). After a crash of the control module the last upgrade in it either has its end or is taken up again.
+//! (D7). After a crash of the control module the last upgrade in it either has ended or is resumed.
 
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Build;
 
-/// Version of the records that are written. Since version 2 a program says which component it is of; version 1 told of cores alone.
+/// Version of the records that are written. Since version 2 a program names its component; version 1 described cores
+/// only.
 pub const JOURNAL_VERSION: u32 = 2;
 /// The oldest version that is read.
 pub const JOURNAL_VERSION_MIN: u32 = 1;
@@ -19,11 +20,11 @@ pub struct Entry {
     pub upgrade: u64,
     /// Unix time in ms.
     pub at_ms: u64,
-    /// What is about to be done, or was.
+    /// The act that is about to be done, or has been.
     pub event: Event,
 }
 
-/// What a record says.
+/// The kinds of records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -35,11 +36,11 @@ pub enum Event {
         from_pid: u32,
         /// How long the predecessor stays parked after the switch.
         soak_ms: u64,
-        /// It goes back to the build before the last committed upgrade.
+        /// The upgrade is a rollback to the build before the last committed upgrade.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rollback: bool,
     },
-    /// The new core's program lies staged and was checked.
+    /// The new core's program has been staged and checked.
     Staged {
         /// The new core.
         to: Build,
@@ -49,20 +50,20 @@ pub enum Event {
         /// Its process id.
         to_pid: u32,
     },
-    /// The hand-over is about to be commanded. From here on only the segment knows who serves.
+    /// The hand-over is about to be commanded. From here on only the segment says which core serves.
     Handover,
     /// The new core serves, the predecessor is parked.
     Switched,
     /// The end.
     End {
-        /// How it ended.
+        /// The outcome.
         outcome: Outcome,
-        /// Why, when it was not committed.
+        /// The reason, when it was not committed.
         reason: Option<String>,
     },
 }
 
-/// How an upgrade ended.
+/// The outcome of an upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -111,7 +112,7 @@ pub enum BadJournal {
     Version {
         /// From 1.
         line: usize,
-        /// What it says.
+        /// The version found.
         version: u32,
     },
 }
@@ -131,7 +132,7 @@ pub(crate) mod tests {
         assert_eq!(again, golden);
     }
 
-    /// Byte for byte the same story: what version 1 did not say is what version 2 says of a core.
+    /// Byte for byte the same journal: the component that version 1 leaves out is the core of version 2.
     pub(crate) fn golden_journal_of_version_1_is_read(golden: &str) {
         let before = parse(golden).unwrap();
         let Event::Begin { from, .. } = &before[0].event else { panic!("{:?}", before[0]) };

@@ -1,8 +1,8 @@
 //! The bytes the three modules agree on: ids, limits, versions, the segment's layout, the frames on the
 //! interface's and the core's sockets, the superblock of a storage node and the journal of upgrades.
 //!
-//! Nothing here does I/O, looks at a clock or decides anything. A change that alters bytes takes a new version
-//! number, a new golden file under `proto/golden/` and a decoder for the version before.
+//! Nothing here does I/O, reads a clock or decides anything. A change that alters bytes takes a new version number, a
+//! new golden file under `proto/golden/` and a decoder for the version before.
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 

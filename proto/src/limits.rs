@@ -20,16 +20,16 @@ pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 pub const CORES_MAX: usize = 8;
 /// Channels of one front end, each with one worker that reads from it. More readers than CPUs only contend for the queue.
 pub const CHANNELS_MAX: usize = 4;
-/// Workers of one core: one for each channel and each NBD connection, and those that stand in for one that waits for a storage
-/// node ([`STANDINS_MAX`]).
+/// Workers of one core: one for each channel and each NBD connection, and the stand-ins for those that wait for a
+/// storage node ([`STANDINS_MAX`]).
 pub const WORKERS_MAX: usize = 96;
-/// Workers of one core that stand in for one that waits for a storage node: so many requests may wait.
+/// Stand-ins of one core for workers that wait for a storage node: at most this many requests wait at the same time.
 pub const STANDINS_MAX: usize = 28;
-/// Threads of one core that touch a channel, a connection or a storage node: 96 workers, 31 that help the sender, 63 that flush a node
-/// each, 8 that answer the control module, and the main thread, the guard, the watcher, the sender and the flusher make 203; the rest is
-/// for those that are just ending.
+/// Threads of one core that touch a channel, a connection or a storage node. 96 workers, 31 that help the sender, 63
+/// that flush a node each, 8 that answer the control module, and the main thread, the guard, the watcher, the sender
+/// and the flusher make 203. The rest is for those that are just ending.
 pub const THREADS_MAX: usize = 256;
-/// Places at which NBD clients are awaited, of one volume: their sockets fit into one frame beside the channels.
+/// Addresses of one volume at which NBD clients are accepted: their sockets fit into one frame beside the channels.
 pub const LISTENERS_MAX: usize = 8;
 /// NBD connections of one volume at once. Each has a worker in every core.
 pub const CONNECTIONS_MAX: usize = 63;
@@ -44,18 +44,18 @@ pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// File descriptors in one frame (the kernel's own limit, SCM_MAX_FD, is 253).
 pub const FRAME_FDS_MAX: usize = 16;
 
-/// A suspension that nobody ends is ended by the interface after this time (D8).
+/// A suspension that is not resumed is ended by the interface after this time (D8).
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(5);
 /// Longest lease: below the kernel's hung-task warning (120 s by default).
 pub const LEASE_MAX: Duration = Duration::from_secs(100);
 /// Default of `upgrade --pause-budget`: the gate returns to the old core when the drain and the probe take longer.
 pub const PAUSE_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
-/// Default of `upgrade --flush-limit`: so long the buffered data may take to reach the storage nodes before the hand-over.
+/// Default of `upgrade --flush-limit`: the time for the buffered data to reach the storage nodes before the hand-over.
 pub const FLUSH_LIMIT_DEFAULT: Duration = Duration::from_secs(30);
-/// A peer on a socket answers within this time or is given up.
+/// A peer on a socket answers within this time, or the connection is given up.
 pub const PEER_DEADLINE: Duration = Duration::from_secs(5);
 /// Default of the control module's `--hang-limit`: a core that serves, does nothing and does not answer for this long while requests wait
 /// is killed, and another takes over. Ten times what a core needs on a machine that is overloaded.
 pub const HANG_LIMIT_DEFAULT: Duration = Duration::from_secs(10);
-/// Shortest hang limit: below it a machine that is merely busy would cost cores their lives.
+/// Shortest hang limit: with a lower one, cores would be killed on a machine that is merely busy.
 pub const HANG_LIMIT_MIN: Duration = Duration::from_secs(1);

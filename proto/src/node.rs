@@ -1,4 +1,4 @@
-//! How a storage node is, as a core finds it and `status` shows it.
+//! The state of a storage node, as a core determines it and `status` shows it.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ pub enum NodeState {
     InStep,
     /// It is not there.
     Missing,
-    /// It is being given what it lacks.
+    /// It is being given the data that it lacks.
     Rebuilding,
     /// An operation on it does not end.
     Stalled,
     /// An operation on it last ended in an error.
     Failed,
-    /// No core can be asked; or it is a state of a later version.
+    /// No core can be asked; or the state is one of a later version.
     #[serde(other)]
     Unknown,
 }

@@ -11,10 +11,9 @@
 //! 64 KiB buffer   the write buffer, of no bytes where the volume has none ([`crate::buffer`])
 //! ```
 //!
-//! Since ABI 2: the buffer and what tells of it, [`CoreArea::sender`], 32 tickets instead of 8. Since ABI 3: 96 tickets, for NBD connections.
-//! Since ABI 4: the buffer's header also where there is no buffer, [`CoreArea::flusher`], flush errors and who was told of them,
-//! [`CoreArea::threads`].
-//! ABI 1 to 3 were never released.
+//! Since ABI 2: the buffer and what reports on it, [`CoreArea::sender`], 32 tickets instead of 8. Since ABI 3: 96
+//! tickets, for NBD connections. Since ABI 4: the buffer's header also where there is no buffer, [`CoreArea::flusher`],
+//! flush errors and how many of them were reported to whom, [`CoreArea::threads`]. ABI 1 to 3 were never released.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -27,13 +26,13 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"EVDSEG\0\0");
 /// Bytes of a segment without a write buffer, and where the write buffer begins: whole pages.
 pub const SEGMENT_BYTES: usize = size_of::<Segment>().next_multiple_of(4096);
 
-/// The segment but for the write buffer behind it.
+/// The segment without the write buffer behind it.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C)]
 pub struct Segment {
     /// Identity; written once by the interface that made the segment.
     pub header: Header,
-    /// The gate and the story of the last hand-over.
+    /// The gate and the times of the last hand-over.
     pub gate: GateArea,
     /// The file front end.
     pub front: FrontArea,
@@ -41,7 +40,7 @@ pub struct Segment {
     pub cores: [CoreArea; CORES_MAX],
 }
 
-/// Who this segment belongs to.
+/// The volume that this segment belongs to.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(128))]
 pub struct Header {
@@ -78,28 +77,28 @@ pub struct GateArea {
     pub closed_ns: AtomicU64,
     /// … at which the last ticket was in.
     pub drained_ns: AtomicU64,
-    /// … at which the probe ended well and the gate opened.
+    /// … at which the probe succeeded and the gate opened.
     pub opened_ns: AtomicU64,
     /// … at which the first request of the generation in force was executed; 0 when none was yet.
     pub first_request_ns: AtomicU64,
-    /// Requests that were held by the last suspension (as far as the kernel tells).
+    /// Requests that were held by the last suspension (as far as the kernel reports it).
     pub held: AtomicU64,
     /// Deaths of a serving core that were survived.
     pub crashes: AtomicU64,
     /// Blocks the successor read in its last probe.
     pub probe_blocks: AtomicU32,
     _pad1: AtomicU32,
-    /// CLOCK_MONOTONIC ns at which the core that has the gate had taken the write buffer over; 0 when there is none.
+    /// CLOCK_MONOTONIC ns at which the core that has the gate had adopted the write buffer; 0 when there is none.
     pub adopted_ns: AtomicU64,
-    /// Bytes that were buffered then.
+    /// Bytes that were buffered at that time.
     pub adopted_bytes: AtomicU64,
-    /// Flushes of the storage nodes that failed after something new had been written. Each front end and NBD connection tells
-    /// its client once of each (as errseq_t does for files, lib/errseq.c). Since ABI 4.
+    /// Flushes of the storage nodes that failed after something new had been written. Each front end and NBD connection
+    /// reports each of them once to its client (as errseq_t does for files, lib/errseq.c). Since ABI 4.
     pub flush_errors: AtomicU64,
     _pad2: [AtomicU64; 20],
 }
 
-/// What a core has to know of the file front end.
+/// What a core needs to know of the file front end.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(128))]
 pub struct FrontArea {
@@ -112,7 +111,7 @@ pub struct FrontArea {
     _pad0: AtomicU32,
     /// Time of the attach, Unix seconds: the file's times.
     pub attached_at: AtomicU64,
-    /// Value of [`GateArea::flush_errors`] of which the file's users were told. Since ABI 4.
+    /// The value of [`GateArea::flush_errors`] that was reported to the file's users. Since ABI 4.
     pub flush_errors_told: AtomicU64,
     _pad: [AtomicU64; 60],
 }
@@ -125,7 +124,7 @@ pub struct CoreArea {
     pub pid: AtomicU32,
     /// The futex the core's parked workers sleep on; incremented before every wake.
     pub wake: AtomicU32,
-    /// When the process was started, field 22 of /proc/PID/stat: tells it from a later one with the same id.
+    /// When the process was started, field 22 of /proc/PID/stat: distinguishes it from a later one with the same id.
     pub started: AtomicU64,
     _pad1: [AtomicU64; 6],
     /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING`, `BUSY` or `PARKED`.
@@ -139,7 +138,7 @@ pub struct CoreArea {
     pub tickets: [Ticket; WORKERS_MAX],
 }
 
-/// A worker's line: it alone writes it.
+/// A worker's cache line, which only that worker writes.
 #[derive(FromBytes, KnownLayout, Debug)]
 #[repr(C, align(64))]
 pub struct Ticket {
@@ -149,7 +148,7 @@ pub struct Ticket {
     pub tid: AtomicU32,
     /// 1 while the worker keeps a request that it read under a closed gate and did not answer.
     pub holding: AtomicU32,
-    /// Requests that ended with EIO: the health window looks at them.
+    /// Requests that ended with EIO: the health window checks them.
     pub io_errors: AtomicU32,
     /// Requests executed.
     pub requests: AtomicU64,
@@ -173,18 +172,18 @@ pub struct Ticket {
 ///    └──────────────────────────────────────────────────────────────────────────────────────────────────────┘
 ///                                             the gate no longer admits: the request stays unanswered
 /// ```
-/// What a worker does in AWAY and WRITING may be done again by another core, so no hand-over waits for it. A write of a
-/// worker in WRITING may still reach a storage node, so the next core sends none before that is over.
+/// Another core may repeat what a worker does in AWAY and WRITING, so no hand-over waits for it. A write of a worker in
+/// WRITING may still reach a storage node, so the next core sends none before that is over.
 pub mod ticket_state {
     /// No worker has this ticket.
     pub const FREE: u32 = 0;
-    /// Will execute nothing and read nothing before it has looked at the gate again.
+    /// Executes nothing and reads nothing before it has checked the gate again.
     pub const PARKED: u32 = 1;
-    /// May sit in read(2).
+    /// May be blocked in read(2).
     pub const READING: u32 = 2;
     /// Executes a request.
     pub const BUSY: u32 = 3;
-    /// Waits, or reads from a storage node; will look at the gate again before it changes or answers anything.
+    /// Waits, or reads from a storage node. Checks the gate again before it changes or answers anything.
     pub const AWAY: u32 = 4;
     /// As AWAY, and writes to a storage node.
     pub const WRITING: u32 = 5;
@@ -198,18 +197,20 @@ pub mod ticket_state {
 ///                                                        │ it ends in any other way: the kernel
 ///                                                        └─────────────────────────────────────► WAITERS + DIED
 /// ```
-/// The first mark of a core tells that it ends as a whole: only a fatal signal or exit_group(2) ends a thread that has not freed its
-/// word. From then on no thread of it is born (copy_process in the kernel refuses while a fatal signal is pending), and every thread
-/// that lives has a word that [`is_running`](thread_word::is_running): its word was taken before it was born. So when no word runs, in
-/// a look that began after the first mark was seen, none of these threads runs.
+/// The first mark of a core shows that the core ends as a whole: only a fatal signal or exit_group(2) ends a thread
+/// that has not freed its word. From then on no thread of it is started (copy_process in the kernel refuses while a
+/// fatal signal is pending). And every live thread has a word that [`is_running`](thread_word::is_running), because its
+/// word was taken before it was started. So if no word is running, in a scan that began after the first mark was seen,
+/// none of these threads runs.
 pub mod thread_word {
     /// No thread has this word.
     pub const FREE: u32 = 0;
-    /// Somebody may sleep on the word (FUTEX_WAITERS): the kernel wakes one sleeper when it marks the word.
+    /// A thread may sleep on the word (FUTEX_WAITERS): the kernel wakes one sleeper when it marks the word.
     pub const WAITERS: u32 = 0x8000_0000;
     /// The kernel's mark (FUTEX_OWNER_DIED).
     pub const DIED: u32 = 0x4000_0000;
-    /// Taken for a thread that is about to be started. The kernel does not mark it: a core that dies now is noticed by its pidfd.
+    /// Taken for a thread that is about to be started. The kernel does not mark it: if the core dies now, its pidfd
+    /// reports the death.
     pub const STARTING: u32 = WAITERS;
 
     /// The word of a thread that runs, by its id as that thread sees it (gettid(2)).
@@ -217,7 +218,7 @@ pub mod thread_word {
         WAITERS | tid
     }
 
-    /// Whether a thread has the word and may still do something.
+    /// Whether a thread has the word and may still run.
     pub const fn is_running(word: u32) -> bool {
         word != FREE && word & DIED == 0
     }

@@ -1,4 +1,5 @@
-//! A storage node's superblock (D11): whose it is and how the volume lies on it. 4096 bytes, little-endian, fixed:
+//! A storage node's superblock (D11): the identity of the node, and how the volume lies on it. 4096 bytes,
+//! little-endian, fixed:
 //!
 //! ```text
 //!   0  magic "EVERDISK"          48  volume size in bytes
@@ -17,14 +18,14 @@ use zerocopy::{
 
 /// Format version this build writes, and the only one it reads.
 pub const FORMAT: u32 = 1;
-/// The file of a directory node that holds its bytes. Its lock (flock(2)) says that somebody serves, grows or deletes the node; it is
-/// never replaced by another file.
+/// The file of a directory node that holds its bytes. Its lock (flock(2)) means that a process serves, grows or deletes
+/// the node. It is never replaced by another file.
 pub const DATA_FILE: &str = "data";
 /// Bytes of a superblock.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 const MAGIC: [u8; 8] = *b"EVERDISK";
 
-/// What a superblock says.
+/// The content of a superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
     /// The volume the node belongs to.
@@ -56,13 +57,13 @@ struct Raw {
     zeros: [u8; SUPERBLOCK_BYTES - 72],
 }
 
-/// The bytes are no superblock that this build can use.
+/// The bytes are not a superblock that this build can use.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadSuperblock {
     /// Shorter than a superblock.
     #[error("the superblock has {0} bytes instead of {SUPERBLOCK_BYTES}")]
     Short(usize),
-    /// Something else.
+    /// Not a superblock.
     #[error("there is no Everdisk superblock")]
     Magic,
     /// Another format.
@@ -97,7 +98,7 @@ impl Superblock {
     /// Reads a superblock.
     ///
     /// # Errors
-    /// [`BadSuperblock`] says what the bytes are instead.
+    /// [`BadSuperblock`] says what was found instead.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadSuperblock> {
         let (raw, _) = Raw::read_from_prefix(bytes).map_err(|_| BadSuperblock::Short(bytes.len()))?;
         if raw.magic != MAGIC {

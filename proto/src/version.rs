@@ -1,12 +1,13 @@
 //! Which formats this build writes and which it still reads.
 //!
 //! The *ABI* is what an interface and a core have to agree on to work together: the layout of the segment and the
-//! frames between them. Each program names a range ([`crate::identity`]); an interface lends its fds only to a core whose
-//! range holds the version of the segment, and adopts a segment only if its own range does.
+//! frames between them. Each program names a range ([`crate::identity`]). An interface lends its fds only to a core
+//! whose range holds the version of the segment, and adopts a segment only if its own range does.
 //!
-//! ABI 3 is not in the range although it is N−1: 96 KiB lie between the header and the slots of a write buffer of ABI 4 (the lost
-//! ranges and the bitmaps of what was written past it), and a segment is sealed, so one of ABI 3 has no room for them and can get none.
-//! Cores of ABI 4 note there what they write past the buffer, also where a volume has no buffer.
+//! ABI 3 is not in the range although it is N−1. In a write buffer of ABI 4 there are 96 KiB between the header and the
+//! slots (the lost ranges, and the bitmaps of what was written past the buffer). A segment is sealed, so one of ABI 3
+//! has no room for them and cannot get it. Cores of ABI 4 note there what they write past the buffer, also where a
+//! volume has no buffer.
 
 use std::fmt;
 

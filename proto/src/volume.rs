@@ -1,4 +1,4 @@
-//! What a volume is: its size, layout and storage nodes, as the control module keeps it and a core reads it.
+//! The description of a volume: its size, layout and storage nodes, as the control module keeps it and a core reads it.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -20,7 +20,7 @@ pub struct VolumeSpec {
     pub spec_version: u32,
     /// Its name on this host.
     pub name: VolumeName,
-    /// Its identity; every storage node bears it in its superblock.
+    /// Its identity, which every storage node bears in its superblock.
     pub uuid: Uuid,
     /// Bytes; a multiple of [`BLOCK`].
     pub size: u64,
@@ -29,22 +29,23 @@ pub struct VolumeSpec {
     /// Bytes of the write buffer; 0: every write goes through to the storage nodes before it is acknowledged.
     #[serde(default)]
     pub buffer: u64,
-    /// Whether writes may pass the write buffer by although there is room in it.
+    /// Whether writes may bypass the write buffer although there is room in it.
     #[serde(default, skip_serializing_if = "Bypass::is_auto")]
     pub bypass: Bypass,
     /// The storage nodes in the order of the layout.
     pub nodes: Vec<NodeSpec>,
 }
 
-/// Whether writes may pass the write buffer by. What does cannot be written again when a storage node fails to make it durable.
+/// Whether writes may bypass the write buffer. A bypass cannot be written again when a storage node fails to make it
+/// durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bypass {
     /// Where the storage nodes are as quick as the buffer.
     #[default]
     Auto,
-    /// Never; and where a write has to go through (synchronous mode), it is durable before it is acknowledged. For storage nodes whose
-    /// errors come late or not at all: thin disks, NFS.
+    /// Never. Where a write has to go through (synchronous mode), it is durable before it is acknowledged. For storage
+    /// nodes whose errors come late or not at all: thin disks, NFS.
     Never,
 }
 
@@ -58,9 +59,9 @@ impl Bypass {
 /// One storage node of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
-    /// Where it is.
+    /// Its address.
     pub url: NodeUrl,
-    /// Who it is.
+    /// Its identity.
     pub uuid: Uuid,
 }
 
@@ -164,10 +165,10 @@ impl fmt::Display for NodeUrl {
 /// The text is no address of a storage node.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadUrl {
-    /// A directory must be named from the root.
+    /// A directory needs an absolute path.
     #[error("{0}: a directory is given by its absolute path, dir:/path")]
     Relative(String),
-    /// Known, and not in this version.
+    /// Known, but not supported in this version.
     #[error("storage nodes of kind {0} are not in this version; use dir:/path")]
     NotYet(String),
     /// Unknown.

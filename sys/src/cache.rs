@@ -1,4 +1,4 @@
-//! What of a file lies in memory, and can be sent from there without waiting for its disk.
+//! Which parts of a file lie in memory, so that they can be sent from there without waiting for its disk.
 
 use std::{fs::File, io, os::fd::AsFd, ptr::NonNull};
 
@@ -9,15 +9,15 @@ use rustix::{
 };
 
 const PAGE: u64 = 4096;
-/// Pages that are asked about at once.
+/// Pages per query.
 const PAGES: usize = 512;
-/// A file system with fewer free blocks is full: some are kept for what describes the data.
+/// A file system with fewer free blocks counts as full: some are kept for metadata.
 const FULL_BLOCKS: u64 = 64;
-/// File systems on which reading what lies in memory waits for nobody (include/uapi/linux/magic.h): ext4, Btrfs, tmpfs. Others take a lock
-/// that a writer holds (XFS), or ask a server whether the file has changed (NFS).
+/// File systems on which a read from memory does not wait (include/uapi/linux/magic.h): ext4, Btrfs, tmpfs. Others take
+/// a lock that a writer holds (XFS), or ask a server whether the file has changed (NFS).
 const SURE: [u64; 3] = [0xef53, 0x9123_683e, 0x0102_1994];
 
-/// A file of which is known what lies in memory.
+/// A file whose pages in memory are known.
 #[derive(Debug)]
 pub struct Resident {
     file: File,
@@ -32,17 +32,18 @@ unsafe impl Send for Resident {}
 unsafe impl Sync for Resident {}
 
 impl Resident {
-    /// Takes a file that nobody else uses the open description of. It should have been opened with `O_NOATIME`: to note the time of
-    /// access waits for the disk as well.
+    /// Takes a file whose open description has no other user. It should have been opened with `O_NOATIME`, because
+    /// updating the access time waits for the disk as well.
     ///
     /// # Errors
-    /// `Unsupported` on a file system where it cannot be told; the operating system's, where the file is too large to be mapped.
+    /// `Unsupported` on a file system that does not report it; the operating system's, where the file is too large to
+    /// be mapped.
     pub fn new(file: File) -> io::Result<Self> {
         let kind = u64::try_from(rustix::fs::fstatfs(&file)?.f_type).unwrap_or(0);
         if !SURE.contains(&kind) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        // Without reading ahead, which waits where the disk has no place for another request.
+        // Without read-ahead, which waits when the disk's queue is full.
         rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
@@ -57,7 +58,8 @@ impl Resident {
         &self.file
     }
 
-    /// Whether the range is not empty and lies in memory, read in and not only about to be: which cachestat(2) does not tell.
+    /// Whether the range is not empty and lies in memory, already read in. (cachestat(2) does not tell that from a read
+    /// under way.)
     pub fn has(&self, offset: u64, len: u64) -> bool {
         let begin = offset / PAGE * PAGE;
         let range = offset.checked_add(len).map(|end| (usize::try_from(begin), usize::try_from(end)));
@@ -83,8 +85,9 @@ impl Resident {
     }
 }
 
-/// Has a file system that cannot reserve space do so all the same: the pages of the range are made writable, as for a program that is about
-/// to store to them, and no byte changes, whoever writes meanwhile. The range must lie inside the file.
+/// Reserves space on a file system that cannot do so by fallocate(2): makes the pages of the range writable, as before
+/// a store to them. No byte changes, even if other processes write at the same time. The range must lie inside the
+/// file.
 ///
 /// # Errors
 /// `NOSPC` where there is no more space, `IO` where it fails otherwise, and the operating system's; `INVAL` before Linux 5.14.
@@ -102,7 +105,7 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
     // SAFETY: base and length are those of the mapping, and nobody has a reference into it.
     unsafe { rustix::mm::munmap(base, len) }?;
     match reserved {
-        // A store would meet with SIGBUS; why, is not told.
+        // A store would raise SIGBUS. The reason is not reported.
         Err(Errno::FAULT) if rustix::fs::fstatvfs(file)?.f_bavail < FULL_BLOCKS => Err(Errno::NOSPC),
         Err(Errno::FAULT) => Err(Errno::IO),
         done => done,

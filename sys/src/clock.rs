@@ -1,4 +1,4 @@
-//! CLOCK_MONOTONIC as the segment writes it down.
+//! CLOCK_MONOTONIC as it is written into the segment.
 
 use rustix::time::{ClockId, clock_gettime};
 

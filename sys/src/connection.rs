@@ -1,6 +1,6 @@
 //! The memory of an NBD connection, mapped, and the system calls that keep its cursors.
 //!
-//! Each ring is mapped twice, one mapping behind the other, so that what begins near its end is contiguous.
+//! Each ring is mapped twice, one mapping behind the other, so that data that begins near its end is contiguous.
 
 use std::{
     io,
@@ -37,8 +37,8 @@ const _: () = {
     assert!(core::mem::offset_of!(libc::msghdr, msg_iovlen) == 24);
 };
 
-/// The memory of a connection. Who may write what of it, and when, is the gate's to say: one worker at a time is admitted to
-/// each stream.
+/// The memory of a connection. The gate decides which worker may write which part of it, and when: one worker at a time
+/// is admitted to each stream.
 #[derive(Debug)]
 pub struct ConnectionMemory {
     base: NonNull<u8>,
@@ -52,7 +52,7 @@ unsafe impl Send for ConnectionMemory {}
 unsafe impl Sync for ConnectionMemory {}
 
 impl ConnectionMemory {
-    /// New memory for a connection that nothing was read from or written to: a memfd that can neither shrink nor grow.
+    /// New memory for an unused connection: a memfd that can neither shrink nor grow.
     ///
     /// # Errors
     /// The operating system's.
@@ -66,7 +66,7 @@ impl ConnectionMemory {
         Ok(memory)
     }
 
-    /// Maps what another process lent, after checking that it is the memory of a connection.
+    /// Maps memory that another process lent, after checking that it is that of a connection.
     ///
     /// # Errors
     /// `InvalidData` when it is not, else the operating system's.
@@ -101,7 +101,7 @@ impl ConnectionMemory {
         memory.place(OUTPUT_AT, OUTPUT_BYTES, output)?;
         memory.place(OUTPUT_AT + OUTPUT_BYTES, OUTPUT_BYTES, output)?;
         // The kernel writes the cursors even for a thread that is being killed, and can do so only where the page is resident.
-        // A user who may lock nothing more goes without: a page in use at every request is hardly swapped out.
+        // Where the lock limit is reached it goes unlocked: a page in use at every request is hardly swapped out.
         // SAFETY: the range is the first page of the mapping just made.
         let _ = unsafe { rustix::mm::mlock_with(memory.base.as_ptr().cast(), PAGE_BYTES, MlockFlags::empty()) };
         Ok(memory)
@@ -126,7 +126,7 @@ impl ConnectionMemory {
         Ok(())
     }
 
-    /// Has pages at hand before they are needed: the first requests after a hand-over are not to wait for them.
+    /// Maps pages before they are needed, so that the first requests after a hand-over do not take page faults.
     fn populate(&self, at: usize, len: usize) {
         // SAFETY: at is one of the constants above, inside the reservation.
         let address = unsafe { self.base.add(at) };
@@ -145,7 +145,8 @@ impl ConnectionMemory {
         position(&self.sent)
     }
 
-    /// Receives at most `max` bytes into the input ring at `at`, without waiting; 0 when the peer has said that it sends no more.
+    /// Receives at most `max` bytes into the input ring at `at`, without waiting; 0 when the peer has ended its
+    /// direction of the stream.
     ///
     /// # Errors
     /// The operating system's, EAGAIN among them; `InvalidInput` for a place outside of the ring.
@@ -168,7 +169,7 @@ impl ConnectionMemory {
         self.send_part(socket, libc::iovec { iov_base: from.as_ptr().cast(), iov_len: len })
     }
 
-    /// Sends bytes that stand elsewhere, as many as the socket takes without waiting.
+    /// Sends bytes that are not in the ring, as many as the socket takes without waiting.
     ///
     /// # Errors
     /// The operating system's, EAGAIN among them.
@@ -203,7 +204,7 @@ impl ConnectionMemory {
         finish(&self.sent, done)
     }
 
-    /// Copies bytes out of the input ring. False when they are not in it.
+    /// Copies bytes out of the input ring. False when they are not inside it.
     #[must_use]
     pub fn read_input(&self, at: usize, into: &mut [u8]) -> bool {
         let Some(from) = self.ring(INPUT_AT, INPUT_BYTES, at, into.len()) else { return false };
@@ -213,7 +214,7 @@ impl ConnectionMemory {
         true
     }
 
-    /// Copies bytes into the output ring. False when that is not in it.
+    /// Copies bytes into the output ring. False when they would not lie inside it.
     #[must_use]
     pub fn write_output(&self, at: usize, from: &[u8]) -> bool {
         let Some(into) = self.ring(OUTPUT_AT, OUTPUT_BYTES, at, from.len()) else { return false };
@@ -229,14 +230,14 @@ impl ConnectionMemory {
     }
 }
 
-/// Where a stream has come to.
+/// The position that a stream has reached.
 fn position(cursor: &Cursor) -> u64 {
     let current = current(cursor);
     cursor.base[current].load(Acquire).wrapping_add(moved(&cursor.calls[current]))
 }
 
-/// Bytes that a call has moved, as the kernel wrote it down: the `msg_len` of a message, or how far the offset of a sendfile has
-/// come from where it began, which stand in words of the message that are 0.
+/// Bytes that a call has moved, as the kernel wrote it down. For a message it is the `msg_len`. For a sendfile it is
+/// the distance of the offset from its start; both stand in words that are equal for a message.
 fn moved(call: &[AtomicU64; 8]) -> u64 {
     let [begin, offset] = [0, 1].map(|word: usize| call[word].load(Acquire));
     (call[CALL_LEN].load(Acquire) & 0xffff_ffff).wrapping_add(offset.wrapping_sub(begin))
@@ -263,7 +264,7 @@ fn prepare(cursor: &Cursor, words: [u64; 8]) -> *mut libc::mmsghdr {
     call.as_ptr().cast_mut().cast()
 }
 
-/// What the kernel wrote down.
+/// The value that the kernel wrote.
 fn finish(cursor: &Cursor, done: i32) -> io::Result<usize> {
     if done < 0 {
         return Err(io::Error::last_os_error());
@@ -276,7 +277,7 @@ impl Deref for ConnectionMemory {
     fn deref(&self) -> &Page {
         const { assert!(align_of::<Page>() <= 4096) };
         // SAFETY: the first page of the mapping, sealed so that it stays, holds a Page; every field of it is an atomic valid for
-        // all bit patterns, so other processes and the kernel may change it meanwhile.
+        // all bit patterns, so other processes and the kernel may change it at any time.
         unsafe { self.base.cast::<Page>().as_ref() }
     }
 }

@@ -1,5 +1,5 @@
-//! Files by what they are: pinned directories, identities, and changes that reach the file that was looked at and no other, whatever
-//! becomes of its name meanwhile.
+//! Files by identity: pinned directories, identities, and changes that reach the file that was checked and no other,
+//! whatever happens to its name.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +14,7 @@ use rustix::{
     io::retry_on_intr,
 };
 
-/// What was found at a name.
+/// The file at a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Identity.
@@ -40,8 +40,8 @@ pub struct FileRange<'a> {
     pub len: u64,
 }
 
-/// Opens a directory for nothing but to reach what is in it. `path` is free of symbolic links, and one that was put there since is not
-/// followed.
+/// Opens a directory only as the base of further paths. `path` is free of symbolic links; one that was put there since
+/// is not followed.
 ///
 /// # Errors
 /// The operating system's.
@@ -61,7 +61,7 @@ pub fn pin_parent(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     Ok((pin_directory(parent)?, name))
 }
 
-/// Pins what bears `name`, without opening it and without following a link.
+/// Pins the file at `name`, without opening it and without following a link.
 ///
 /// # Errors
 /// The operating system's; `NotFound` when there is nothing.
@@ -70,7 +70,7 @@ pub fn pin(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::empty()))?)
 }
 
-/// What an open or pinned file is.
+/// Type, identity and owner of an open or pinned file.
 ///
 /// # Errors
 /// The operating system's.
@@ -78,7 +78,7 @@ pub fn look(file: BorrowedFd<'_>) -> io::Result<Found> {
     found(file, OsStr::new(""), AtFlags::EMPTY_PATH)
 }
 
-/// What bears `name`; `None` when nothing does. A link is not followed.
+/// The file at `name`; `None` when there is none. A link is not followed.
 ///
 /// # Errors
 /// The operating system's.
@@ -109,7 +109,7 @@ fn found(at: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> io::Result<Found> 
     })
 }
 
-/// Removes `name` if it is still the file `id`; whether it was.
+/// Removes `name` if it is still the file `id`. Returns whether it was.
 ///
 /// # Errors
 /// The operating system's.
@@ -131,13 +131,13 @@ pub fn give(file: BorrowedFd<'_>, uid: u32, gid: u32, mode: u32) -> io::Result<(
     Ok(rustix::fs::chmod(by_descriptor(file), Mode::from_raw_mode(mode))?)
 }
 
-/// A path that leads to a pinned file or directory, whatever its name is by now.
+/// A path that leads to a pinned file or directory, whatever its present name.
 pub fn by_descriptor(file: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Makes an empty place holder that nobody can write to, not even root: a socket that no process has. A file system can be mounted on
-/// it as on a file.
+/// Makes an empty placeholder that no process can write to, not even root: a socket that no process has. A file system
+/// can be mounted on it as on a file.
 ///
 /// # Errors
 /// The operating system's; `AlreadyExists` when something bears the name.
@@ -157,8 +157,7 @@ pub fn make_empty(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<FileId>
     Ok(look(made.as_fd())?.id)
 }
 
-/// Takes every permission from the file `id`, where it is reached by its name; done before something is mounted over it, by a descriptor
-/// that is kept, or after.
+/// Takes every permission from a pinned file. The descriptor reaches it whatever its name, also below a mount.
 ///
 /// # Errors
 /// The operating system's.
@@ -166,7 +165,7 @@ pub fn close_to_all(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::chmod(by_descriptor(file), Mode::empty())?)
 }
 
-/// Whether this is what [`make_placeholder`] makes, of this user.
+/// Whether this is a placeholder of [`make_placeholder`], of this user.
 pub fn is_placeholder(found: &Found) -> bool {
     found.kind == FileType::Socket && found.mode == 0 && found.uid == rustix::process::geteuid().as_raw()
 }
@@ -208,7 +207,7 @@ mod tests {
         assert!(remove(pinned.as_fd(), name, first.id).unwrap() && !path.exists());
     }
 
-    /// A number that is used again, as ext4 does at once.
+    /// An inode number that is reused, as ext4 does immediately.
     #[test]
     fn a_file_made_later_is_another_file() {
         let dir = tempfile::tempdir().unwrap();
@@ -236,7 +235,7 @@ mod tests {
         assert!(is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()));
         assert!(remove(pinned.as_fd(), name, id).unwrap());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(!is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()), "a socket of somebody's");
+        assert!(!is_placeholder(&look_at(pinned.as_fd(), name).unwrap().unwrap()), "a socket of another process");
     }
 
     #[test]

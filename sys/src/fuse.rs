@@ -1,4 +1,4 @@
-//! /dev/fuse: opening, cloning, reading; mounting and unmounting; what the kernel tells about a connection.
+//! /dev/fuse: opening, cloning, reading; mounting and unmounting; the kernel's state of a connection.
 
 mod mounting;
 mod waiting;
@@ -25,8 +25,9 @@ pub fn open() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Makes another channel of a mounted connection (FUSE_DEV_IOC_CLONE). Requests read from a channel are ended with
-/// ECONNABORTED when the channel is closed by its last holder, so whoever outlives the cores makes them.
+/// Makes another channel of a mounted connection (FUSE_DEV_IOC_CLONE). When the last holder closes a channel, the
+/// requests that were read from it end with ECONNABORTED. So the channels are made by the process that outlives the
+/// cores.
 ///
 /// # Errors
 /// The operating system's.

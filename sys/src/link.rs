@@ -1,4 +1,4 @@
-//! A socket that speaks frames: typed on both sides, every wait under a deadline.
+//! A socket that carries frames: typed on both sides, every wait under a deadline.
 
 use std::{
     io,
@@ -16,13 +16,13 @@ use crate::packet::{self, Packet};
 /// Why a link failed. After any of these but `Deadline` it is of no further use.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The operating system's word.
+    /// The operating system's error.
     #[error("socket: {0}")]
     Io(#[from] io::Error),
-    /// The peer sent something that is no frame.
+    /// The peer sent an invalid frame.
     #[error("the peer sent something else than was agreed: {0}")]
     Frame(#[from] BadFrame),
-    /// The peer went away.
+    /// The peer has closed the connection.
     #[error("the peer closed the connection")]
     Closed,
     /// The peer did not answer in time.
@@ -65,7 +65,7 @@ impl<S: Body, R: Body> Link<S, R> {
         Ok(())
     }
 
-    /// Receives the next frame. Call it when poll says that there is one, or accept that it blocks.
+    /// Receives the next frame. Blocks unless poll has reported one.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -83,7 +83,7 @@ impl<S: Body, R: Body> Link<S, R> {
         self.recv()
     }
 
-    /// Asks and waits for the answer that bears the same id.
+    /// Sends a request and waits for the answer that bears the same id.
     ///
     /// # Errors
     /// [`LinkError`].

@@ -1,7 +1,8 @@
-//! Who has a file: an exclusive flock(2), and finding out whose it is.
+//! Locking a file by an exclusive flock(2), and finding the processes that hold the lock.
 //!
-//! The lock belongs to the open file description: it lasts as long as any process has a descriptor of it, the one that took it or
-//! one that was sent a copy, and ends with the last of them, however they end. Where another has it, procfs says who.
+//! The lock belongs to the open file description. It lasts as long as any process has a descriptor of it: the one that
+//! took it, or one that was sent a copy. It ends with the last of them, however they end. Where another process has the
+//! lock, procfs names it.
 
 use std::{
     collections::BTreeSet,
@@ -22,24 +23,24 @@ use crate::mounts;
 /// A holder that is ending may take this long until the kernel has closed its files.
 const ENDING: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// So much of a command line is shown.
+/// Longest part of a command line that is shown.
 const LINE_CHARS_MAX: usize = 300;
 
 /// Why a lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another has it.
+    /// Another process has it.
     #[error("it is in use by {0}")]
     Held(Holders),
     /// The file system has no locks, or its lock service does not answer.
     #[error("its file system gives no locks ({0})")]
     Unsupported(io::Error),
-    /// The operating system's word.
+    /// The operating system's error.
     #[error("cannot lock it: {0}")]
     Io(#[from] io::Error),
 }
 
-/// The processes that have a lock, as far as they can be seen.
+/// The processes that have a lock, as far as they are visible.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders(pub Vec<Holder>);
 
@@ -94,7 +95,7 @@ fn refusal(errno: Errno) -> LockError {
     }
 }
 
-/// Whether `path` still leads to the file that is open: a lock on a file that was replaced guards nothing.
+/// Whether `path` still leads to the open file: a lock on a file that was replaced protects nothing.
 ///
 /// # Errors
 /// The operating system's.
@@ -107,8 +108,8 @@ pub fn is_at(file: BorrowedFd<'_>, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The processes that have a lock of this file. Those that may not be looked into are left out, unless the kernel names them as the
-/// one that took the lock.
+/// The processes that have a lock of this file. Those that this user may not inspect are left out, unless the kernel
+/// names them as the one that took the lock.
 fn holders(file: BorrowedFd<'_>) -> io::Result<Holders> {
     let key = key(file)?;
     let mut pids = BTreeSet::new();
@@ -119,7 +120,8 @@ fn holders(file: BorrowedFd<'_>) -> io::Result<Holders> {
         }
     }
     if pids.is_empty() {
-        // Who took the lock may have handed it over and ended; the number may be another's by now, if it is anybody's.
+        // The process that took the lock may have handed it over and ended. Its number may belong to another process
+        // now, or to none.
         let locks = fs::read_to_string("/proc/locks")?;
         let takers =
             locks.lines().filter(|line| is_lock_of(line, &key)).filter_map(|line| line.split_whitespace().nth(4));
@@ -128,7 +130,7 @@ fn holders(file: BorrowedFd<'_>) -> io::Result<Holders> {
         );
     }
     let mut holders: Vec<Holder> = pids.into_iter().map(|pid| Holder { pid, line: line(pid) }).collect();
-    // The interface tells more than its cores.
+    // The interface is more informative than its cores.
     holders.sort_by_key(|holder| !holder.line.contains("everdisk-interface"));
     Ok(Holders(holders))
 }
@@ -204,7 +206,7 @@ mod tests {
         exclusive(second.as_fd()).unwrap();
     }
 
-    /// The kernel's list names the process that took the lock; what counts is who has it now.
+    /// The kernel's list names the process that took the lock. What counts is which process has it now.
     #[test]
     fn the_holder_is_named_when_the_one_that_took_the_lock_has_ended() {
         let dir = tempfile::tempdir().unwrap();

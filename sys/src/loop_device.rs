@@ -1,4 +1,4 @@
-//! Loop devices, as far as it takes to know what lies behind one.
+//! Loop devices: the file system that lies behind one.
 
 use std::{
     io,

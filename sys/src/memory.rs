@@ -39,7 +39,8 @@ impl Drop for Mapping {
     }
 }
 
-/// The segment of a volume (D4), mapped, with the write buffer behind it: of no bytes where the volume has none.
+/// The segment of a volume (D4), mapped, with the write buffer behind it. The buffer has no bytes where the volume has
+/// none.
 #[derive(Debug)]
 pub struct SharedSegment {
     mapping: Mapping,
@@ -49,7 +50,7 @@ pub struct SharedSegment {
 
 impl SharedSegment {
     /// Makes a new, zeroed segment with a write buffer for this many bytes of data (0: none): a memfd that can neither
-    /// shrink nor grow and whose memory is there.
+    /// shrink nor grow, with its memory reserved.
     ///
     /// # Errors
     /// The operating system's; `InvalidInput` for a buffer of more than [`BUFFER_MAX`] bytes.
@@ -61,7 +62,7 @@ impl SharedSegment {
         let len = SEGMENT_BYTES as u64 + geometry.bytes();
         let fd = rustix::fs::memfd_create("everdisk-segment", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, len)?;
-        // Reserved now: memory that is missing later would kill whoever touches it.
+        // Reserved now: later, a process that touches a page without memory would be killed.
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let segment = Self::map(fd, len, geometry)?;
@@ -70,8 +71,8 @@ impl SharedSegment {
         Ok(segment)
     }
 
-    /// Maps a segment that another process lent, after checking that it is one: that it is sealed (a peer that shrinks it
-    /// would have us killed by SIGBUS), its magic, and that its length is what its header says.
+    /// Maps a segment that another process lent, after checking it: that it is sealed (a peer that shrinks it would
+    /// have us killed by SIGBUS), its magic, and that its length is the one in its header.
     ///
     /// # Errors
     /// `InvalidData` when it is none, else the operating system's.
@@ -113,7 +114,7 @@ impl SharedSegment {
         self.geometry
     }
 
-    /// A word of the write buffer's header or slots; `None` when there is none of that index.
+    /// A word of the write buffer's header or slots; `None` when there is no such index.
     pub fn buffer_word(&self, index: usize) -> Option<&AtomicU64> {
         if index as u64 >= self.geometry.data_start() / 8 {
             return None;
@@ -134,8 +135,9 @@ impl SharedSegment {
         (end <= geometry.capacity).then(|| unsafe { self.mapping.base.add(SEGMENT_BYTES + start) })
     }
 
-    /// Copies bytes out of the write buffer's data ring. False when they are not in it. What another process writes there
-    /// meanwhile may come out in any mixture: whoever reads what is not certain to stand checks it afterwards.
+    /// Copies bytes out of the write buffer's data ring. False when they are not inside it. Bytes that another process
+    /// writes there at the same time may come out in any mixture: a reader that is not certain that they stand still
+    /// verifies them afterwards.
     #[must_use]
     pub fn buffer_read(&self, at: u64, into: &mut [u8]) -> bool {
         let Some(from) = self.buffer_data(at, into.len()) else { return false };
@@ -145,7 +147,7 @@ impl SharedSegment {
         true
     }
 
-    /// Copies bytes into the write buffer's data ring. False when that is not in it.
+    /// Copies bytes into the write buffer's data ring. False when they would not lie inside it.
     #[must_use]
     pub fn buffer_write(&self, at: u64, from: &[u8]) -> bool {
         let Some(into) = self.buffer_data(at, from.len()) else { return false };
@@ -160,7 +162,7 @@ impl Deref for SharedSegment {
     fn deref(&self) -> &Segment {
         const { assert!(align_of::<Segment>() <= 4096) };
         // SAFETY: the mapping is page-aligned, at least SEGMENT_BYTES long (sealed, so it stays so) and lives as long as self;
-        // every field of Segment is an atomic valid for all bit patterns, so other processes may change it meanwhile.
+        // every field of Segment is an atomic valid for all bit patterns, so other processes may change it at any time.
         unsafe { self.mapping.base.cast::<Segment>().as_ref() }
     }
 }

@@ -1,5 +1,5 @@
-//! What is mounted, as /proc/self/mountinfo shows it (Documentation/filesystems/proc.rst, 3.5). Nobody but procfs is asked, so a
-//! server that is dead blocks nothing.
+//! Mounts, from /proc/self/mountinfo (Documentation/filesystems/proc.rst, 3.5). Only procfs is read, so a dead server
+//! blocks nothing.
 
 use std::{
     fs, io,
@@ -15,19 +15,19 @@ use rustix::fs::{Mode, OFlags};
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Its number. The kernel gives it to another mount when this one has gone.
+    /// Its number. The kernel reuses it when this mount has gone.
     pub id: u32,
-    /// The number of the mount that it stands on.
+    /// The number of its parent mount.
     pub parent: u32,
-    /// The file system, major and minor number. Of a FUSE file system the minor is the number of its connection.
+    /// The file system, major and minor number. For a FUSE file system the minor is the number of its connection.
     pub device: (u32, u32),
-    /// What of the file system is mounted.
+    /// The part of the file system that is mounted.
     pub root: PathBuf,
-    /// Where.
+    /// The mount point.
     pub path: PathBuf,
     /// Type of the file system.
     pub kind: String,
-    /// What it was mounted from: a device, or what the program that mounted it said.
+    /// The source: a device, or a name that the mounting program gave.
     pub source: String,
 }
 
@@ -56,7 +56,8 @@ pub fn from_source(source: &str) -> io::Result<Option<Mount>> {
     Ok(all()?.into_iter().find(|mount| mount.source == source))
 }
 
-/// Where a path lies, whatever it is called: the file system, and the path in it. Bind mounts, links and `..` make no difference.
+/// The location of a path, independent of its name: the file system, and the path in it. Bind mounts, links and `..`
+/// make no difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ground {
     /// The file system.
@@ -66,21 +67,21 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Whether this is, or lies in, `other`.
+    /// Whether this is `other`, or lies in it.
     pub fn is_in(&self, other: &Self) -> bool {
         self.device == other.device && self.path.starts_with(&other.path)
     }
 }
 
-/// Where `path` lies; what of it does not exist yet is to be made under the directory that does. May wait for the file systems
-/// on the way.
+/// The location of `path`. The part that does not exist yet is to be made under the directory that does. May wait for
+/// the file systems on the way.
 ///
 /// # Errors
 /// The operating system's, and `NotFound` for a place that is mounted nowhere any more.
 pub fn ground(path: &Path) -> io::Result<Ground> {
     let (existing, missing) = deepest(path)?;
     if missing.components().any(|part| part == Component::ParentDir) {
-        // What does not exist is no link, so `..` leads back from it.
+        // A part that does not exist is no link, so `..` leads back from it.
         return ground(&missing.components().fold(existing, |place, part| match part {
             Component::ParentDir => place.parent().map(Path::to_owned).unwrap_or(place),
             part => place.join(part),
@@ -109,7 +110,7 @@ fn deepest(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// Number of the mount through which `fd` was opened; procfs knows it, and the file system is not asked.
+/// Number of the mount through which `fd` was opened. It is read from procfs, not from the file system.
 ///
 /// # Errors
 /// When procfs cannot be read.

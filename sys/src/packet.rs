@@ -1,4 +1,4 @@
-//! AF_UNIX SOCK_SEQPACKET sockets with SCM_RIGHTS: one message, one packet, its file descriptors beside it.
+//! AF_UNIX SOCK_SEQPACKET sockets with SCM_RIGHTS: one message, one packet, with file descriptors beside it.
 
 use std::{
     fs, io,
@@ -25,7 +25,7 @@ pub struct Packet {
     pub fds: Vec<OwnedFd>,
 }
 
-/// Who is at the other end of a socket (SO_PEERCRED: as it was when the connection was made).
+/// The peer of a socket (SO_PEERCRED: as it was when the connection was made).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Process id.
@@ -38,7 +38,7 @@ fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Listens at `path`, mode 0600; what a dead predecessor left there is removed.
+/// Listens at `path`, mode 0600. A socket that a dead predecessor left there is removed.
 ///
 /// # Errors
 /// The operating system's, and `InvalidInput` when the path is longer than a socket address can hold (107 bytes).
@@ -54,11 +54,11 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Connects to `path`; never waits for a listener that does not take its connections.
+/// Connects to `path`; never waits for a listener that does not accept connections.
 ///
 /// # Errors
-/// The operating system's: `NotFound` and `ConnectionRefused` when nobody listens, `WouldBlock` when the listener's queue
-/// is full.
+/// The operating system's: `NotFound` and `ConnectionRefused` when no process listens, `WouldBlock` when the listener's
+/// queue is full.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -75,7 +75,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Takes a connection that waits at a listener.
+/// Accepts a connection that waits at a listener.
 ///
 /// # Errors
 /// The operating system's.
@@ -83,7 +83,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
 }
 
-/// Who is at the other end.
+/// The peer.
 ///
 /// # Errors
 /// The operating system's; `NotFound` for a process of another process-id namespace, which has no id here.

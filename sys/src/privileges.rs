@@ -1,4 +1,4 @@
-//! Giving up what a process does not need.
+//! Giving up the privileges that a process does not need.
 
 use std::{fs, io};
 
@@ -7,15 +7,15 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// What a core needs while it opens its storage nodes: they may belong to other users, and a file that is read without a
-/// trace (`O_NOATIME`) too.
+/// Needed by a core while it opens its storage nodes: they may belong to other users, and so may a file that is opened
+/// with `O_NOATIME`.
 pub const OPENING: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER).union(SERVING);
-/// What a core needs while it serves: to lock the buffers of workers that it starts, beyond RLIMIT_MEMLOCK; and to read its storage nodes'
-/// superblocks anew, and open their data anew for flushes, although they belong to other users.
+/// Needed by a core while it serves: to lock the buffers of workers that it starts, beyond RLIMIT_MEMLOCK; to read its
+/// storage nodes' superblocks again, and to reopen their data for flushes, although they belong to other users.
 pub const SERVING: CapabilitySet = CapabilitySet::IPC_LOCK.union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Gives up every capability but `kept` for good, and the gain of any by execve(2) (`no_new_privs`). A capability that the
-/// process has not got is not gained.
+/// Gives up every capability but `kept` for good, and the gain of any by execve(2) (`no_new_privs`). A capability that
+/// the process lacks is not gained.
 ///
 /// # Errors
 /// The operating system's. A process with more than one thread: the others would keep theirs.
@@ -35,7 +35,7 @@ pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
             match capability_is_in_bounding_set(capability) {
                 Ok(true) => remove_capability_from_bounding_set(capability)?,
                 Ok(false) => {}
-                // The kernel knows no capability of this number, and none above it.
+                // The kernel has no capability of this number or above.
                 Err(_) => break,
             }
         }

@@ -1,4 +1,4 @@
-//! Handles of processes and of what protects them.
+//! Process handles, resource limits and capabilities.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, setrlimit},
 };
 
-/// A handle of a process that stays its own even when the process id is used again.
+/// A handle of a process. It refers to this process even when the process id is reused.
 ///
 /// # Errors
 /// The operating system's; ESRCH when there is no such process.
@@ -45,14 +45,14 @@ fn has_capability(number: u32) -> bool {
     set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 << number != 0)
 }
 
-/// Raises the limits that a volume may need and that are lower than that: as far as they go for everybody, and beyond that where this
-/// process may. Processes that are started later inherit them.
+/// Raises the limits that a volume may need, where they are lower than that: up to the hard limit, and beyond it where
+/// this process may. Processes that are started later inherit them.
 pub fn raise_limits() {
     let may = has_capability(CAP_SYS_RESOURCE);
     for (resource, wanted) in [
         (Resource::Memlock, None),
         (Resource::Fsize, None),
-        // More would cost programs that go through all of them, and the kernel has a ceiling (fs.nr_open).
+        // More would cost time in programs that iterate over all of them, and the kernel has a ceiling (fs.nr_open).
         (Resource::Nofile, Some(DESCRIPTORS_WANTED)),
     ] {
         let now = getrlimit(resource);
@@ -75,7 +75,7 @@ pub fn raise_limits() {
 /// An interface or a core with every NBD connection and storage node has less than a quarter of them.
 const DESCRIPTORS_WANTED: u64 = 4096;
 
-/// Whether every thread of the process has gone: only then can none of its system calls still be under way.
+/// Whether every thread of the process has gone. Only then none of its system calls can be under way.
 pub fn is_gone(pidfd: BorrowedFd<'_>) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|n| n > 0)
@@ -93,8 +93,8 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
     fields.split(' ').nth(19).and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// How often the calling thread has gone to sleep by itself (getrusage(2), `ru_nvcsw`): waiting for a device or another thread,
-/// not for a CPU.
+/// How often the calling thread has gone to sleep voluntarily (getrusage(2), `ru_nvcsw`): waiting for a device or
+/// another thread, not for a CPU.
 pub fn voluntary_switches() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: RUSAGE_THREAD writes one rusage, plain integers, to the pointer, which is to a live one.
@@ -110,8 +110,8 @@ pub fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// Maps the program's code and constants that lie in the page cache: a standby that is given the gate executes most of its code for
-/// the first time then, and each page would cost a fault. What cannot be done is left undone.
+/// Maps those parts of the program's code and constants that lie in the page cache. A standby that is given the gate
+/// executes most of its code for the first time then, and each page would cost a fault. Failures are ignored.
 pub fn prefault_program() {
     let (Ok(maps), Ok(program)) = (fs::read_to_string("/proc/self/maps"), fs::read_link("/proc/self/exe")) else {
         return;
@@ -123,18 +123,19 @@ pub fn prefault_program() {
         let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
         if rights.starts_with('r') && to > from {
             let address = std::ptr::with_exposed_provenance_mut(from);
-            // SAFETY: populating for reading changes no byte and no right of a mapping; one that is gone meanwhile is an error.
+            // SAFETY: populating for reading changes no byte and no right of a mapping; one that is gone then is an error.
             let _ = unsafe { rustix::mm::madvise(address, to - from, rustix::mm::Advice::LinuxPopulateRead) };
         }
     }
 }
 
-/// Tells the kernel that applications' I/O hangs on this process: the out-of-memory killer looks elsewhere first, and
-/// its own memory allocations neither wait for I/O nor are throttled for dirty pages, which may be waiting for this
-/// very process (PR_SET_IO_FLUSHER, prctl(2)). Threads started later inherit it. Needs CAP_SYS_RESOURCE; without it
-/// nothing changes. And no core dump is written: it would hold users' data, and the process would count as alive
-/// until it is complete. A limit of 1 byte prevents a dump to a file and one to a program (`|` in core_pattern), which a limit of 0
-/// does not (core(5), `do_coredump` in fs/coredump.c); an empty filter leaves out the memory where the limit cannot be set.
+/// Tells the kernel that applications' I/O depends on this process. The out-of-memory killer prefers other processes.
+/// The process's own memory allocations neither wait for I/O nor are throttled for dirty pages, which may be waiting
+/// for this very process (PR_SET_IO_FLUSHER, prctl(2)). Threads started later inherit it. Needs CAP_SYS_RESOURCE;
+/// without it nothing changes. Core dumps are disabled: one would hold users' data, and the process would count as
+/// alive until it is complete. A limit of 1 byte prevents a dump to a file and one to a program (`|` in core_pattern),
+/// which a limit of 0 does not (core(5), `do_coredump` in fs/coredump.c). An empty filter leaves the memory out where
+/// the limit cannot be set.
 pub fn serve_io() {
     raise_limits();
     let maximum = getrlimit(Resource::Core).maximum;

@@ -1,8 +1,9 @@
 //! Robust futexes: a thread has a word in the segment, and the kernel marks it when the thread ends, however it ends (D14).
 //!
-//! When a thread ends, the kernel walks the list that the thread registered by set_robust_list(2) and marks every futex word in it that
-//! bears the thread's id (`exit_robust_list` in kernel/futex/core.c). It does so in `futex_exit_release`, called from `exit_mm_release`:
-//! the thread's last system call has returned by then, and nothing of the process's memory is unmapped yet.
+//! When a thread ends, the kernel walks the list that the thread registered by set_robust_list(2). It marks every futex
+//! word in it that bears the thread's id (`exit_robust_list` in kernel/futex/core.c). It does so in
+//! `futex_exit_release`, called from `exit_mm_release`: the thread's last system call has returned by then, and nothing
+//! of the process's memory is unmapped yet.
 //!
 //! ```text
 //!  the thread's own memory                        the segment
@@ -10,11 +11,11 @@
 //!          ▲     ▼
 //!          └─ Entry ── + offset ────────────────► a word of CoreArea::threads
 //! ```
-//! The list has one entry. The distance from the entry to the word stands in the head, which each thread has of its own, so no pointer is
-//! in the segment. Rust's standard library and glibc use the list for `PTHREAD_MUTEX_ROBUST` only, which this project does not use;
-//! glibc's own list is put back when the thread gives its word up.
+//! The list has one entry. The distance from the entry to the word is in the head, which each thread has of its own, so
+//! the segment holds no pointer. Rust's standard library and glibc use the list for `PTHREAD_MUTEX_ROBUST` only, which
+//! this project does not use; glibc's own list is put back when the thread gives its word up.
 //!
-//! The order of the steps makes that every thread which runs has a word, whenever the process is killed:
+//! The order of the steps ensures that every running thread has a word, whenever the process is killed:
 //!
 //! 1. The thread that starts another takes a word for it ([`thread_word::STARTING`]) before the other is born.
 //! 2. The new thread registers its list, then writes its id into the word. Killed in between, the word stays as it is, the kernel marks
@@ -46,13 +47,13 @@ use crate::{
     wake::{self, Who},
 };
 
-/// Where this process's threads have their words. A process is one core at most, and a thread has one list: hence a static.
+/// The words of this process's threads. A static, because a process is one core at most, and a thread has one list.
 static CORE: OnceLock<(Arc<SharedSegment>, Slot)> = OnceLock::new();
 
 /// From now on the threads of this process have words, as the core in `slot`.
 ///
 /// # Panics
-/// When it was said before.
+/// On a second call.
 pub fn join(segment: &Arc<SharedSegment>, slot: Slot) {
     assert!(CORE.set((Arc::clone(segment), slot)).is_ok(), "a process is one core");
 }
@@ -87,12 +88,13 @@ where
     thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, move || word.run(work))
 }
 
-/// Gives the calling thread a word until the returned value is dropped: a thread that was started otherwise, or before [`join`].
+/// Gives the calling thread a word until the returned value is dropped. For a thread that was not started by [`start`],
+/// or was before [`join`].
 pub fn enter() -> Entered {
     Taken::take().enter()
 }
 
-/// A word that is taken for a thread; `None` in a process that is no core.
+/// Takes a word for a thread; `None` in a process that is no core.
 struct Taken(Option<&'static AtomicU32>);
 
 impl Taken {
@@ -126,13 +128,13 @@ fn take_word(area: &CoreArea) -> Option<&AtomicU32> {
     let take =
         |word: &&AtomicU32| word.compare_exchange(thread_word::FREE, thread_word::STARTING, AcqRel, Relaxed).is_ok();
     let word = area.threads.iter().find(take)?;
-    // The interface sleeps on the first word while it is free.
+    // The interface sleeps on the first word while it is free, so wake it.
     wake::wake(word, Who::All);
     Some(word)
 }
 
-/// Frees a word that is `ours`. It may not be any more: the interface frees the words of a core that it gives up, and gives them to
-/// another.
+/// Frees a word that is `ours`. It may not be any more: the interface frees the words of a core that it has given up,
+/// and reassigns them.
 fn free(word: &AtomicU32, ours: u32) {
     if word.compare_exchange(ours, thread_word::FREE, AcqRel, Relaxed).is_ok() {
         wake::wake(word, Who::All);
@@ -211,17 +213,18 @@ impl List {
         // SAFETY: as above; nothing refers to it yet, and there is nothing to drop.
         unsafe { links.write(whole) };
         let before = registered();
-        // A kernel or a sandbox that refuses leaves the word STARTING: the death is noticed by the pidfd then.
+        // A kernel or a sandbox that refuses leaves the word STARTING: then the pidfd reports the death.
         let mut ours = thread_word::STARTING;
         if set(links.cast()) {
             ours = thread_word::running(thread_id());
-            // As in `free`, it may be another core's by now.
+            // As in `free`: it may belong to another core by now.
             let _ = word.compare_exchange(thread_word::STARTING, ours, AcqRel, Relaxed);
         }
         Self { links, word, ours, before }
     }
 
-    /// Frees the word, then unregisters: killed in between, the kernel finds a word that is not this thread's, and leaves it.
+    /// Frees the word, then unregisters. If the thread is killed in between, the kernel finds a word that is not this
+    /// thread's, and leaves it.
     fn give_up(self) {
         free(self.word, self.ours);
         set(self.before);
@@ -238,7 +241,7 @@ fn registered() -> *mut Head {
     if result == 0 && len == HEAD_BYTES { head } else { null_mut() }
 }
 
-/// Registers a list for the calling thread; whether the kernel took it.
+/// Registers a list for the calling thread. Returns whether the kernel accepted it.
 fn set(head: *mut Head) -> bool {
     // SAFETY: the kernel keeps the pointer and reads the list when this thread ends or executes another program. `head` is null, or the C
     // library's, which lives as long as the thread, or that of a `Links` from a box, which is freed only after another was registered.

@@ -1,4 +1,4 @@
-//! The signal that evicts a worker from a blocking read, and what a daemon does about the others.
+//! The signal that evicts a worker from a blocking read, and a daemon's disposition of the others.
 
 use std::io;
 

@@ -6,14 +6,14 @@ use rustix::thread::futex::{Flags, Timespec, wait_bitset, wake_bitset};
 
 use crate::clock::monotonic_ns;
 
-/// Which sleepers on one word are meant.
+/// Which sleepers on one word are to be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
-    /// The first worker of a core, who probes.
+    /// The first worker of a core, which probes.
     First,
     /// The other workers.
     Others,
-    /// Everybody.
+    /// All of them.
     All,
 }
 
@@ -27,18 +27,18 @@ impl Who {
     }
 }
 
-/// Sleeps while `word` is `seen`, at most for `limit`. Returns early for no reason at times: look again.
+/// Sleeps while `word` is `seen`, at most for `limit`. May return spuriously: check again.
 pub fn sleep_while(word: &AtomicU32, seen: u32, limit: Duration, who: Who) {
     let end = u128::from(monotonic_ns()) + limit.as_nanos();
     let timeout = Timespec {
         tv_sec: i64::try_from(end / 1_000_000_000).expect("a time within 292 billion years"),
         tv_nsec: i64::try_from(end % 1_000_000_000).expect("less than a second"),
     };
-    // Every error (changed meanwhile, interrupted, timed out) means the same to the caller: look again.
+    // Every error (the word has changed, interrupted, timed out) means the same to the caller: check again.
     let _ = wait_bitset(word, Flags::empty(), seen, Some(&timeout), who.bits());
 }
 
-/// Wakes those who sleep on `word`.
+/// Wakes the sleepers on `word`.
 pub fn wake(word: &AtomicU32, who: Who) {
     // How many slept does not matter.
     let _ = wake_bitset(word, Flags::empty(), i32::MAX.unsigned_abs(), who.bits());

@@ -29,7 +29,7 @@ fn d15_a_core_that_finds_an_invariant_broken_says_so_ends_and_is_succeeded_witho
     let logs = (0..16).map(|n| host.volume_run("v").join(format!("core-{n}.log")));
     let texts: String = logs.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     assert_eq!(texts.matches("panicked at core/engine/src/engine.rs:").count(), 1, "{texts}");
-    assert!(texts.contains("a store looks forward"), "{texts}");
+    assert!(texts.contains("a store searches forward"), "{texts}");
     load.stop();
     drop(file);
     volume.detach();

@@ -1,24 +1,24 @@
-//! The shared memory that a buffer lies in.
+//! The shared memory that holds a buffer.
 
 use core::sync::atomic::Ordering;
 
 use everdisk_proto::buffer::{self, Geometry};
 
-/// Words and data that several processes see. An index or position outside of it is a fault of ours, and panics.
+/// Words and data shared by several processes. An index or position outside of it is a bug, and panics.
 pub trait Area {
-    /// Where everything lies.
+    /// The sizes from which every offset follows.
     fn geometry(&self) -> Geometry;
     /// Loads a word of header or slots.
     fn load(&self, word: usize, order: Ordering) -> u64;
-    /// Stores one.
+    /// Stores a word.
     fn store(&self, word: usize, value: u64, order: Ordering);
-    /// Makes one the larger of what it is and `value`, in one step (release).
+    /// Raises a word to `value` if it is lower, atomically (release).
     fn raise(&self, word: usize, value: u64);
-    /// Sets bits of one, in one step (sequentially consistent).
+    /// Sets bits of a word, atomically (sequentially consistent).
     fn set(&self, word: usize, bits: u64);
-    /// Clears bits of one, in one step (sequentially consistent).
+    /// Clears bits of a word, atomically (sequentially consistent).
     fn clear(&self, word: usize, bits: u64);
-    /// Copies data out of the ring, from a place in it.
+    /// Copies data out of the ring, from a position in it.
     fn read(&self, at: u64, into: &mut [u8]);
     /// Copies data into the ring.
     fn write(&self, at: u64, from: &[u8]);

@@ -1,4 +1,4 @@
-//! One core's view of the buffer: what is in it, what has the byte, what is free, what is sent next.
+//! One core's view of the buffer: its content, which extent holds each byte, what is free, what is sent next.
 //!
 //! ```text
 //!      retired: durable            live: in the log and in the index                     not yet
@@ -6,14 +6,14 @@
 //!            tail│ written to the storage nodes, │ published … │ reserved …    │head
 //!                │ not known to be durable       │written
 //! ```
-//! A core that has the gate appends ([`Book::reserve`], [`Book::published`]), sends ([`Book::batch`], [`Book::sent`]) and flushes
-//! ([`Book::begin_flush`], [`Book::flushed`], [`Book::flush_failed`]). Any other follows ([`Book::follow`]), so that little is left
-//! to read when it is given the gate ([`Book::adopt`]).
+//! A core that has the gate appends ([`Book::reserve`], [`Book::published`]), sends ([`Book::batch`], [`Book::sent`])
+//! and flushes ([`Book::begin_flush`], [`Book::flushed`], [`Book::flush_failed`]). Any other core follows
+//! ([`Book::follow`]), so that little is left to adopt when it is given the gate ([`Book::adopt`]).
 //!
-//! A flush that fails leaves nothing certain of what was written since the last one that succeeded (Linux marks pages clean when
-//! their writeback fails). So everything above the tail counts as not written again, and what was written past the buffer meanwhile is lost.
-//! What only this core knows (the mark `written`, which pieces are written) is forgotten with it: the next one writes
-//! everything above the tail again.
+//! A flush that fails leaves it uncertain what has reached the nodes since the last flush that succeeded (Linux marks
+//! pages clean when their writeback fails). So everything above the tail counts as not written again, and what was
+//! written past the buffer since then is lost. Some facts are known to this core only: the mark `written`, and which
+//! pieces are written. They die with it, and the next core writes everything above the tail again.
 
 mod damage;
 mod flushing;
@@ -39,17 +39,17 @@ pub use self::{
     sending::Batch,
 };
 
-/// A higher sequence number than this is damage: a state word has 62 bits for it, and no core lives that long.
+/// A higher sequence number is damage: a state word has 62 bits for it, and no core lives long enough to reach this.
 const SEQ_KNOWN_MAX: u64 = u64::MAX >> 8;
 
 /// An extent that is not retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Live {
-    /// Its place in the data ring is taken, up to this virtual position.
+    /// Its room in the data ring is reserved, up to this virtual position.
     Reserved { end: u64 },
     /// It is in the log and in the index.
     Published(Extent),
-    /// It will never be published: its core has died. Or its data is lost.
+    /// It will never be published, because its core has died; or its data is lost.
     Void,
 }
 
@@ -57,7 +57,7 @@ enum Live {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// A place for an extent.
+/// The slot and ring position reserved for an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Reservation {
@@ -67,10 +67,10 @@ pub struct Reservation {
     pub position: u64,
 }
 
-/// What a follower did.
+/// The outcome of a call to follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
-    /// Extents taken in.
+    /// Extents that were read.
     pub extents: u64,
     /// Of these, extents whose data or slot was damaged.
     pub damaged: u64,
@@ -84,22 +84,24 @@ pub struct Book {
     index: Index,
     noted: Noted,
     lost: Lost,
-    /// `lost` is not yet what stands in the segment.
+    /// `lost` differs from the list in the segment.
     is_unsaved: bool,
-    /// What is noted and counts as lost: to be forgotten when that is saved.
+    /// Noted ranges that count as lost: to be cleared in the bitmaps once `lost` is saved.
     lost_noted: Vec<Range<u64>>,
     /// Damaged extents that are not retired, found by this core before it had the gate: sequence number and range.
     found: Vec<(u64, Range<u64>)>,
-    /// Highest sequence number of an extent whose slot is damaged: nobody knows what it covered, so what is older is not certain.
+    /// Highest sequence number of an extent whose slot is damaged. The range it covered is unknown, so older data is
+    /// not certain.
     doubt: u64,
     /// The extent with sequence number `tail + 1` first.
     live: VecDeque<Live>,
     tail: u64,
-    /// Up to this extent everything was written to the storage nodes, by this core since it took over, or something newer.
+    /// Up to this extent everything was written to the storage nodes by this core since it adopted the buffer, or was
+    /// superseded.
     written: u64,
-    /// Pieces that bear another number than this are not written.
+    /// A piece that bears another number than this is not written.
     epoch: u32,
-    /// Flushes that failed, and times that the buffer was taken over: what was under way then counts for nothing.
+    /// Failed flushes, plus adoptions. Each of them invalidates the batches and flushes that were under way.
     failures: u64,
     /// Virtual position behind the last reserved extent, behind the last written one, and behind the last retired one.
     end: u64,
@@ -109,7 +111,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// A book on a buffer of a volume of `size` bytes; nothing is known of what is in it yet.
+    /// A book on a buffer of a volume of `size` bytes. It knows nothing of the content yet.
     pub fn new(geometry: Geometry, size: u64) -> Self {
         Self {
             geometry,
@@ -138,7 +140,7 @@ impl Book {
         self.bytes
     }
 
-    /// Highest sequence number handed out.
+    /// Highest sequence number assigned.
     pub fn head(&self) -> u64 {
         self.tail + self.live.len() as u64
     }
@@ -153,44 +155,44 @@ impl Book {
         self.written
     }
 
-    /// How full it is, in thousandths: of its slots or of its data ring, whichever is fuller.
+    /// How full the buffer is, in thousandths: its slots or its data ring, whichever is fuller.
     pub fn fill(&self) -> u64 {
         self.thousandths(self.live.len() as u64, self.end.saturating_sub(self.freed))
     }
 
-    /// As [`Book::fill`], of what is not written to the storage nodes.
+    /// As [`Book::fill`], but only what is not written to the storage nodes.
     pub fn dirty_fill(&self) -> u64 {
         self.thousandths(self.head() - self.written, self.end.saturating_sub(self.sent_end))
     }
 
-    /// As [`Book::fill`], of what is written and not known to be durable.
+    /// As [`Book::fill`], but only what is written and not known to be durable.
     pub fn written_fill(&self) -> u64 {
         self.thousandths(self.written - self.tail, self.sent_end.saturating_sub(self.freed))
     }
 
     fn thousandths(&self, slots: u64, bytes: u64) -> u64 {
         let Geometry { capacity, slots: all } = self.geometry;
-        // A buffer of no bytes has nothing in it.
+        // A buffer with a capacity of 0 bytes has nothing in it.
         let bytes = (bytes * 1000).checked_div(capacity).unwrap_or(0);
         bytes.max(slots * 1000 / all)
     }
 
-    /// What is buffered where.
+    /// Which extent holds which byte.
     pub const fn index(&self) -> &Index {
         &self.index
     }
 
-    /// What is lost.
+    /// The lost ranges.
     pub const fn lost(&self) -> &Lost {
         &self.lost
     }
 
-    /// What was written past the buffer.
+    /// The noted ranges.
     pub const fn noted(&self) -> &Noted {
         &self.noted
     }
 
-    /// Takes a place for an extent.
+    /// Reserves a slot and room in the ring for an extent.
     ///
     /// # Errors
     /// [`Full`].
@@ -202,14 +204,14 @@ impl Book {
             self.sent_end = self.end;
         }
         let slots = match kind {
-            // The volumes of some tests have fewer.
+            // Some tests have volumes with fewer slots.
             ExtentKind::Data => slots - SLOTS_WITHOUT_DATA.min(slots / 4),
             ExtentKind::Discard | ExtentKind::Zeroes => slots,
         };
         if capacity == 0 || self.live.len() as u64 >= slots {
             return Err(Full);
         }
-        // In one piece: what does not fit before the ring's end begins at its start.
+        // The data of an extent is contiguous: what does not fit before the ring's end begins at its start.
         let left = capacity - self.end % capacity;
         let position = if stored > left { self.end + left } else { self.end };
         if (position + stored).saturating_sub(self.freed) > capacity {
@@ -222,7 +224,7 @@ impl Book {
         Ok(Reservation { seq, position })
     }
 
-    /// An extent was published in its place: from now on it has its bytes.
+    /// An extent was published in its slot: from now on the index maps its bytes to it.
     pub fn published(&mut self, area: &impl Area, seq: u64, extent: &Extent) {
         self.enter(seq, extent);
         if self.lost.remove(&(extent.offset..extent.end())) {
@@ -233,7 +235,7 @@ impl Book {
     }
 
     fn enter(&mut self, seq: u64, extent: &Extent) {
-        // A core that lost the gate while it copied the data may find the extent retired by another.
+        // A core that lost the gate while it copied the data may find that another core has retired the extent.
         let Some(place) = self.place(seq).and_then(|place| self.live.get_mut(place)) else { return };
         *place = Live::Published(*extent);
         self.end = self.end.max(extent.position + extent.stored());
@@ -255,7 +257,7 @@ impl Book {
 
     fn retire_to(&mut self, tail: u64) {
         if self.tail < tail {
-            // What was found on the way is known to whoever retired it.
+            // Damage to a retired extent is known to the core that retired it.
             self.found.retain(|(seq, _)| *seq > tail);
         }
         while self.tail < tail {
@@ -280,7 +282,8 @@ impl Book {
         }
     }
 
-    /// Takes in what another core has published and retired since; up to `limit` extents, each with its checksum verified.
+    /// Follows what another core has published and retired since: up to `limit` extents, each with its checksum
+    /// verified.
     pub fn follow(&mut self, area: &impl Area, limit: u64) -> Followed {
         let mut followed = Followed::default();
         let (tail, head) = (log::tail(area), log::head(area));
@@ -289,7 +292,7 @@ impl Book {
         }
         self.retire_to(tail);
         while self.head() < head && followed.extents < limit {
-            // Damage that is not certain to be some is for whoever has the gate to find out.
+            // A follower cannot be certain that this is damage. The core that has the gate finds out.
             match self.read_next(area) {
                 Next::Retired => {}
                 Next::Extent { seq, extent, sound } => self.take_in(seq, &extent, sound, &mut followed),
@@ -299,13 +302,14 @@ impl Book {
         followed
     }
 
-    /// Takes the buffer over: nobody appends any more, so what is only reserved never will be published, and what is
-    /// neither is damaged. Whatever follows is appended by this core. Another core may still retire.
+    /// Adopts the buffer. No other core appends any more. So an extent that is only reserved never will be published,
+    /// and a slot that is neither reserved nor published is damaged. Later extents are appended by this core. Another
+    /// core may still retire.
     pub fn adopt(&mut self, area: &impl Area) -> Followed {
         let mut followed = Followed::default();
         let (tail, head) = (log::tail(area), log::head(area));
         if tail > head || head - tail > self.geometry.slots || self.head() > head || self.tail > tail {
-            // The header itself is damaged, so anything may be missing.
+            // The header itself is damaged, so any extent may be missing.
             self.begin_anew(area, tail, head);
             return Followed { extents: 0, damaged: 1 };
         }
@@ -317,10 +321,10 @@ impl Book {
                 Next::Reserved => self.live.push_back(Live::Void),
                 Next::Extent { seq, extent, sound } => self.take_in(seq, &extent, sound, &mut followed),
                 Next::Damaged => {
-                    // Something was acknowledged here, and nobody knows where.
+                    // An extent was acknowledged here, and its range is unknown.
                     self.live.push_back(Live::Void);
                     self.doubt = self.head();
-                    // Covers whatever was found before it; and one for each of many would take too long to settle.
+                    // It covers every damage found before. To settle each of many would take too long.
                     self.found.clear();
                     self.found.push((self.doubt, 0..self.size));
                     followed.extents += 1;
@@ -329,8 +333,8 @@ impl Book {
             }
         }
         self.settle_lost(area);
-        // Positions grow with the sequence numbers, so the first extent has the lowest and the last the highest. What is known
-        // of retired ones does not count: a core that did not see them has begun lower.
+        // Positions grow with the sequence numbers, so the first extent has the lowest and the last the highest.
+        // Positions of retired extents do not count: a core that did not see those has begun lower.
         let published = |live: &Live| if let Live::Published(extent) = live { Some(*extent) } else { None };
         if let Some(last) = self.live.iter().rev().find_map(published) {
             self.end = last.position + last.stored();
@@ -341,7 +345,7 @@ impl Book {
         followed
     }
 
-    /// What the slot behind the last one known says.
+    /// Reads the slot behind the last one known.
     fn read_next(&mut self, area: &impl Area) -> Next {
         let seq = self.head() + 1;
         let next = match log::look(area, seq) {
@@ -353,15 +357,15 @@ impl Book {
             Slot::Extent(_) | Slot::Other => Next::Damaged,
         };
         if log::is_retired(area, seq) {
-            // And perhaps reused while it was read.
+            // The slot may also have been reused while it was read.
             self.retire_to(log::tail(area));
             return Next::Retired;
         }
         next
     }
 
-    /// This core has the gate anew: of what was written nobody knows whether it is durable. What it had found out and could not put
-    /// into the segment before it lost the gate is its successor's to find out.
+    /// This core is given the gate anew. It is not known whether what it wrote before is durable. What it had found out
+    /// and could not put into the segment before it lost the gate is for its successor to find.
     fn forget_written(&mut self) {
         self.epoch += 1;
         self.failures += 1;
@@ -386,7 +390,7 @@ impl Book {
         if sound {
             self.enter(seq, extent);
         } else {
-            // Older data of this range is not what was acknowledged last.
+            // Older data of this range is not what was acknowledged last, so it must not be read either.
             followed.damaged += 1;
             self.index.remove(extent.offset..extent.end());
             self.found.push((seq, extent.offset..extent.end()));
@@ -394,15 +398,15 @@ impl Book {
     }
 }
 
-/// What a slot says that was not known yet.
+/// What the next slot holds.
 enum Next {
     /// Nothing: it is retired.
     Retired,
     /// Nothing yet, or never.
     Reserved,
-    /// Its extent, and whether the data has its checksum.
+    /// An extent, and whether its data has its checksum.
     Extent { seq: u64, extent: Extent, sound: bool },
-    /// What nobody can read.
+    /// Nothing readable.
     Damaged,
 }
 

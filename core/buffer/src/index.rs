@@ -1,5 +1,5 @@
-//! The index: which extent holds which byte of the volume. Pieces do not overlap; where extents do, the one with the higher
-//! sequence number has the byte, in whatever order they are entered.
+//! The index: which extent holds which byte of the volume. Pieces do not overlap. Where extents overlap, the one with
+//! the higher sequence number has the byte, whatever the order of insertion.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::ops::Range;
@@ -17,14 +17,14 @@ pub struct Piece {
     pub seq: u64,
     /// Virtual position of its first byte, where it has data.
     pub position: u64,
-    /// What its extent makes of the range.
+    /// The kind of its extent.
     pub kind: ExtentKind,
-    /// The epoch in which it was written to the storage nodes; 0: it was not.
+    /// The epoch in which it was written to the storage nodes; 0: it is not written.
     pub written: u32,
 }
 
 impl Piece {
-    /// The part of the piece that lies in a range; not empty only where they overlap.
+    /// The part of the piece inside a range. Meaningful only where they overlap.
     pub fn within(&self, range: &Range<u64>) -> Self {
         let start = self.start.max(range.start);
         Self { start, end: self.end.min(range.end), position: self.position + (start - self.start), ..*self }
@@ -40,7 +40,7 @@ impl Piece {
         self.end - self.start
     }
 
-    /// Whether it has no bytes; no piece of an index is so.
+    /// Whether it has no bytes. No piece of an index is empty.
     pub const fn is_empty(&self) -> bool {
         self.end <= self.start
     }
@@ -60,7 +60,7 @@ impl Index {
 
     /// The pieces that overlap a range, whole, in order.
     pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = &Piece> {
-        // Mostly there are none, and that is found out with half the searching.
+        // In most cases there are none, and this check costs half the searching.
         let hit = self.overlaps(range.clone()).then(|| {
             let before = self.pieces.range(..range.start).next_back().map(|(_, piece)| piece);
             let before = before.filter(|piece| piece.end > range.start);
@@ -71,7 +71,7 @@ impl Index {
 
     /// Whether anything of a range is buffered.
     pub fn overlaps(&self, range: Range<u64>) -> bool {
-        // Of the pieces that begin before its end the last one reaches furthest.
+        // Of the pieces that begin before the range's end, the last one reaches furthest.
         let last = self.pieces.range(..range.end).next_back();
         range.start < range.end && last.is_some_and(|(_, piece)| piece.end > range.start)
     }
@@ -102,7 +102,7 @@ impl Index {
         at
     }
 
-    /// Enters a piece, which is not written yet: it takes the bytes of its range that no newer one has.
+    /// Inserts a piece, which is not written yet: it takes the bytes of its range that no newer piece has.
     pub fn insert(&mut self, new: Piece) {
         let (seq, range) = (new.seq, new.span());
         if range.is_empty() {
@@ -127,12 +127,12 @@ impl Index {
         }
         if at < range.end {
             let rest = at..range.end;
-            // What is left behind the last newer piece; older ones in it were carved out above.
+            // The rest behind the last newer piece. Older pieces in it were carved out above.
             self.put(new.within(&rest));
         }
     }
 
-    /// Takes every piece of a range out, whoever's it is.
+    /// Removes a range from every piece, of whichever extent.
     pub fn remove(&mut self, range: Range<u64>) {
         let hit: Vec<Piece> = self.overlapping(range.clone()).copied().collect();
         for old in hit {
@@ -140,7 +140,7 @@ impl Index {
         }
     }
 
-    /// Takes the pieces of one extent out of its range.
+    /// Removes the pieces of one extent from its range.
     pub fn remove_of(&mut self, seq: u64, range: Range<u64>) {
         let hit: Vec<Piece> = self.overlapping(range).filter(|piece| piece.seq == seq).copied().collect();
         for old in hit {
@@ -148,12 +148,13 @@ impl Index {
         }
     }
 
-    /// Notes that these bytes of one extent were written to the storage nodes in this epoch; 0: that they are not there any more.
+    /// Notes that these bytes of one extent were written to the storage nodes in this epoch; 0: that they are no longer
+    /// there.
     pub fn set_written(&mut self, sent: &Piece, epoch: u32) {
         let hit: Vec<Piece> =
             self.overlapping(sent.start..sent.end).filter(|piece| piece.seq == sent.seq).copied().collect();
         for old in hit {
-            // Only a piece that was sent whole: one that grew cannot be, pieces only shrink.
+            // Only a piece that was sent whole. One that has grown does not exist: pieces only shrink.
             if old.start >= sent.start && old.end <= sent.end {
                 self.pieces.get_mut(&old.start).expect("it was found just now").written = epoch;
             }
@@ -164,7 +165,7 @@ impl Index {
         self.pieces.insert(piece.start, piece);
     }
 
-    /// Leaves of a piece what lies outside of the range.
+    /// Keeps of a piece what lies outside of the range.
     fn carve(&mut self, old: &Piece, range: &Range<u64>) {
         self.pieces.remove(&old.start);
         let (left, right) = (old.start..range.start, range.end..old.end);
@@ -190,7 +191,7 @@ mod tests {
         Piece { start: range.start, end: range.end, seq, position, kind: ExtentKind::Data, written: 0 }
     }
 
-    /// Byte for byte: sequence number and virtual position.
+    /// For each byte: sequence number and virtual position.
     type Model = Vec<Option<(u64, u64)>>;
 
     fn agrees(index: &Index, model: &Model) {
@@ -214,7 +215,7 @@ mod tests {
     }
 
     proptest! {
-        /// Extents in any order, removals of ranges and of extents, against a byte-wise model.
+        /// Extents in any order, and removals of ranges and of extents, against a byte-wise model.
         #[test]
         fn the_highest_sequence_number_has_the_byte(
             ops in prop::collection::vec((0u8..4, 0..SIZE, 1u64..60, 1u64..1000), 1..60),

@@ -1,9 +1,9 @@
-//! The log: extents in the shared memory, each wholly there or not there.
+//! The log: extents in the shared memory, each wholly there or not there at all.
 //!
-//! The order of the stores is the whole of it. [`reserve`] marks the slot before the head counts it; [`publish`] stores data
-//! and fields before the state that makes them count; [`retire`] is one store. A core that dies between any two of them leaves
-//! a log that [`look`] reads rightly. The marks of what was only reserved tell a death from damage: a slot below the head
-//! that bears neither mark of its sequence number has been overwritten.
+//! Correctness rests on the order of the stores. [`reserve`] marks the slot before the head counts it. [`publish`]
+//! stores data and fields before the state that makes them valid. [`retire`] is one store. A core that dies between any
+//! two of them leaves a log that [`look`] reads correctly. The marks of reserved slots tell a death from damage: a slot
+//! below the head that bears neither mark of its sequence number has been overwritten.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 #[cfg(not(loom))]
@@ -15,30 +15,31 @@ use everdisk_proto::buffer::{Extent, ExtentKind, SlotState, word};
 
 use crate::area::Area;
 
-/// Data is read in pieces of this size to be verified: one that stays in the first cache.
+/// To be verified, data is read in pieces of this size, which stay in the L1 cache.
 const SCRATCH_BYTES: usize = 8 << 10;
 
-/// What the slot of a sequence number says.
+/// The content of a sequence number's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// Being written, or never to be finished because its core has died.
     Reserved,
-    /// There.
+    /// Published.
     Extent(Extent),
-    /// Something else: reused since, when the log goes that far; else damaged.
+    /// Anything else. The slot was reused, if the log has advanced that far; otherwise it is damaged.
     Other,
 }
 
-/// Takes the slot of the next sequence number, which the caller hands out one by one. The slot's last extent must be retired.
+/// Marks the slot of the next sequence number, which the caller assigns one by one. The slot's last extent must be
+/// retired.
 pub fn reserve(area: &impl Area, seq: u64) {
     let slot = area.geometry().slot_word(seq);
     area.store(slot, SlotState::Reserved(seq).encode(), Release);
     area.store(word::HEAD, seq, Release);
-    // Whoever sees a byte of what is copied in now also sees that the extent it lay in before is retired; see `look`.
+    // A reader that sees a byte of what is copied in now also sees that the extent there before is retired; see `look`.
     fence(Release);
 }
 
-/// Copies the data in, if it has any, and publishes the extent: from the last store on it is there.
+/// Copies the data in, if there is any, and publishes the extent. It counts from the last store on.
 pub fn publish(area: &impl Area, seq: u64, extent: &Extent, data: &[u8]) {
     if extent.kind == ExtentKind::Data {
         area.write(extent.position % area.geometry().capacity, data);
@@ -50,13 +51,13 @@ pub fn publish(area: &impl Area, seq: u64, extent: &Extent, data: &[u8]) {
     area.store(slot, SlotState::Published(seq).encode(), Release);
 }
 
-/// Retires every extent up to `seq`. A core that lost the gate meanwhile may come late with it: what it says is true all the same, so the
-/// mark is raised, and never goes back.
+/// Retires every extent up to `seq`. A core that has lost the gate may do so late. Its statement still is true, so the
+/// mark is only ever raised, and never goes back.
 pub fn retire(area: &impl Area, seq: u64) {
     area.raise(word::TAIL, seq);
 }
 
-/// Highest sequence number retired. Load it before the head: it never is above the head then.
+/// Highest sequence number retired. Load it before the head: then it is never above the head.
 pub fn tail(area: &impl Area) -> u64 {
     area.load(word::TAIL, Acquire)
 }
@@ -66,19 +67,20 @@ pub fn head(area: &impl Area) -> u64 {
     area.load(word::HEAD, Acquire)
 }
 
-/// Begins anew behind a sequence number, after damage to the header.
+/// Begins anew above a sequence number, after damage to the header.
 pub fn reset(area: &impl Area, seq: u64) {
     area.store(word::HEAD, seq, Release);
     area.store(word::TAIL, seq, Release);
 }
 
-/// Whether an extent is retired, for a reader that has looked at it and wants to know whether it stood meanwhile.
+/// Whether an extent is retired. A reader checks it after it has read the extent: if it is not, the extent was in place
+/// all the while.
 pub fn is_retired(area: &impl Area, seq: u64) -> bool {
     fence(Acquire);
     tail(area) >= seq
 }
 
-/// What the slot of a sequence number says. That it stood while it was read is certain when it is not retired afterwards
+/// Reads the slot of a sequence number. The result is certain only if the extent is not retired afterwards
 /// ([`is_retired`]).
 pub fn look(area: &impl Area, seq: u64) -> Slot {
     let slot = area.geometry().slot_word(seq);

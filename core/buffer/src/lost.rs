@@ -1,6 +1,6 @@
-//! Ranges of the volume whose acknowledged data is lost: buffered data that was found damaged, and what was written past the buffer
-//! before a flush failed. Like unreadable sectors of a disk: reading one is an error until it is written anew. The list stands in
-//! the buffer's header, so that every core knows it.
+//! Ranges of the volume whose acknowledged data is lost: buffered data that was found damaged, and data written past
+//! the buffer before a flush failed. They are like unreadable sectors of a disk: reading one is an error until it is
+//! written anew. The list is in the buffer's header, so that every core knows it.
 
 use alloc::vec::Vec;
 use core::{
@@ -20,7 +20,7 @@ impl Lost {
     /// Reads the list.
     pub fn load(area: &impl Area) -> Self {
         let state = area.load(word::LOST, Acquire);
-        // Another core wrote the count: what is not possible is taken as all there is room for.
+        // Another core wrote the count. An impossible one is taken as the largest the table has room for.
         let count = usize::try_from(lost_count(state)).unwrap_or(LOST_MAX).min(LOST_MAX);
         let range = |entry| {
             let at = table(state >> 32) + 2 * entry;
@@ -32,7 +32,7 @@ impl Lost {
         lost
     }
 
-    /// Writes the list: into the table that is not in use, then one store makes it the one in use.
+    /// Writes the list into the table that is not in use. Then one store makes that the table in use.
     pub fn save(&self, area: &impl Area) {
         let next = 1 - ((area.load(word::LOST, Relaxed) >> 32) & 1);
         for (entry, range) in self.0.iter().enumerate() {
@@ -58,7 +58,7 @@ impl Lost {
         range.start < range.end && self.0.iter().any(|lost| lost.start < range.end && range.start < lost.end)
     }
 
-    /// A range is lost.
+    /// Adds a range.
     pub fn add(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -67,13 +67,13 @@ impl Lost {
         self.normalise();
     }
 
-    /// Several ranges are lost.
+    /// Adds several ranges.
     pub fn add_all(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) {
         self.0.extend(ranges.into_iter().filter(|range| !range.is_empty()));
         self.normalise();
     }
 
-    /// In order, without overlaps, not more than there is room for.
+    /// Restores the order, without overlaps and within the capacity.
     fn normalise(&mut self) {
         self.0.sort_unstable_by_key(|range| range.start);
         let mut merged: Vec<Range<u64>> = Vec::with_capacity(self.0.len());
@@ -87,7 +87,7 @@ impl Lost {
         self.bound();
     }
 
-    /// Keeps the list as long as its place: of too many ranges those that lie closest are joined.
+    /// Keeps the list within its capacity by joining the ranges that lie closest.
     fn bound(&mut self) {
         let Some(surplus) = self.0.len().checked_sub(LOST_MAX).filter(|surplus| *surplus > 0) else { return };
         let mut gaps: Vec<(u64, usize)> =
@@ -101,13 +101,13 @@ impl Lost {
         }
     }
 
-    /// Whether a range can be written anew: not where it would cut a lost range in two and there is no room for another, for then
-    /// what was written anew would have to be counted as lost again.
+    /// Whether a range can be written anew. It cannot where it would cut a lost range in two and there is no room for
+    /// another: what was written anew would have to count as lost again.
     pub fn has_room_to_cut(&self, range: &Range<u64>) -> bool {
         self.0.len() < LOST_MAX || !self.0.iter().any(|lost| lost.start < range.start && range.end < lost.end)
     }
 
-    /// A range was written anew. Whether that changed anything: nothing where [`Lost::has_room_to_cut`] says no.
+    /// A range was written anew. Returns whether that changed anything: not where [`Lost::has_room_to_cut`] is false.
     pub fn remove(&mut self, range: &Range<u64>) -> bool {
         if !self.overlaps(range) || !self.has_room_to_cut(range) {
             return false;
@@ -160,7 +160,7 @@ mod tests {
         assert!((0..count).all(|n| at_once.overlaps(&(n * 10..n * 10 + 1))));
     }
 
-    /// semantics 12: "until the range is written anew", however many ranges are lost.
+    /// semantics 12: "until the range is written anew", whatever the number of lost ranges.
     #[test]
     fn what_was_written_anew_is_not_lost_again() {
         let mut lost = Lost::default();
@@ -174,7 +174,7 @@ mod tests {
         assert!(lost.remove(&(200_000..212_288)) && lost.has_room_to_cut(&middle) && lost.remove(&middle));
     }
 
-    /// Whenever a core dies in it, the list is the old or the new one.
+    /// A core dies at any point of the save: the list is the old one or the new one.
     #[test]
     fn a_death_leaves_the_old_list_or_the_new_one() {
         let (mut old, mut new) = (Lost::default(), Lost::default());

@@ -1,12 +1,12 @@
-//! What was written past the buffer and is not known to be durable. It cannot be written again, so where a flush fails it is lost:
-//! which parts of the volume that is has to be known, also by the next core.
+//! What was written past the buffer and is not known to be durable. It cannot be written again, so it is lost where a
+//! flush fails. Which parts of the volume that concerns has to be known, also by the next core.
 //!
 //! ```text
 //!  write past the buffer ─► NEW ──── a flush begins ───► FLUSHED ──── it succeeds ─► cleared
 //!                                                            └─────── it fails ─────► what is in either is lost
 //! ```
-//! One bit stands for [`noted_granule`] bytes. A write is noted after it has reached the nodes and before it is acknowledged: so what
-//! is noted when a flush begins was written before it.
+//! One bit stands for [`noted_granule`] bytes. A write is noted after it has reached the nodes and before it is
+//! acknowledged. So everything that is noted when a flush begins was written before the flush.
 
 use alloc::vec::Vec;
 use core::{ops::Range, sync::atomic::Ordering::SeqCst};
@@ -18,7 +18,7 @@ use everdisk_proto::{
 
 use crate::area::Area;
 
-/// The smallest stripe unit: a part of this lies on one storage node.
+/// The smallest stripe unit: a range inside one multiple of it lies on one storage node.
 const PART_BYTES: u64 = STRIPE_MIN;
 
 /// First words of the two bitmaps.
@@ -34,10 +34,10 @@ pub struct Noted {
 }
 
 impl Noted {
-    /// Those of a volume of `size` bytes.
+    /// The bitmaps of a volume of `size` bytes.
     ///
     /// # Panics
-    /// Where a volume is larger than there can be.
+    /// When a volume is larger than the maximum.
     pub fn new(size: u64) -> Self {
         let granule = noted_granule(size);
         let words = usize::try_from(size.div_ceil(granule).div_ceil(64)).expect("there are few words");
@@ -55,7 +55,8 @@ impl Noted {
         });
     }
 
-    /// A flush begins: what is noted now was written before it. A death in here leaves a bit in one of the bitmaps, or in both.
+    /// A flush begins: what is noted now was written before it. A death in here leaves each bit in one of the bitmaps,
+    /// or in both.
     pub fn begin_flush(&self, area: &impl Area) {
         for index in 0..self.words {
             let bits = area.load(NEW + index, SeqCst);
@@ -76,7 +77,7 @@ impl Noted {
         }
     }
 
-    /// The ranges that are noted, in order, joined where they touch.
+    /// The noted ranges, in order, joined where they touch.
     pub fn ranges(&self, area: &impl Area) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for index in 0..self.words {
@@ -96,7 +97,8 @@ impl Noted {
         ranges
     }
 
-    /// As [`Noted::ranges`], in parts that do not cross a multiple of [`PART_BYTES`], where one bit stands for no more.
+    /// As [`Noted::ranges`], in parts that do not cross a multiple of [`PART_BYTES`], unless one bit stands for more
+    /// than that.
     pub fn parts(&self, area: &impl Area) -> Vec<Range<u64>> {
         let part = PART_BYTES.max(self.granule);
         let mut parts = Vec::new();
@@ -111,7 +113,7 @@ impl Noted {
         parts
     }
 
-    /// Forgets ranges that [`Noted::ranges`] told of, or parts of them.
+    /// Clears ranges that [`Noted::ranges`] returned, or parts of them.
     pub fn forget(&self, area: &impl Area, ranges: &[Range<u64>]) {
         for range in ranges {
             self.words_of(range, |index, mask| {
@@ -121,7 +123,7 @@ impl Noted {
         }
     }
 
-    /// The words of a bitmap that a range has bits in, and which.
+    /// The words of a bitmap in which a range has bits, with the bits.
     #[inline]
     fn words_of(&self, range: &Range<u64>, mut each: impl FnMut(usize, u64)) {
         let (mut bit, end) = (range.start / self.granule, range.end.div_ceil(self.granule));
@@ -146,7 +148,8 @@ mod tests {
     const SIZE: u64 = 300 * BLOCK + 100;
 
     proptest! {
-        /// What was noted before a flush that succeeds is gone, what was noted since is there, and nothing is ever missing.
+        /// What was noted before a flush that succeeds is cleared, what was noted since is there, and nothing is ever
+        /// missing.
         #[test]
         fn what_was_written_since_the_flush_began_is_noted(
             ops in prop::collection::vec((0u8..4, 0..SIZE, 1u64..20 * BLOCK), 1..40),
@@ -188,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Wherever a core dies while a flush begins, everything that was noted still is.
+    /// A core dies at any point of the beginning of a flush: everything that was noted still is.
     #[test]
     fn a_death_at_the_beginning_of_a_flush_forgets_nothing() {
         let noted = Noted::new(SIZE);

@@ -9,8 +9,8 @@ use everdisk_proto::buffer::{Geometry, word};
 
 use crate::area::Area;
 
-/// Memory that outlives the core that writes it. After a number of stores the core is dead: what it stores then is not there. A
-/// death in the middle of copying data leaves half of it.
+/// Memory that outlives the core that writes it. After a number of stores the core is dead, and its later stores have
+/// no effect. A death in the middle of copying data leaves half of it.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub struct MortalArea {
@@ -45,7 +45,7 @@ impl MortalArea {
         self.stores_left.set(Some(stores));
     }
 
-    /// Another core lives. Whether the one before had died.
+    /// Another core lives. Returns whether the one before had died.
     pub fn revive(&self) -> bool {
         self.stores_left.take() == Some(0)
     }
@@ -77,7 +77,7 @@ impl Area for MortalArea {
         self.words.borrow()[word]
     }
     fn store(&self, word: usize, value: u64, _: Ordering) {
-        // The count of bytes is for show; dying there is no different from dying after.
+        // The byte count is only informative: a death at it is the same as one after it.
         if word == word::BYTES || self.lives() {
             self.words.borrow_mut()[word] = value;
         }

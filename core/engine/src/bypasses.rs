@@ -1,8 +1,8 @@
 //! Writes past the buffer that are under way.
 //!
-//! What overlaps one waits: were it buffered and sent meanwhile, the write under way could land on top of it, and readers would
-//! see first the one and then the other. And when this core has lost the gate and been given it again, what it had under way
-//! before was abandoned, and has to be over before anything newer is sent (the fence).
+//! A request that overlaps one waits. Were it buffered and sent during that write, the write under way could land on
+//! top of it, and readers would see first the new data and then the old. When this core has lost the gate and been
+//! given it again, its earlier bypasses were abandoned. They have to be over before anything newer is sent (the fence).
 
 use std::{
     ops::Range,
@@ -11,11 +11,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The writes under way. Looked at and added to under the book's lock, so that nothing is buffered in between.
+/// The writes under way. Read and changed under the book's lock, so that nothing is buffered in between.
 #[derive(Debug, Default)]
 pub(crate) struct Bypasses {
     writes: Mutex<Writes>,
-    /// Number of those of this tenure, so that nobody takes the lock for none.
+    /// How many belong to this tenure: zero is known without the lock.
     count: AtomicUsize,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Bypassing<'a> {
 }
 
 impl Bypassing<'_> {
-    /// Whether it was taken in an earlier tenure: what it is for was abandoned.
+    /// Whether it was taken in an earlier tenure: its request was abandoned.
     pub(crate) fn is_past(&self) -> bool {
         self.bypasses.writes.lock().before.contains(&self.number)
     }
@@ -58,7 +58,7 @@ impl Bypasses {
         (!writes.overlap(range)).then(|| self.add(&mut writes, range))
     }
 
-    /// As [`Bypasses::enter`], whatever overlaps it: where nothing is buffered, or no byte changes.
+    /// As [`Bypasses::enter`], but regardless of overlaps: where nothing is buffered, or no byte changes.
     pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Bypassing<'_> {
         self.add(&mut self.writes.lock(), range)
     }
@@ -70,7 +70,7 @@ impl Bypasses {
         Bypassing { bypasses: self, number: writes.next, beside: writes.now.len() }
     }
 
-    /// Another tenure begins: what is under way was abandoned and holds up no request.
+    /// A tenure begins: the writes under way were abandoned and hold up no request.
     pub(crate) fn begin_tenure(&self) {
         let mut writes = self.writes.lock();
         let numbers: Vec<u64> = writes.now.drain(..).map(|(number, _)| number).collect();

@@ -21,7 +21,7 @@ use crate::{
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
 const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
-/// 2⁶⁴ divided by the golden ratio: its multiples spread over any range without a pattern.
+/// 2⁶⁴ divided by the golden ratio: its multiples are spread evenly over any range.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Linux's EOPNOTSUPP and ENOSPC.
@@ -55,7 +55,7 @@ struct Node {
 }
 
 impl Node {
-    /// An operation that changes nothing.
+    /// Runs an operation that changes nothing.
     #[inline]
     fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
         self.run_kind(Kind::Read, operation)
@@ -78,7 +78,7 @@ impl Node {
     fn read(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
         if self.reads.is_slow() {
             match self.store.read_at_once(offset, buf) {
-                // Of the node nothing is known yet.
+                // Nothing is known of this node's pace yet.
                 Ok(false) => {}
                 read => return self.run(|_| read.map(drop)),
             }
@@ -139,7 +139,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The bytes as a part of a node's file, where they are one and lie in memory. See [`Store::in_memory`].
+    /// The bytes as a part of a node's file, where they are one range there and lie in memory. See
+    /// [`Store::in_memory`].
     pub fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
         self.inside(offset, len).ok()?;
         let (node, at) = self.layout.single(offset, usize::try_from(len).ok()?)?;
@@ -173,7 +174,7 @@ impl Engine {
         } else {
             thread::scope(|scope| {
                 let begun = self.nodes[1..].iter().map(|node| {
-                    // Where no thread can be started, this one does it.
+                    // Where no thread can be started, this one flushes the node.
                     robust::start_scoped(scope, "flush", || flush(node)).map_err(|_| node)
                 });
                 let begun: Vec<_> = begun.collect();
@@ -198,10 +199,10 @@ impl Engine {
         (0..self.nodes.len()).filter(|node| nodes >> node & 1 == 1).any(|node| on(&node))
     }
 
-    /// From now on flushes tell of no error that another core has been told of already.
+    /// From now on flushes do not report an error that another core has been told of already.
     ///
     /// # Errors
-    /// The first [`IoError`]; then they may tell of one again.
+    /// The first [`IoError`]; then flushes may report such an error again.
     pub(crate) fn forget_errors(&self) -> Result<(), IoError> {
         // It says nothing about the nodes' health.
         self.nodes.iter().try_for_each(|node| Ok(node.store.forget_errors()?))
@@ -215,7 +216,7 @@ impl Engine {
     pub fn zero_and_keep(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let no_room = |error: &IoError| [EOPNOTSUPP, ENOSPC].contains(&error.errno());
         match self.write_zeroes(offset, len).and_then(|()| self.allocate(offset, len)) {
-            // The zeros were acknowledged; that there is space for them was not.
+            // The zeros were acknowledged; the space for them was not.
             Err(error) if no_room(&error) => self.discard_or_zero(offset, len),
             done => done,
         }
@@ -256,8 +257,8 @@ impl Engine {
         self.on_each(offset, len, |store, at, len| store.allocate(at, len))
     }
 
-    /// Offset of the next data or hole at or after `offset`, as lseek(2) has it: the volume's end is a hole, and `None`
-    /// (ENXIO) means that there is no more data or `offset` is not inside the volume. One look at each node.
+    /// Offset of the next data or hole at or after `offset`, as in lseek(2). The volume's end is a hole, and `None`
+    /// (ENXIO) means that there is no more data or `offset` is not inside the volume. One query to each node.
     ///
     /// # Errors
     /// [`IoError`].
@@ -269,16 +270,16 @@ impl Engine {
         for (index, node) in self.nodes.iter().enumerate() {
             let from = self.layout.node_len(index, offset);
             let found = node.run(|store| store.next(from, what))?;
-            assert!(found.is_none_or(|at| at >= from), "a store looks forward: from {from} it has found {found:?}");
-            // A node's end is a hole of the node; it maps to the volume's end or beyond, so it never is the nearest.
+            assert!(found.is_none_or(|at| at >= from), "a store searches forward: from {from} it has found {found:?}");
+            // A node's end is a hole of the node. It maps to the volume's end or beyond, so it is never the nearest.
             let found = found.map(|at| self.layout.volume_offset(index, at));
             nearest = nearest.into_iter().chain(found).min();
         }
         Ok(nearest)
     }
 
-    /// Reads every node's identity anew, then `blocks` blocks of 4 KiB (all there are, if fewer), one from each of as
-    /// many equal parts of the volume. Returns the number of blocks read.
+    /// Reads every node's identity anew. Then divides the volume into `blocks` equal parts and reads one block of 4 KiB
+    /// from each (all blocks there are, if fewer). Returns the number of blocks read.
     ///
     /// # Errors
     /// [`IoError`].
@@ -300,8 +301,8 @@ impl Engine {
         Ok(read)
     }
 
-    /// Reads one block of 4 KiB from every node that holds any and is not known to fail or to stall, another one at each call.
-    /// Returns the number of blocks read. Short, and takes no memory.
+    /// Reads one block of 4 KiB from every node that holds any and is not known to fail or to stall, at each call a
+    /// different one. Returns the number of blocks read. Short, and allocates no memory.
     ///
     /// # Errors
     /// [`IoError`].
@@ -318,7 +319,7 @@ impl Engine {
         Ok(read)
     }
 
-    /// Whether a look at a node usually takes long.
+    /// Whether a read of a node usually takes long.
     pub(crate) fn is_slow_to_read(&self) -> bool {
         self.nodes.iter().any(|node| node.reads.is_slow())
     }
@@ -328,7 +329,7 @@ impl Engine {
         self.nodes.iter().any(|node| node.changes.is_slow())
     }
 
-    /// Whether flushes of all nodes were seen to be quick.
+    /// Whether flushes of all nodes have been measured as quick.
     pub(crate) fn is_quick_to_flush(&self) -> bool {
         self.nodes.iter().all(|node| node.flushes.is_quick())
     }
@@ -338,8 +339,8 @@ impl Engine {
         self.nodes.iter().any(|node| node.flushes.is_slow())
     }
 
-    /// Looks whether the nodes end what they have begun. To be called several times a second, from a thread that does no I/O on a
-    /// node: one that hangs must not keep it from being seen.
+    /// Checks whether the nodes end the operations under way. To be called several times a second, from a thread that
+    /// does no I/O on a node: a hanging node must not block the check.
     pub fn watch(&self) {
         let now = Instant::now();
         self.nodes.iter().for_each(|node| node.health.watch(now));
@@ -380,7 +381,7 @@ impl Engine {
         }
     }
 
-    /// One operation per node on its part of the range, however many stripes that is.
+    /// One operation per node on its part of the range, whatever the number of stripes.
     fn on_each(
         &self,
         offset: u64,

@@ -21,7 +21,7 @@ pub enum IoError {
         "buffered data cannot be sent: {reason}. It is kept in the write buffer and sent when the node works again"
     )]
     Unsent {
-        /// As of the storage node's error.
+        /// The storage node's errno.
         errno: i32,
         /// The storage node's error.
         reason: String,
@@ -40,17 +40,17 @@ pub enum IoError {
         lost_sentence(*.lost_bytes)
     )]
     NotDurable {
-        /// As of the storage node's error.
+        /// The storage node's errno.
         errno: i32,
         /// The storage node's error.
         reason: String,
         /// Bytes of the volume that had been written past the buffer and may be gone.
         lost_bytes: u64,
     },
-    /// This flush succeeded; one that failed before was not told to whoever asks yet.
+    /// This flush succeeded, but an earlier one failed and this client has not been told of that yet.
     #[error("a flush has failed since this client was last answered one; everything written so far is durable now")]
     FailedBefore,
-    /// So many parts of the volume are lost that one cannot be cut in two.
+    /// The number of lost ranges is at its limit, so none of them can be split in two.
     #[error(
         "too many separate ranges of the volume are lost for a part of one to be written anew: write the whole of a lost \
          range, or begin where it begins"
@@ -74,8 +74,8 @@ pub enum IoError {
 }
 
 impl IoError {
-    /// The `errno` an application is given: EINVAL for a range outside, ENOSPC when a storage node is full,
-    /// EOPNOTSUPP when one cannot do such a thing, else EIO.
+    /// The `errno` for the application: EINVAL for a range outside the volume, ENOSPC when a storage node is full,
+    /// EOPNOTSUPP when a node does not support the operation, else EIO.
     pub fn errno(&self) -> i32 {
         match self {
             Self::OutOfRange { .. } => EINVAL,

@@ -1,4 +1,4 @@
-//! The gate as the engine sees it: who has it, and the requests that were let in.
+//! The gate as the engine sees it: which core has it, and the requests that were let in.
 
 use everdisk_gate::hold;
 pub use everdisk_gate::hold::Hold;
@@ -14,25 +14,26 @@ pub trait Gate: Send + Sync {
     #[must_use]
     fn begin_sending(&self, generation: u64) -> bool;
 
-    /// No longer.
+    /// Buffered data is no longer sent.
     fn end_sending(&self);
 
     /// Whether no other core still writes to the storage nodes. This core has announced itself.
     fn may_write(&self) -> bool;
 
-    /// Asks to change the segment, for what is no request: until [`Gate::leave`] no other core is given the gate. False when this core
-    /// does not have the gate under this generation, or it is closed. One thread at a time asks for each kind of work.
+    /// Asks for leave to change the segment for work that is no request. Until [`Gate::leave`] no other core is given
+    /// the gate. False when this core does not have the gate under this generation, or the gate is closed. One thread
+    /// at a time asks for each kind of work.
     #[must_use]
     fn enter(&self, work: Work, generation: u64) -> bool;
 
     /// After [`Gate::enter`].
     fn leave(&self, work: Work);
 
-    /// The buffer was taken over, with this many bytes in it.
+    /// The buffer was adopted, with this many bytes in it.
     fn taken_over(&self, bytes: u64);
 }
 
-/// What goes on without a request.
+/// Work without a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Buffered data is sent to the storage nodes.
@@ -44,7 +45,8 @@ pub enum Work {
 /// Why an operation was not done.
 pub type Stopped = hold::Stopped<IoError>;
 
-/// Goes away to wait for a storage node; others go on meanwhile where such a wait usually takes long.
+/// The request goes away to wait for a storage node. Where such a wait usually takes long, other requests go on beside
+/// it.
 pub(crate) fn away(hold: &dyn Hold, is_slow: bool) {
     hold.away();
     if is_slow {
@@ -52,7 +54,7 @@ pub(crate) fn away(hold: &dyn Hold, is_slow: bool) {
     }
 }
 
-/// After having been away.
+/// The request comes back from having been away.
 pub(crate) fn back(hold: &dyn Hold) -> Result<(), Stopped> {
     if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
 }

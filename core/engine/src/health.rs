@@ -1,7 +1,7 @@
-//! What is known of a storage node's health: whether the last operation of a kind failed, and the error in words; and whether one
-//! does not end. Costs two uncontended atomic additions per operation while all is well.
+//! What is known of a storage node's health: whether the last operation of a kind failed, with the error in words, and
+//! whether an operation does not end. Costs two uncontended atomic additions per operation while all is well.
 //!
-//! Reads, writes and flushes are told apart: a full node still reads well, and that does not make it a good one.
+//! Reads, writes and flushes are judged apart: a full node still reads well, which does not make it healthy.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -46,7 +46,7 @@ pub(crate) struct Health {
     watched: Mutex<Option<Watched>>,
 }
 
-/// The last look at which an operation was under way and another had ended since the one before.
+/// The last sample at which an operation was under way and another had ended since the sample before.
 #[derive(Debug)]
 struct Watched {
     ended: u64,
@@ -60,7 +60,7 @@ impl Health {
         self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It has ended. Wrong arguments do not count: they say nothing about the node.
+    /// The operation has ended. Invalid arguments do not count: they say nothing about the node.
     #[inline]
     pub(crate) fn end<T>(&self, kind: Kind, outcome: &Result<T, StoreError>) {
         self.ended.fetch_add(1, Ordering::Relaxed);
@@ -86,7 +86,7 @@ impl Health {
         }
     }
 
-    /// Looks whether operations under way end. To be called several times a second.
+    /// Checks whether operations under way end. To be called several times a second.
     pub(crate) fn watch(&self, now: Instant) {
         let (begun, ended) = (self.begun.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
         let mut watched = self.watched.lock();
@@ -120,7 +120,8 @@ impl Health {
         [&self.writes, &self.flushes, &self.reads].into_iter().find_map(Last::error)
     }
 
-    /// Whether a write has ended well since the core was started: until then it does not know what its predecessor knew.
+    /// Whether a write has succeeded since the core was started. Until then the core does not know what its predecessor
+    /// knew.
     pub(crate) fn has_written(&self) -> bool {
         self.written.load(Ordering::Relaxed)
     }
@@ -164,7 +165,7 @@ mod tests {
         assert!(health.is_good());
     }
 
-    /// A full node reads well: it has failed until a change of it ends well.
+    /// A full node reads well. It counts as failed until a change of it succeeds.
     #[test]
     fn a_read_does_not_make_a_node_good_that_takes_no_writes() {
         let health = Health::default();

@@ -52,7 +52,7 @@ impl Layout {
         ((stripe % self.nodes) as usize, node_offset)
     }
 
-    /// Node and node offset of a range that does not leave its stripe; `None` when it does.
+    /// Node and node offset of a range inside one stripe; `None` when it crosses into another.
     #[inline]
     pub const fn single(&self, offset: u64, len: usize) -> Option<(usize, u64)> {
         // Not an overflow: both are at most the stripe unit.

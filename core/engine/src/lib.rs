@@ -1,13 +1,13 @@
 //! Executes a volume's I/O.
 //!
 //! ```text
-//!  WriteBack   what the front ends are served by: acknowledges writes once they are buffered (D5)
+//!  WriteBack   serves the front ends: acknowledges writes once they are buffered (D5)
 //!    │  buffer   in the segment, see everdisk-buffer
 //!    │  sender   sends it to the storage nodes, in large parts
 //!    ▼
 //!  Engine      the operations on the storage nodes, on the caller's thread (M7)
 //!    layout    where each byte lies
-//!    health    how the nodes are
+//!    health    state of the nodes
 //! ```
 #![forbid(unsafe_code)]
 

@@ -46,7 +46,8 @@ impl Engine {
         Ok(Self::new(spec.size, layout(spec), stores))
     }
 
-    /// Makes every node ready, and its directory where that is missing. The places of the nodes whose directory was made.
+    /// Makes every node ready, and its directory where that is missing. Returns the indices of the nodes whose
+    /// directory was made.
     ///
     /// # Errors
     /// [`OpenError`]; then the nodes that were made are removed again.
@@ -68,7 +69,7 @@ impl Engine {
         Ok(made)
     }
 
-    /// Whether the directory of every node that is to be made is there.
+    /// Checks that the directory of every node that is to be made exists.
     ///
     /// # Errors
     /// The first that is missing.
@@ -77,8 +78,8 @@ impl Engine {
         Ok(checked.collect::<Result<_, _>>()?)
     }
 
-    /// The places of the nodes whose file systems have less free space than a volume of `size` bytes may come to need there, with what
-    /// is free and what is needed. Nodes that share a file system need the sum.
+    /// Returns the indices of the nodes whose file systems have less free space than a volume of `size` bytes may come
+    /// to need there, with the free and the needed bytes. Nodes that share a file system need the sum.
     pub fn short_of_room(spec: &VolumeSpec, size: u64) -> Vec<(usize, u64, u64)> {
         let parts: Vec<(Option<Room>, u64)> =
             formats(spec, size).map(|(node, format)| (room::room(&node.url), format.len)).collect();
@@ -91,7 +92,7 @@ impl Engine {
             .collect()
     }
 
-    /// Whether a core could serve from every node; changes nothing.
+    /// Checks that a core could serve from every node. Changes nothing.
     ///
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
@@ -101,7 +102,7 @@ impl Engine {
         Ok(nodes.try_for_each(|(node, format)| everdisk_store::check_open(&node.url, &format))?)
     }
 
-    /// Whether every node is there, is this volume's and may be removed; changes nothing.
+    /// Checks that every node is there, is this volume's and may be removed. Changes nothing.
     ///
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
@@ -111,7 +112,8 @@ impl Engine {
         Ok(nodes.try_for_each(|node| everdisk_store::check_destroy(&node.url, spec.uuid, node.uuid))?)
     }
 
-    /// Removes every node's data and superblock. Every node is tried; may be repeated. The places of the nodes where there was nothing.
+    /// Removes every node's data and superblock. Every node is tried. May be repeated. Returns the indices of the nodes
+    /// where there was nothing.
     ///
     /// # Errors
     /// The first [`OpenError`].
@@ -128,7 +130,7 @@ impl Engine {
         Ok(gone)
     }
 
-    /// Whether [`Engine::resize`] would begin; changes nothing.
+    /// Checks that [`Engine::resize`] would begin. Changes nothing.
     ///
     /// # Errors
     /// [`OpenError`] names the first node that is in the way.
@@ -142,8 +144,9 @@ impl Engine {
         Ok(nodes.try_for_each(|((node, old), (_, new))| everdisk_store::check_resize(&node.url, &old, &new))?)
     }
 
-    /// Grows the volume, which no core may have open, from `spec.size` to `new_size` bytes. Until its description says the new size, it may
-    /// be repeated with any other, and with `spec.size` it is undone: what an interruption left above that nobody has written to.
+    /// Grows the volume, which no core may have open, from `spec.size` to `new_size` bytes. Until the volume's
+    /// description has the new size, a resize may be repeated with any other size. With `spec.size` it is undone: this
+    /// removes what an interrupted resize left above that, to which nothing has been written.
     ///
     /// ```text
     ///  every node is there, is this one, may be changed, and its file system holds the length      nothing is changed
@@ -151,7 +154,7 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`OpenError`]; then every node is as `spec` says, unless it says otherwise.
+    /// [`OpenError`]; then every node is as `spec` says, unless the error says otherwise.
     pub fn resize(spec: &VolumeSpec, new_size: u64) -> Result<(), OpenError> {
         Self::check_resize(spec, new_size)?;
         let resized = bring_to(spec, new_size);
@@ -163,7 +166,7 @@ impl Engine {
     }
 }
 
-/// Brings every node to a size. Every node is tried.
+/// Brings every node to `size`. Every node is tried.
 fn bring_to(spec: &VolumeSpec, size: u64) -> Result<(), everdisk_store::OpenError> {
     let nodes = formats(spec, spec.size).zip(formats(spec, size));
     let tried = nodes.map(|((node, old), (_, new))| everdisk_store::resize(&node.url, &old, &new));

@@ -1,28 +1,30 @@
-//! How long operations of one kind usually take on a node: whether they are worth it that others go on meanwhile.
+//! How long operations of one kind usually take on a node. It decides whether other requests should go on during such
+//! an operation.
 //!
-//! To pass the work on to another thread costs about as much as a wake, some tens of microseconds. What takes much longer is slow;
-//! what takes less is quick, and only every eighth time looked at, because to look costs something as well. The time that it takes to
-//! copy the bytes does not count: large operations are no slower for the node than small ones.
+//! To pass the work on to another thread costs about as much as a wake, some tens of microseconds. An operation that
+//! takes much longer is slow; any other is quick. While a node is quick only every eighth operation is timed, because
+//! reading the clock has a cost as well. The time it takes to copy the bytes is subtracted: a large operation is no
+//! slower for the node than a small one.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// Usually more than this: slow from now on.
+/// Above this average an operation counts as slow.
 const SLOW: Duration = Duration::from_micros(200);
-/// Usually less than this: quick again.
+/// Below this average it counts as quick again.
 const QUICK: Duration = Duration::from_micros(100);
-/// A time counts as this at most, so that one interruption says nothing.
+/// A longer sample is clamped to this, so that one interruption does not decide.
 const MOST: Duration = Duration::from_millis(1);
-/// What a copy takes at most for each byte, even where the memory is new and the CPU is shared: 1 GB/s.
+/// Upper bound of the copy time per byte in nanoseconds, even for new memory and a shared CPU: 1 GB/s.
 const COPY_NS: u64 = 1;
-/// While it is quick, one time of so many is looked at.
+/// While the node is quick, one operation in this many is timed.
 const SAMPLE_EVERY: u32 = 8;
-/// A new time counts as much as this part of what was seen before.
+/// Weight of the average: a new sample counts for one part in this many.
 const WEIGHT: u64 = 8;
 
-/// What is known of the times.
+/// What has been measured.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     usual_ns: AtomicU64,
@@ -31,19 +33,19 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Whether it usually takes long.
+    /// Whether the operation usually takes long.
     #[inline]
     pub(crate) fn is_slow(&self) -> bool {
         self.is_slow.load(Relaxed)
     }
 
-    /// Whether it was seen to be quick.
+    /// Whether the operation has been measured as quick.
     #[inline]
     pub(crate) fn is_quick(&self) -> bool {
         !self.is_slow() && self.usual_ns.load(Relaxed) > 0
     }
 
-    /// Runs an operation that copies `len` bytes, and perhaps looks how long it takes.
+    /// Runs an operation that copies `len` bytes, and times it if it is its turn.
     #[inline]
     pub(crate) fn time<T>(&self, len: usize, operation: impl FnOnce() -> T) -> T {
         if !self.is_slow() && !self.turn.fetch_add(1, Relaxed).is_multiple_of(SAMPLE_EVERY) {
@@ -106,6 +108,6 @@ mod tests {
         pace.time(0, slow);
         assert_eq!(pace.turn.load(Relaxed), before);
         (0..50).for_each(|_| pace.time(100 << 20, slow));
-        assert!(!pace.is_slow(), "so many bytes take that long");
+        assert!(!pace.is_slow(), "the time is that of the copy");
     }
 }

@@ -1,8 +1,9 @@
-//! When buffered data is sent, and which writes need not be buffered. Pure: fills and times are handed in.
+//! When buffered data is sent, and which writes bypass the buffer. Pure: fill levels and times are parameters.
 //!
-//! Where the nodes are slower than the buffer, everything is buffered and sending begins early. Where they are as quick (a
-//! directory's page cache), buffering a stream only copies it twice: a burst is taken up, and what lasts longer goes through,
-//! as long as the nodes have lately been seen to take writes. Should they hang, the writes go on into the buffer until it is full.
+//! Where the nodes are slower than the buffer, every write is buffered and sending begins early. Where they are as
+//! quick as the buffer (a directory's page cache), buffering a stream only copies it twice. The buffer then takes up a
+//! burst, and writes of a longer stream go through as long as the nodes have recently proved that they take writes. If
+//! the nodes hang, writes go on into the buffer until it is full.
 //!
 //! ```text
 //!  fill ‰   0        125        250        500          850     1000
@@ -13,7 +14,7 @@
 
 use std::time::Duration;
 
-/// Bytes of one batch: what a hand-over may have to wait for before the next core sends is a part of it.
+/// Bytes of one batch. A hand-over may have to wait for the rest of a batch before the next core sends.
 pub(crate) const BATCH_BYTES: u64 = 8 << 20;
 /// Longest write of buffered data to a storage node.
 pub(crate) const RUN_BYTES: u64 = 1 << 20;
@@ -24,25 +25,25 @@ const SEND_DOWN_TO: u64 = 125;
 const SEND_ABOVE_QUICK: u64 = 850;
 /// Above this fill quick nodes are tried now and then.
 const TRY_ABOVE: u64 = 125;
-/// How often, and with how much.
+/// Interval between two such trials; below, the bytes of one.
 pub(crate) const TRY_EVERY: Duration = Duration::from_millis(50);
 pub(crate) const TRY_BYTES: u64 = 1 << 20;
-/// A node that took a write this long ago is thought to take another one.
+/// A node that has taken a write within this time is assumed to take another one.
 pub(crate) const PROVEN_FOR: Duration = Duration::from_millis(200);
 /// Above these fills writes go through.
 const THROUGH_ABOVE: u64 = 500;
 const LARGE_THROUGH_ABOVE: u64 = 250;
-/// A large write gains less from the buffer and loses more by the copy; a very large one gains nothing, for it has no neighbours
-/// to wait for.
+/// A large write gains less from the buffer and loses more by the copy. A very large one gains nothing, because it has
+/// no neighbours to be merged with.
 const LARGE: u64 = 64 << 10;
 const VERY_LARGE: u64 = 256 << 10;
 
-/// What the sender does of its own accord.
+/// What the sender does without a request that waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sending {
     /// Nothing: more may be overwritten first.
     Rests,
-    /// A little, now and then.
+    /// A little, at intervals.
     Tries,
     /// As much as it can.
     Hurries,
@@ -60,28 +61,31 @@ pub(crate) const fn sending(fill: u64, before: Sending, quick: bool) -> Sending 
     }
 }
 
-/// Whether the nodes have to show at this fill that they take writes, before any write goes through.
+/// Whether, at this fill, the nodes have to prove that they take writes before any write goes through.
 pub(crate) const fn is_tried(fill: u64) -> bool {
     fill > TRY_ABOVE
 }
 
-/// What is written and not durable takes room as well: from this fill on, of all, writes go through as if half of it were not written.
+/// Data that is written and not durable takes room as well. Where the buffer as a whole is filled above this, writes go
+/// through as if half of it were not yet written.
 const CROWDED: u64 = 850;
-/// The storage nodes are flushed when so much of the buffer is written and not known to be durable, in thousandths.
+/// The storage nodes are flushed when more than this much of the buffer, in thousandths, is written and not known to be
+/// durable.
 pub(crate) const FLUSH_ABOVE: u64 = 250;
-/// … when so many bytes were written past the buffer since the last flush: they are lost when it fails.
+/// The nodes are also flushed when this many bytes have been written past the buffer since the last flush. They are
+/// lost if a flush fails.
 pub(crate) const FLUSH_PASSED: u64 = 32 << 20;
-/// With so many none that need not goes past the buffer, until a flush has succeeded: so a flush has little enough to do that nobody
-/// who waits for it loses patience, on slow disks too.
+/// Above this many bytes no write goes past the buffer unless it must, until a flush has succeeded. This bounds the
+/// work of one flush, so that it ends before its client times out, on slow disks too.
 pub(crate) const PASSED_MAX: u64 = 64 << 20;
 
-/// How full the buffer counts as, by what is not written and by all that is in it.
+/// The fill that counts, from what is not yet written and from all that the buffer holds.
 pub(crate) const fn crowding(dirty: u64, all: u64) -> u64 {
     if all > CROWDED && dirty <= THROUGH_ABOVE { THROUGH_ABOVE + 1 } else { dirty }
 }
 
-/// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write lately, and where the fill is
-/// such that they are tried, since it came there.
+/// Whether a write of `len` bytes goes through at this fill. `proven`: the nodes have taken a write recently; at fills
+/// where they are on trial, since that fill was reached.
 pub(crate) const fn goes_through(fill: u64, len: u64, quick: bool, proven: bool) -> bool {
     let above = if len >= LARGE { LARGE_THROUGH_ABOVE } else { THROUGH_ABOVE };
     quick && proven && (fill > above || len >= VERY_LARGE)

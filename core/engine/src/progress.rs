@@ -1,4 +1,4 @@
-//! How sending and flushing stand, for those who wait for room or for durability.
+//! The progress of sending and flushing, for threads that wait for room or for durability.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,14 @@ use crate::IoError;
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
-/// How sending and flushing stand, for those who wait.
+/// The progress of sending and flushing.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Batches that went well.
+    /// Batches that succeeded.
     pub(crate) batches: u64,
-    /// Flushes that retired something: there is room.
+    /// Flushes that retired something, and so made room.
     pub(crate) retired: u64,
-    /// Batches begun, of whatever outcome.
+    /// Batches begun, whatever their outcome.
     pub(crate) begun: u64,
     /// Batches of which something failed, and the number of the last of them among those begun.
     pub(crate) failures: u64,
@@ -28,12 +28,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Whether a failure is too fresh to try again.
+    /// Whether the last failure is too recent to try again.
     pub(crate) fn is_backing_off(&self) -> bool {
         self.not_before.is_some_and(|at| Instant::now() < at)
     }
 
-    /// Somebody waits: a failure is no reason to wait longer.
+    /// A thread waits: do not wait any longer because of a failure.
     pub(crate) fn try_again(&mut self) {
         self.not_before = None;
     }

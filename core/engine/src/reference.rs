@@ -28,7 +28,7 @@ enum Op {
     Grow(u64),
 }
 
-/// Offsets and lengths like those that go wrong: around stripes and blocks, at the end and beyond.
+/// Offsets and lengths that are prone to errors: around stripes and blocks, at the end and beyond.
 fn any_range() -> impl Strategy<Value = (usize, usize)> {
     let offset = prop_oneof![
         4 => 0usize..1_200_000,
@@ -91,7 +91,7 @@ fn check_seek(engine: &Engine, disk: &ReferenceDisk, from: usize) {
     while let Some(data) = seek(at, Sought::Data) {
         assert!(at <= data && data < disk.size());
         assert!(disk.is_zero(at, data - at), "the hole {at}..{data} has data in it");
-        let hole = seek(data, Sought::Hole).expect("there is a hole at the end at the latest");
+        let hole = seek(data, Sought::Hole).expect("the end counts as a hole");
         assert!(data < hole && hole <= disk.size(), "data {data}, hole {hole}");
         at = hole;
     }
@@ -105,7 +105,7 @@ struct Both {
 }
 
 impl Both {
-    /// Does the operation on both; they agree on whether it is inside the volume and on what is read.
+    /// Does the operation on both. They must agree on whether it is inside the volume and on what is read.
     fn apply(&mut self, op: &Op) {
         let Self { spec, engine, disk } = self;
         match *op {

@@ -1,8 +1,9 @@
-//! Sends buffered data to the storage nodes (M8): the oldest first, neighbours together, several writes at once where the nodes
-//! are slow. Whoever needs progress takes the role: the sender's own thread in quiet times, a flush, a write that finds no room.
+//! Destages buffered data (M8): the oldest first, neighbours together, several writes at once where the nodes are slow.
+//! Sending is a role that one thread has at a time. A thread that needs progress takes it: the sender's own thread when
+//! the volume is quiet, a flush, or a write that finds no room.
 //!
 //! ```text
-//!  take the role ─► announce to the fence ─► choose a batch ─► copy, verify checksums ─► write ─► note it ─► tell who waits
+//!  take the role ─► announce to the fence ─► choose a batch ─► copy, verify checksums ─► write ─► note it ─► wake
 //!       │ taken: wait for its progress           │ another core still writes: wait
 //! ```
 
@@ -30,24 +31,24 @@ use crate::{
 
 mod runs;
 
-/// One of so many writes to the nodes is looked at more closely: whether the thread slept in it.
+/// One write to the nodes in this many is sampled: whether the thread slept in it.
 const SAMPLE_EVERY: u64 = 8;
-/// How sleepy writes are, in thousandths; nodes whose writes mostly sleep are slow.
+/// Share of writes that slept, in thousandths. Above it the nodes count as slow.
 const SLEEPY: u64 = 500;
 const SLEEPY_MAX: u64 = 1000;
 
-/// What a turn in the role came to.
+/// The outcome of a turn in the role.
 #[derive(Debug)]
 pub(crate) enum Destaged {
     /// Something was sent.
     Sent,
     /// There is nothing to send.
     Nothing,
-    /// Somebody else has the role, or another core still writes: wait for progress.
+    /// Another thread has the role, or another core still writes: wait for progress.
     Busy,
     /// This core does not have the gate.
     NoGate,
-    /// A storage node failed; what could be sent was.
+    /// A storage node failed. Everything else of the batch was sent.
     Failed(IoError),
 }
 
@@ -59,21 +60,23 @@ pub(crate) struct Buffer {
     role: Mutex<()>,
     progress: Mutex<Progress>,
     progressed: Condvar,
-    /// How sleepy writes to the nodes are, followed in steps; [`u64::MAX`] as long as none was looked at.
+    /// Share of writes to the nodes that slept, as a moving average; [`u64::MAX`] until one was sampled.
     sleepy: AtomicU64,
     /// Writes noted so far.
     noted: AtomicU64,
-    /// Since when the nodes have to prove themselves, because the fill is high enough; ns after `start`, 0: they need not.
+    /// Since when the nodes have to prove themselves, because the fill is high enough: ns after `start`, or 0 if they
+    /// need not.
     tried_since_ns: AtomicU64,
-    /// Until then they count as proven; ns after `start`, 0: not.
+    /// Until when the nodes count as proven: ns after `start`, or 0 if they do not.
     proven_until_ns: AtomicU64,
-    /// Something is lost, or not in the segment yet; so that nobody takes the book's lock to learn that nothing is.
+    /// Something is lost, or is not in the segment yet. Read without the book's lock in the usual case, in which
+    /// nothing is lost.
     any_lost: AtomicBool,
-    /// Flushes that failed: who wrote past the buffer meanwhile writes again.
+    /// Flushes that failed. A write past the buffer during which one failed is written again.
     failures: AtomicU64,
     /// Something was written past the buffer since the last flush began.
     any_noted: AtomicBool,
-    /// Bytes written past the buffer, and how many when the last flush that succeeded began.
+    /// Bytes written past the buffer in all, and the same count when the last flush that succeeded began.
     passed: AtomicU64,
     passed_flushed: AtomicU64,
     passed_ranges: Noted,
@@ -115,13 +118,13 @@ impl Buffer {
         self.progress.lock()
     }
 
-    /// What has been done so far, to wait for more of it.
+    /// The progress so far, to be handed to [`Buffer::wait_progress`].
     pub(crate) fn seen(&self) -> (u64, u64, u64) {
         let progress = self.progress();
         (progress.batches, progress.failures, progress.retired)
     }
 
-    /// Waits until something was sent, retired or failed since, at most for `limit`.
+    /// Waits until something has been sent, retired or has failed since `seen`, at most for `limit`.
     pub(crate) fn wait_progress(&self, seen: (u64, u64, u64), limit: Duration) {
         let mut progress = self.progress();
         let unchanged = |p: &mut Progress| (p.batches, p.failures, p.retired) == seen;
@@ -137,7 +140,7 @@ impl Buffer {
         self.progressed.notify_all();
     }
 
-    /// Whether a write of `len` bytes goes through, as the buffer stands.
+    /// Whether a write of `len` bytes goes through, given the buffer's fill.
     pub(crate) fn lets_through(&self, book: &Book, len: u64) -> bool {
         let fill = policy::crowding(book.dirty_fill(), book.fill());
         // The clock is asked last.
@@ -151,7 +154,8 @@ impl Buffer {
         self.passed.load(Relaxed).saturating_sub(self.passed_flushed.load(Relaxed))
     }
 
-    /// Bytes that were written past the buffer so far, to be told [`Buffer::set_flushed`] when a flush that begins now has succeeded.
+    /// Bytes written past the buffer so far. To be handed to [`Buffer::set_flushed`] when a flush that begins now has
+    /// succeeded.
     pub(crate) fn passed(&self) -> u64 {
         self.passed.load(Relaxed)
     }
@@ -165,29 +169,29 @@ impl Buffer {
         self.failures.load(SeqCst)
     }
 
-    /// A flush has failed: before anybody looks at what was written past the buffer.
+    /// Counts a failed flush. To be called before what was written past the buffer is examined.
     pub(crate) fn note_failure(&self) {
         self.failures.fetch_add(1, SeqCst);
         self.any_noted.store(true, SeqCst);
     }
 
-    /// Whether something may have been written past the buffer since this was asked last.
+    /// Whether something may have been written past the buffer since the last call.
     pub(crate) fn take_noted(&self) -> bool {
         self.any_noted.swap(false, SeqCst)
     }
 
-    /// What was noted has to be looked at again.
+    /// What was noted has to be examined again.
     pub(crate) fn keep_noted(&self) {
         self.any_noted.store(true, SeqCst);
     }
 
-    /// A node did not take a write: they have to prove themselves anew.
+    /// A node did not take a write: the nodes have to prove themselves anew.
     pub(crate) fn distrust(&self) {
         self.proven_until_ns.store(0, Relaxed);
     }
 
-    /// Whether the sender should look, now that the buffer is filled this far. From where nodes are tried on they have to prove
-    /// themselves anew.
+    /// Whether the sender should be woken, now that the buffer is filled this far. From the fill at which nodes are on
+    /// trial they have to prove themselves anew.
     pub(crate) fn is_to_be_sent(&self, fill: u64) -> bool {
         let begins = policy::is_tried(fill) && self.tried_since_ns.load(Relaxed) == 0;
         if begins {
@@ -209,8 +213,8 @@ impl Buffer {
         u64::try_from(self.start.elapsed().as_nanos()).expect("no core lives for 584 years")
     }
 
-    /// A range was written past the buffer, and is acknowledged next: what was lost of it no longer is. The request was let in. False: it
-    /// still counts as lost, see [`IoError::ManyLost`].
+    /// A range was written past the buffer and is acknowledged next: it is no longer lost. The request was let in.
+    /// False: the range still counts as lost, see [`IoError::ManyLost`].
     #[must_use]
     pub(crate) fn note_through(&self, range: &Range<u64>) -> bool {
         let mut whole = true;
@@ -227,23 +231,24 @@ impl Buffer {
         whole
     }
 
-    /// Whether so much was written past the buffer since the last flush that it is time for another.
+    /// Whether enough was written past the buffer since the last flush to make another one due.
     pub(crate) fn is_much_passed(&self) -> bool {
         self.passed_since_flush() >= policy::FLUSH_PASSED
     }
 
-    /// A tenure begins: what a predecessor noted is to be flushed some time.
+    /// A tenure begins: what a predecessor noted has to be flushed eventually.
     pub(crate) fn begin_tenure(&self) {
         self.passed.fetch_add(1, Relaxed);
         self.keep_noted();
     }
 
-    /// Something may have been lost, or be whole again.
+    /// The set of lost ranges may have changed.
     pub(crate) fn note_lost(&self, book: &Book) {
         self.any_lost.store(!book.lost().is_empty() || !book.is_settled(), SeqCst);
     }
 
-    /// Puts what is lost into the segment, if this core may change it now; else somebody who may does later.
+    /// Puts the lost ranges into the segment if this core may change it now; else a later call does, or the core that
+    /// has the gate.
     pub(crate) fn settle(&self, gate: &dyn Gate, work: Work, generation: u64) {
         if self.read_book().is_settled() || !gate.enter(work, generation) {
             return;
@@ -255,13 +260,13 @@ impl Buffer {
         gate.leave(work);
     }
 
-    /// A write to the nodes begins: whether it is one to be looked at.
+    /// A write to the nodes begins. It is sampled if it is its turn.
     pub(crate) fn begin_write(&self) -> Look {
         let looked_at = self.noted.fetch_add(1, Relaxed).is_multiple_of(SAMPLE_EVERY);
         Look { began: Instant::now(), switches: looked_at.then(voluntary_switches) }
     }
 
-    /// It has ended well. `beside`: it is one of many writes at once, which sleep because they wait for each other.
+    /// The write has succeeded. `beside`: it is one of many at once, which sleep because they wait for each other.
     pub(crate) fn note_write(&self, look: &Look, beside: bool) {
         if let (Some(switches), false) = (look.switches, beside) {
             let slept = if voluntary_switches() > switches { SLEEPY_MAX } else { 0 };
@@ -277,13 +282,14 @@ impl Buffer {
         }
     }
 
-    /// Whether writes to the storage nodes are as quick as to memory: they do not sleep. Their time would not tell: where every CPU is
-    /// busy a copy takes long as well.
+    /// Whether writes to the storage nodes are as quick as writes to memory, that is, whether they do not sleep. Their
+    /// duration would not show it: where every CPU is busy a copy takes long as well.
     pub(crate) fn nodes_are_quick(&self) -> bool {
         self.sleepy.load(Relaxed) < SLEEPY
     }
 
-    /// Takes the role, if it is free, and sends one batch of about `bytes`. `may_write`: whether nobody else writes any more.
+    /// Takes the role, if it is free, and sends one batch of about `bytes`. `may_write`: whether no other core writes
+    /// any more.
     pub(crate) fn turn(
         &self,
         engine: &Engine,
@@ -314,7 +320,7 @@ impl Buffer {
         turn
     }
 
-    /// `ours`: whether this core has the gate still. If not, what lies in the ring may be its successor's.
+    /// `ours`: whether this core still has the gate. If not, what lies in the ring may be its successor's.
     fn send(&self, engine: &Engine, bytes: u64, ours: impl Fn() -> bool) -> Destaged {
         let (batch, extents) = {
             let book = self.read_book();
@@ -350,7 +356,7 @@ impl Buffer {
     }
 }
 
-/// A write to the nodes that was begun.
+/// A write to the nodes that has begun.
 #[derive(Debug)]
 pub(crate) struct Look {
     began: Instant,

@@ -1,4 +1,4 @@
-//! The engine where things go wrong, on a store that does what it is told to, and the life of a volume's nodes.
+//! The engine on a store that fails on demand, and the life of a volume's nodes.
 
 use std::{
     cell::Cell,
@@ -28,16 +28,16 @@ const ENOSPC: i32 = 28;
 const EOPNOTSUPP: i32 = 95;
 const STRIPE: u64 = 64 << 10;
 
-/// What happens to a [`Scripted`] store, seen and set by the test.
+/// What a [`Scripted`] store does, and what was asked of it.
 #[derive(Default)]
 struct Script {
-    /// Every call fails with it; 0 for none.
+    /// Every call fails with this errno; 0: none fails.
     errno: AtomicI32,
-    /// What a call takes, µs.
+    /// Duration of a call, µs.
     takes_us: AtomicU64,
     /// Reads are carried out at once.
     reads_at_once: AtomicBool,
-    /// A look for data or holes finds what lies before.
+    /// A search for data or holes finds what lies before the offset.
     looks_back: AtomicBool,
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
 }
@@ -124,9 +124,10 @@ fn calls(script: &Script) -> Vec<(&'static str, u64, u64)> {
     std::mem::take(&mut script.calls.lock())
 }
 
-/// D15: a position before the one that was asked for would be told to the application, or sought from for ever.
+/// D15: a position before the one that was asked for would be returned to the application, or make a search loop for
+/// ever.
 #[test]
-#[should_panic(expected = "a store looks forward: from 5 it has found Some(4)")]
+#[should_panic(expected = "a store searches forward: from 5 it has found Some(4)")]
 fn d15_a_store_that_looks_back_ends_the_core() {
     let (engine, scripts) = scripted(1 << 20, 1);
     scripts[0].looks_back.store(true, Ordering::Relaxed);
@@ -155,7 +156,7 @@ fn a_range_within_one_stripe_touches_one_node() {
     assert!([0, 2, 3].iter().all(|n| calls(&scripts[*n]).is_empty()));
 }
 
-/// beyond 4: before a read waits for a node that is known to be slow, whoever reads is told, and only then.
+/// beyond 4: before a read waits for a node that is known to be slow, the caller is told, and only then.
 #[test]
 fn beyond4_a_read_that_will_take_long_says_so_before() {
     let (engine, scripts) = scripted(1 << 20, 2);
@@ -248,7 +249,7 @@ fn verify_spreads_over_the_volume_and_its_nodes() {
     for script in &scripts {
         let calls = calls(script);
         assert_eq!(calls[0], ("recheck", 0, 0));
-        // A quarter of the blocks on average; none near it would be all on a few nodes.
+        // A quarter of the blocks on average. Without spreading, all blocks could lie on few nodes.
         assert!(calls.len() > 8, "{} of 64 blocks are on this node", calls.len() - 1);
     }
     assert_eq!(engine.verify(0).unwrap(), 0);
@@ -290,7 +291,7 @@ fn entries(path: &Path) -> usize {
 fn a_creation_that_fails_on_one_node_leaves_nothing_on_the_others() {
     let parent = TempDir::new().unwrap();
     let spec = spec(parent.path(), 1 << 20);
-    // The operator's own directories: they stay, the one that was made goes.
+    // The operator's own directories stay; the one that was made is removed.
     fs::create_dir(parent.path().join("1")).unwrap();
     fs::create_dir(parent.path().join("3")).unwrap();
     fs::write(parent.path().join("3/photos"), "dear").unwrap();
@@ -300,7 +301,7 @@ fn a_creation_that_fails_on_one_node_leaves_nothing_on_the_others() {
     assert_eq!(entries(&parent.path().join("3")), 1);
 }
 
-/// D11: two nodes of one volume that changed places are refused, each is whole in itself.
+/// D11: two nodes of one volume that changed places are refused, although each is whole in itself.
 #[test]
 fn d11_nodes_in_another_order_are_refused() {
     let parent = TempDir::new().unwrap();
@@ -340,7 +341,7 @@ fn a_resize_that_died_between_two_nodes_is_refused_then_repeated() {
     let mut bytes = [0; 4];
     Engine::open(&new).unwrap().read(500_000, &mut bytes).unwrap();
     assert_eq!(&bytes, b"kept");
-    // The volume's description was not written any more: the same command again.
+    // The volume's description was not written: the same command again.
     Engine::resize(&old, new.size).unwrap();
     Engine::open(&new).unwrap();
 }
@@ -358,7 +359,7 @@ fn a_resize_that_one_node_refuses_changes_none() {
     assert!(matches!(Engine::resize(&spec, (1 << 20) + 1), Err(OpenError::Spec(BadSpec::Size(_)))));
 }
 
-/// What the checks before did not find: every node is as it was all the same.
+/// What the checks before did not find: every node is unchanged nevertheless.
 #[test]
 fn a_resize_that_fails_at_the_last_node_is_undone_on_the_others() {
     let parent = TempDir::new().unwrap();
@@ -413,7 +414,7 @@ fn destroy_goes_on_to_the_other_nodes_and_can_be_repeated() {
     assert_eq!(left, [0, 0, 0], "directories stay: whose they are, a core does not know");
 }
 
-/// A node that loses its data under an open volume: an error for the application, the others go on.
+/// A node loses its data under an open volume: the application gets an error, the other nodes go on.
 #[test]
 fn a_truncated_node_is_an_io_error_and_shows_in_the_status() {
     let parent = TempDir::new().unwrap();

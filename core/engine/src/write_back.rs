@@ -9,11 +9,11 @@
 //!             │ synchronous (or rather full, and the nodes are as quick as the buffer)
 //!             └► waits until nothing buffered overlaps it, writes to the nodes, notes the range, acknowledges
 //! ```
-//! What goes through must not be overwritten by older buffered data when that is sent again, after a death or a flush that failed:
-//! hence the wait.
+//! A write that goes through waits until nothing buffered overlaps it. Otherwise older buffered data could overwrite it
+//! when that is sent again, after a death or a failed flush.
 //!
-//! A request that waits for a storage node is [`away`](Hold::away): the gate may be given to another core meanwhile, and the request with
-//! it.
+//! A request that waits for a storage node is [`away`](Hold::away): during the wait the gate may be given to another
+//! core, and the request with it.
 
 use std::{
     ops::Range,
@@ -51,9 +51,10 @@ use crate::{
 
 use self::{flushing::Flushes, tending::SenderState};
 
-/// An extent that another worker has a place for is published within this time, unless that worker is off the CPU.
+/// An extent for which another worker has reserved a slot is published within this time, unless that worker is off the
+/// CPU.
 const PUBLISHED_SOON: Duration = Duration::from_micros(30);
-/// Waits look around this often.
+/// Interval at which waits poll, without a wake.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where a write goes.
@@ -94,7 +95,7 @@ pub struct WriteBack {
     /// Whether the volume has a write buffer: else every write goes through.
     buffers: bool,
     bypass: Bypass,
-    /// The generation that was taken over last, and the one for which no other core writes any more.
+    /// The generation adopted last, and the one for which no other core writes any more.
     taken: AtomicU64,
     fenced: AtomicU64,
     taking: Mutex<()>,
@@ -102,15 +103,17 @@ pub struct WriteBack {
     sender: Mutex<SenderState>,
     work: Condvar,
     sender_sleeps: AtomicBool,
-    /// Threads that send and flush without a request: where there are none, whoever waits does it.
+    /// Whether there are threads that send and flush without a request. Where there are none, a request that waits does
+    /// it.
     tended: AtomicBool,
-    /// Up to this extent everything is to be sent at once, because somebody waits.
+    /// Up to this extent everything is to be sent at once, because a thread waits for it.
     wanted: AtomicU64,
     flushes: Flushes,
 }
 
 impl WriteBack {
-    /// The volume of `engine` with the buffer in a segment; `None` when that is of a version that this core does not know.
+    /// The volume of `engine` with the buffer in a segment; `None` when the buffer is of a version that this core does
+    /// not know.
     pub fn new(engine: Arc<Engine>, segment: &Arc<SharedSegment>, gate: Box<dyn Gate>, bypass: Bypass) -> Option<Self> {
         let area = SegmentArea::of(segment)?;
         let buffers = area.geometry().capacity > 0;
@@ -150,7 +153,7 @@ impl WriteBack {
         self.buffer.read_book().bytes()
     }
 
-    /// This core has the gate under a new generation: whatever its predecessor buffered is its own from now on.
+    /// This core has the gate under a new generation: it adopts what its predecessor buffered.
     pub fn adopt(&self, generation: u64) {
         if self.taken.load(Acquire) == generation {
             return;
@@ -163,7 +166,7 @@ impl WriteBack {
         let buffer = &self.buffer;
         let mut book = buffer.write_book();
         let followed = book.adopt(&buffer.area);
-        // A probe may have come too late: then somebody else appends meanwhile, and what was read is worth nothing.
+        // The probe may have come too late. Then another core has been appending, and what was read here is void.
         fence(Acquire);
         if self.gate.generation() != Some(generation) {
             book.forget_all();
@@ -290,8 +293,8 @@ impl WriteBack {
         }
     }
 
-    /// Where a write goes now. `may_pass`: it may go through although it need not. `bypassing`: held while it goes through, and already
-    /// while it waits for that, so that nothing that overlaps it is buffered meanwhile.
+    /// Where a write goes now. `may_pass`: it may go through although it need not. `bypassing`: held while it goes
+    /// through and while it waits to, so that nothing that overlaps it is buffered in that time.
     fn way<'a>(
         &'a self,
         hold: &dyn Hold,
@@ -305,7 +308,7 @@ impl WriteBack {
         if !book.lost().has_room_to_cut(range) {
             return Way::Refused;
         }
-        // Under the lock, so that whoever sets the mode and takes the lock afterwards finds no more appended.
+        // Under the lock: a thread that sets the mode and then takes the lock finds no more appended.
         let required = !self.buffers || hold.synchronous();
         let buffered = book.index().overlaps(range.clone());
         let may_pass = may_pass && kind == ExtentKind::Data && self.bypass == Bypass::Auto;
@@ -344,7 +347,7 @@ impl WriteBack {
             book.published(&buffer.area, place.seq, &extent);
             book.dirty_fill()
         };
-        // What gives space back does it soon: whoever asked for it looks.
+        // A discard is sent soon, because it gives space back: the client that asked for it may check.
         let at_once = extent.kind != ExtentKind::Data;
         if at_once {
             self.wanted.fetch_max(place.seq, Relaxed);
@@ -363,7 +366,7 @@ impl WriteBack {
         self.through(hold, &self.bypasses.enter_beside(&range), &range, |engine| engine.allocate(offset, len))
     }
 
-    /// Whether this core has the gate, open or closed, and has taken over what there was.
+    /// Whether this core has the gate, open or closed, and has adopted the buffer.
     pub fn serves(&self) -> bool {
         self.gate.generation() == Some(self.taken.load(Acquire))
     }

@@ -1,17 +1,17 @@
-//! The command line. It is the control module that gives it; people use `--version`.
+//! The command line. The control module fills it in; people use `--version`.
 
 use std::path::PathBuf;
 
 use clap::Parser;
 
-/// What is checked.
+/// The question that `--check` answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Check {
     /// A core could serve from every storage node.
     Serve,
     /// Every storage node is there, is the volume's and may be removed.
     Delete,
-    /// Every storage node is there, is the volume's, is served by nobody and holds a part of --bytes.
+    /// Every storage node is there, is the volume's, is not in use and holds a part of --bytes.
     Resize,
 }
 

@@ -1,4 +1,4 @@
-//! The core's own socket: what the control module asks of a core directly (flush, verify, status).
+//! The core's own socket: requests that the control module sends to a core directly (flush, verify, status).
 
 use std::{
     fs, io,
@@ -20,12 +20,12 @@ use everdisk_sys::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// A connection on which nothing is asked for this long is closed.
+/// A connection without a request for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Connections at once. Whoever has asked nothing for the longest time gives up its place to a newcomer.
+/// Connections at once. The connection that has been idle for longest gives up its place to a newcomer.
 const CONNECTIONS_MAX: usize = 8;
 
-/// A flush answers within this time, done or not.
+/// A flush is answered within this time, done or not.
 const FLUSH_LIMIT_MAX: Duration = Duration::from_secs(30);
 
 /// The socket's file; removed when the core ends.
@@ -34,7 +34,7 @@ pub(crate) struct ControlSocket(PathBuf);
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // The directory may be gone with it.
+        // The directory may have been removed already.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -78,7 +78,7 @@ struct Connections(Mutex<Vec<Connection>>);
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
-    /// An answer is being worked out; it also tells connections apart.
+    /// An answer is being prepared. The pointer also identifies the connection.
     busy: Arc<AtomicBool>,
 }
 
@@ -87,12 +87,12 @@ impl Connections {
         self.0.lock()
     }
 
-    /// Takes a connection in; `None` when there is no room.
+    /// Adds a connection; `None` when there is no room.
     fn enter(&self, socket: &OwnedFd) -> Option<Arc<AtomicBool>> {
         let mut list = self.list();
         if list.len() >= CONNECTIONS_MAX {
             let idle = list.iter().position(|connection| !connection.busy.load(SeqCst))?;
-            // Its thread finds the end of the connection and leaves.
+            // Its thread reads the end of the connection and ends.
             let _ = rustix::net::shutdown(&list.remove(idle).socket, rustix::net::Shutdown::Both);
         }
         let busy = Arc::new(AtomicBool::new(false));
@@ -121,7 +121,7 @@ fn answer_all(
             Ok(received) => received,
             Err(LinkError::Closed | LinkError::Deadline(_)) => return,
             Err(error) => {
-                tracing::warn!(%error, "somebody spoke nonsense on the core's socket");
+                tracing::warn!(%error, "a peer sent an invalid frame on the core's socket");
                 return;
             }
         };

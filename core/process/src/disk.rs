@@ -8,7 +8,7 @@ use everdisk_store::Sought;
 use everdisk_sys::file::FileRange;
 use everdisk_transport::disk::{Disk, Errno, Stopped};
 
-/// A volume, its name, and the version of the core it is served by.
+/// A volume, its name, and the version of the core that serves it.
 pub(crate) struct VolumeDisk {
     pub(crate) volume: Arc<WriteBack>,
     pub(crate) name: String,

@@ -1,4 +1,4 @@
-//! The gate and the fence as the engine sees them, by the words in the segment.
+//! The engine's gate and fence, implemented on the words in the segment.
 
 use std::sync::{
     Arc,
@@ -74,7 +74,7 @@ impl Gate for CoreGate {
 
     fn leave(&self, work: Work) {
         ticket::park(self.ticket(work));
-        // An interface that drains may wait for it.
+        // An interface that drains may wait for this.
         self.segment.gate.drained.fetch_add(1, SeqCst);
         if self.word().is_none_or(|word| !word.serves()) {
             wake::wake(&self.segment.gate.drained, Who::All);

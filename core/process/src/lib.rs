@@ -1,11 +1,13 @@
-//! The core module's process: opens the stores, joins the interface, serves what it is lent when the gate admits it.
+//! The core module's process. It opens the stores, joins the interface, and serves the front ends that are lent to it
+//! when the gate admits it.
 //!
 //! ```text
 //!  open stores ─► listen for control ─► Hello ─► Welcome, segment ─► Lend, channels ─► workers parked ─► Armed
 //!                                         ▲                                                               │
 //!                                         └────────── the interface died: connect again, give back ◄──────┘
 //! ```
-//! A library, so that a test build can make a core of another version (and another behaviour) from the same parts.
+//! It is a library, so that a test build can make a core of another version (and another behaviour) from the same
+//! parts.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -32,24 +34,24 @@ use everdisk_sys::privileges;
 /// Why a core ends.
 #[derive(Debug, thiserror::Error)]
 enum Fatal {
-    /// The description cannot be read or is not sound.
+    /// The description cannot be read or is invalid.
     #[error("{0}: {1}")]
     Volume(String, String),
-    /// A store.
+    /// A store failed.
     #[error(transparent)]
     Open(#[from] everdisk_engine::OpenError),
-    /// Sockets, memory.
+    /// The operating system failed: sockets, memory.
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The volume was detached, and its last writes are not durable.
     #[error("the last flush failed, what was written since the one before may be lost with the power: {0}")]
     LastFlush(String),
-    /// The interface refused this core, or spoke nonsense.
+    /// The interface refused this core, or broke the protocol.
     #[error("the interface: {0}")]
     Interface(String),
 }
 
-/// What a core does with a store that it has opened for serving: tests put stores that fail around the real ones.
+/// Wraps a store that was opened for serving. Tests put stores that fail around the real ones.
 pub type Wrap<'a> = &'a dyn Fn(Box<dyn Store>) -> Box<dyn Store>;
 
 /// Runs the program of a core with this identity.
@@ -57,7 +59,7 @@ pub fn run(identity: &Identity) -> ExitCode {
     run_with(identity, &|store| store)
 }
 
-/// Runs the program of a core with this identity that serves through what `wrap` makes of its stores.
+/// Runs the program of a core with this identity, on stores passed through `wrap`.
 pub fn run_with(identity: &Identity, wrap: Wrap<'_>) -> ExitCode {
     let arguments = args::Arguments::parse();
     if arguments.version {
@@ -90,7 +92,8 @@ fn dispatch(arguments: &args::Arguments, identity: &Identity, wrap: Wrap<'_>) ->
     everdisk_sys::process::prefault_program();
     everdisk_sys::signal::install_evict()?;
     let engine = Arc::new(Engine::open_with(&spec, wrap)?);
-    // Before there is a second thread: each thread has its own. What is opened from here on is the control module's.
+    // Before there is a second thread, because privileges belong to a thread. The control module has chosen every path
+    // that is opened from here on.
     privileges::keep_only(privileges::SERVING)?;
     nodes::watch(&engine)?;
     let joined = Arc::new(OnceLock::new());
@@ -100,8 +103,8 @@ fn dispatch(arguments: &args::Arguments, identity: &Identity, wrap: Wrap<'_>) ->
     result
 }
 
-/// A task that needs no interface, if one was given. What the control module has to know of it is a line each on stdout: a word, the
-/// place of the storage node, and numbers.
+/// Runs a task that needs no interface, if one was given. What the control module has to know of the outcome goes to
+/// stdout, one line each: a word, the index of the storage node, and numbers.
 fn task(arguments: &args::Arguments, spec: &VolumeSpec) -> Option<Result<(), Fatal>> {
     let done = if arguments.create {
         create(spec, arguments.create_dir)

@@ -1,4 +1,4 @@
-//! The core's relation to the interface: joining, being lent, giving back, leaving.
+//! The core's relation to the interface: joining, taking what is lent, giving it back, leaving.
 
 use std::{
     fs,
@@ -28,15 +28,16 @@ use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, workers::Workers};
 
 type InterfaceLink = Link<ToInterface, FromInterface>;
 
-/// At the start the interface is there already, or comes within this time.
+/// When a core starts, the interface is there already, or comes within this time.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
-/// Between two attempts to reach a new interface.
+/// Interval between two attempts to connect to a new interface.
 const RECONNECT: Duration = Duration::from_millis(10);
-/// A core that does not have the gate and finds no interface for this long is an orphan and ends.
+/// A core that does not have the gate and finds no interface for this long has been orphaned, and ends.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(600);
-/// The last flush before a core ends gives up when nothing was sent for this long. The control module waits a little longer.
+/// The last flush before a core ends gives up when nothing was sent for this long. The control module's limit is a
+/// little longer.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_secs(25);
-/// Between two looks at the workers.
+/// Poll interval for the workers' state.
 const TICK: Duration = Duration::from_millis(200);
 
 /// What the interface has lent.
@@ -44,47 +45,50 @@ struct Lent {
     slot: Slot,
     segment: Arc<SharedSegment>,
     file: Option<(LentFile, Vec<Arc<OwnedFd>>)>,
-    /// Where NBD clients are awaited: by the interface, or by the next one, for which this core keeps the sockets.
+    /// The addresses and sockets on which NBD clients are accepted, by this interface or by the next one, for which
+    /// this core keeps the sockets.
     nbd: Option<(Vec<NbdListen>, Vec<OwnedFd>)>,
-    /// The locks of the storage nodes, in the order of the layout: kept for the volume, whoever dies.
+    /// The locks of the storage nodes, in the order of the layout. They are kept for the volume through any single
+    /// death.
     locks: Vec<OwnedFd>,
-    /// Connections for which there was no worker yet, and what was lent with them.
+    /// Connections that wait for a worker, and what was lent with them.
     waiting: Vec<(LentConnection, [OwnedFd; 2])>,
     workers: Workers,
 }
 
 impl Lent {
-    /// Starts workers for connections, as long as there is a place for one. What is left waits: those whose request hangs in a
-    /// storage node, although their client has gone, end with it.
+    /// Starts workers for connections, while there are tickets for them. The remaining ones wait. A connection whose
+    /// client has gone, but whose request hangs in a storage node, ends with that request.
     fn serve_waiting(&mut self) {
         while !self.waiting.is_empty() && self.workers.have_room() {
             let (connection, [socket, memory]) = self.waiting.remove(0);
-            // The others are served all the same; where it is this core's turn, this one waits for another core.
+            // The other connections are served nevertheless. When it is this core's turn, this connection waits for
+            // another core.
             if let Err(error) = self.workers.add_connection(connection, socket, memory) {
                 tracing::error!(connection = connection.number, %error, "an NBD connection cannot be served");
             }
         }
     }
 
-    /// Front ends that were lent.
+    /// Kinds of front ends that were lent.
     fn fronts(&self) -> u8 {
         u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
     }
 
-    /// Whether nothing is left to serve: the file was unmounted, and there is nothing else.
+    /// Whether nothing is left to serve: the file was unmounted, and there is no other front end.
     fn has_ended(&self) -> bool {
         self.nbd.is_none() && self.workers.file_has_ended()
     }
 }
 
 enum Next {
-    /// The connection ended: look for a new interface.
+    /// The connection ended: find a new interface.
     Reconnect,
     /// Leave.
     Quit,
 }
 
-/// Joins and serves until the interface says to leave.
+/// Joins, and serves until the interface orders the core to leave.
 pub(crate) fn serve(
     spec: &VolumeSpec,
     identity: &Identity,
@@ -109,8 +113,8 @@ pub(crate) fn serve(
         }
     }
     lent.workers.stop();
-    // Unmounting may have written mapped pages back after the flush that went before it; and where somebody else unmounted,
-    // there was none.
+    // Unmounting may have written mapped pages back after the flush that preceded it. Where another process has
+    // unmounted the file, there was no flush.
     if volume.serves() {
         last_flush(&volume)?;
     }
@@ -121,7 +125,7 @@ pub(crate) fn serve(
     Ok(())
 }
 
-/// What is still buffered is lost when the last core ends: this takes as long as something is sent.
+/// What is still buffered is lost when the last core ends, so this goes on for as long as something is sent.
 fn last_flush(volume: &WriteBack) -> Result<(), Fatal> {
     loop {
         let before = volume.buffered_bytes();
@@ -187,7 +191,7 @@ fn join(
     Ok((link, lent, volume))
 }
 
-/// Takes what is lent; anything else is returned.
+/// Takes what is lent. Returns any other frame.
 fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Option<FromInterface>, Fatal> {
     match frame {
         FromInterface::LendFile(file) => take_file(lent, file, fds)?,
@@ -206,7 +210,7 @@ fn take(lent: &mut Lent, frame: FromInterface, fds: Vec<OwnedFd>) -> Result<Opti
             }
             lent.serve_waiting();
         }
-        // Lent once more to a core that comes back; they are the same.
+        // Locks are lent once more to a core that comes back; they are the same.
         FromInterface::LendLocks { from, .. } => {
             lent.locks.truncate(usize::from(from));
             lent.locks.extend(fds);
@@ -223,7 +227,7 @@ fn take_file(lent: &mut Lent, file: LentFile, fds: Vec<OwnedFd>) -> Result<(), F
         }
     }
     if lent.file.is_some() && !lent.workers.file_has_ended() {
-        // Lent twice, because this core's word that it is armed and the loan crossed.
+        // Lent twice: this core's message that it is armed crossed with the loan.
         return Ok(());
     }
     let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
@@ -237,7 +241,7 @@ fn is_fuse_device(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|s| (rustix::fs::major(s.st_rdev), rustix::fs::minor(s.st_rdev)) == (10, 229))
 }
 
-/// Listens to the interface until the connection or the core ends.
+/// Executes the interface's frames until the connection or the core ends.
 fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
     loop {
         let (frame, fds) = match link.recv_within(TICK) {
@@ -314,7 +318,7 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
     link.send(4, armed(lent), &[])
 }
 
-/// Finds the interface that takes the dead one's place; meanwhile the workers go on. `None`: the core is to end.
+/// Finds the interface that replaces the dead one, while the workers go on. `None`: the core is to end.
 fn reconnect(identity: &Identity, lent: &mut Lent, socket: &Path) -> Option<InterfaceLink> {
     let since = Instant::now();
     loop {

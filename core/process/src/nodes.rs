@@ -1,5 +1,5 @@
-//! Looks after the storage nodes from a thread that does no I/O on them: a node that hangs, and a thread that hangs with it, are
-//! seen from here, and so is the end of it.
+//! Watches the storage nodes from a thread that does no I/O on them. So a node that hangs, with the threads that hang
+//! in it, is detected, and so is its recovery.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use everdisk_engine::Engine;
 use everdisk_proto::node::NodeState;
 use uuid::Uuid;
 
-/// Between two looks.
+/// Interval between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What was last logged of a node that is not in step.
+/// What was logged last of a node that is not in step.
 struct Trouble {
     state: NodeState,
     since: Instant,
@@ -40,7 +40,7 @@ fn look_after(engine: &Weak<Engine>) {
     }
 }
 
-/// One line when a node's trouble begins or becomes another, and one when it is over.
+/// Logs one line when a node's trouble begins or changes, and one when it is over.
 fn tell(engine: &Engine, troubles: &mut HashMap<Uuid, Trouble>) {
     for node in engine.nodes() {
         let before = troubles.get(&node.uuid).map(|trouble| trouble.state);

@@ -1,5 +1,5 @@
-//! The threads that serve the front ends: one for each channel of the file and for each NBD connection, and others that stand
-//! in for those whose request takes long.
+//! The threads that serve the front ends: one for each channel of the file and for each NBD connection, and stand-ins
+//! for those whose request takes long.
 
 use std::{
     io,
@@ -39,10 +39,10 @@ mod watch;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// A ticket of a worker that ends is free again within this time.
 const TICKET_LIMIT: Duration = Duration::from_secs(2);
-/// So many workers of connections may probe at once: more would be in each other's way.
+/// At most this many workers of connections probe at once: more would obstruct each other.
 const PROBERS_MAX: usize = 4;
 
-/// What is served.
+/// A channel or a connection.
 #[derive(Debug)]
 enum What {
     /// A channel of the mounted file.
@@ -51,16 +51,16 @@ enum What {
     Nbd(Box<Connection>),
 }
 
-/// Something that is served, and its workers.
+/// A channel or a connection, and its workers.
 #[derive(Debug)]
 pub(crate) struct Served {
     what: What,
     stop: AtomicBool,
     /// Workers that run.
     running: AtomicUsize,
-    /// Those of them that stand in.
+    /// Those of them that are stand-ins.
     standins: AtomicUsize,
-    /// A stand-in was started and has not come yet.
+    /// A stand-in was started and has not arrived yet.
     is_coming: AtomicBool,
 }
 
@@ -78,7 +78,7 @@ impl Served {
     }
 }
 
-/// What every worker has in common.
+/// What every worker shares.
 #[derive(Debug)]
 struct Shared {
     segment: Arc<SharedSegment>,
@@ -88,7 +88,7 @@ struct Shared {
     served: Mutex<Vec<Arc<Served>>>,
     tickets: Mutex<[bool; WORKERS_MAX]>,
     standins: AtomicUsize,
-    /// Looks after the workers.
+    /// The thread that watches the workers.
     watcher: OnceLock<Thread>,
 }
 
@@ -114,7 +114,7 @@ impl Drop for Taken {
 }
 
 impl Workers {
-    /// No workers yet, but for one that looks after them.
+    /// No workers yet, only the thread that watches them.
     pub(crate) fn new(segment: &Arc<SharedSegment>, slot: Slot, disk: &Arc<VolumeDisk>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             segment: Arc::clone(segment),
@@ -146,15 +146,15 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts a worker that probes the storage nodes when the gate is given to this core and nobody else does: there may be no
-    /// connection, and the file may have been unmounted.
+    /// Starts a worker that probes the storage nodes when the gate is given to this core and no other worker does.
+    /// There may be no connection, and the file may have been unmounted.
     pub(crate) fn add_guard(&self) -> io::Result<()> {
         let taken = self.0.take_ticket(TICKET_LIMIT)?;
         let (ready, parked) = mpsc::channel();
         robust::start("guard", move || {
             let shared = &taken.shared;
             let access = GateAccess::take(&shared.segment, shared.slot, taken.ticket, &shared.stop);
-            // Whoever started it may have lost patience.
+            // The thread that started it may have timed out.
             let _ = ready.send(());
             access.stand_guard(&*shared.disk, || shared.has_probers());
         })?;
@@ -165,7 +165,7 @@ impl Workers {
     pub(crate) fn add_connection(&self, lent: LentConnection, socket: OwnedFd, memory: OwnedFd) -> io::Result<()> {
         self.sweep();
         if self.connections().iter().any(|served| served.connection().is_some_and(|c| c.number == lent.number)) {
-            // Lent twice, because the interface could not know that the first loan had come.
+            // Lent twice: the interface could not know that the first loan had arrived.
             return Ok(());
         }
         let memory = ConnectionMemory::adopt(memory)?;
@@ -183,7 +183,7 @@ impl Workers {
         self.0.tickets.lock().contains(&false)
     }
 
-    /// Lets go of connections that have ended, here or in another core.
+    /// Drops connections that have ended, here or in another core.
     pub(crate) fn sweep(&self) {
         let ended = |served: &Served| served.connection().is_some_and(Connection::has_ended);
         let mut gone = false;
@@ -212,8 +212,8 @@ impl Workers {
         file.peek().is_some() && file.any(|served| served.running.load(Acquire) == 0)
     }
 
-    /// Ends the workers: those that are parked at once; one that still sits in a system call ends with the connection or
-    /// the process.
+    /// Ends the workers. Parked ones end at once; one that is blocked in a system call ends with the connection or the
+    /// process.
     pub(crate) fn stop(self) {
         self.0.stop.store(true, Release);
         for served in self.0.served.lock().iter() {
@@ -239,14 +239,14 @@ impl Served {
 }
 
 impl Shared {
-    /// Wakes parked workers, so that they see that they are to end.
+    /// Wakes parked workers, so that they see the order to end.
     fn rouse(&self) {
         let area = &self.segment.cores[self.slot.index()];
         area.wake.fetch_add(1, Release);
         wake::wake(&area.wake, Who::All);
     }
 
-    /// A ticket that nobody has, the lowest; one may become free within this time.
+    /// Takes the lowest free ticket. One may become free within `limit`.
     fn take_ticket(self: &Arc<Self>, limit: Duration) -> io::Result<Taken> {
         let begin = Instant::now();
         loop {
@@ -266,7 +266,7 @@ impl Shared {
         }
     }
 
-    /// Begins to serve something with its first worker.
+    /// Begins to serve a channel or a connection with its first worker.
     fn serve_with(&self, served: Served, first: Taken, ready: mpsc::Sender<()>) -> io::Result<()> {
         let served = Arc::new(served);
         served.lead().watched_by(self.watcher.get().expect("set before anything is served").clone());
@@ -287,7 +287,7 @@ impl Shared {
         let body = move || {
             let shared = &taken.shared;
             let access = GateAccess::take(&shared.segment, shared.slot, taken.ticket, &served.stop);
-            // Nobody waits for a stand-in.
+            // A stand-in is not waited for.
             let _ = ready.send(());
             served.is_coming.store(false, Release);
             shared.serve(&access, &served, locked.as_mut());
@@ -306,12 +306,12 @@ impl Shared {
                 let operations = Operations { disk: &*self.disk, front: &self.segment.front };
                 let ended = fuse::serve::serve(access, channel.as_fd(), lead, &operations, buffers);
                 if let fuse::serve::Ended::Failed(errno) = ended {
-                    // Half a core serves nobody; a dead one has a successor.
+                    // A core that serves only in part is useless; a dead one has a successor.
                     tracing::error!(%errno, "/dev/fuse failed: this core ends");
                     std::process::exit(1);
                 }
                 if ended == fuse::serve::Ended::Unmounted {
-                    // Those that are idle read nothing and would not learn of it.
+                    // Idle workers do not read and would not notice.
                     served.stop.store(true, Release);
                     lead.rouse();
                 }
@@ -325,8 +325,8 @@ impl Shared {
         }
     }
 
-    /// Whether others probe when this core is given the gate: a worker of the file, or those of connections that are so few that all
-    /// of them may at once.
+    /// Whether other workers probe when this core is given the gate: a worker of the file, or those of connections if
+    /// these are few enough that all of them may probe at once.
     fn has_probers(&self) -> bool {
         let served = self.served.lock();
         let connections = served.iter().filter(|served| served.connection().is_some()).count();
@@ -337,7 +337,7 @@ impl Shared {
         &self.segment.cores[self.slot.index()].tickets[index]
     }
 
-    /// Starts another worker, which takes the lead if it is still wanted then.
+    /// Starts another worker, which takes the lead if that is still wanted when it arrives.
     fn stand_in(self: &Arc<Self>, served: &Arc<Served>) -> io::Result<()> {
         let mut taken = self.take_ticket(Duration::ZERO)?;
         taken.stands_in_for = Some(Arc::clone(served));

@@ -1,5 +1,5 @@
-//! What every store must do, whatever it is made of: one function per promise of [`Store`], run by [`run`] on stores
-//! that the caller makes. A broken promise panics with its name.
+//! What every store must do, whatever it is made of. There is one function per promise of [`Store`]; [`run`] runs them
+//! all on stores that the caller makes. A broken promise panics with its name.
 
 use crate::{EINVAL, Sought, Store, StoreError};
 
@@ -11,10 +11,10 @@ pub trait Fixture {
     /// A fresh store of `len` bytes, never written.
     fn store(&mut self, len: u64) -> Box<dyn Store>;
 
-    /// Bytes of disk that the last store made takes, or `None` where nobody can say.
+    /// Bytes of disk that the last store made takes, or `None` where that is unknown.
     fn allocated_bytes(&self) -> Option<u64>;
 
-    /// Whether the stores tell holes from data. Those that cannot say that all is data.
+    /// Whether the stores tell holes from data. A store that cannot reports everything as data.
     fn knows_holes(&self) -> bool {
         true
     }
@@ -143,7 +143,7 @@ fn data_and_holes_agree_with_the_contents(store: &dyn Store, knows_holes: bool) 
     let bytes = read(store, 0, size(store));
     let mut at = 0;
     while let Some(data) = next(at, Sought::Data) {
-        let hole = next(data, Sought::Hole).expect("a hole follows any data, the end of the node at the latest");
+        let hole = next(data, Sought::Hole).expect("a hole follows any data, the node's end being one");
         assert!(at <= data && data < hole && hole <= store.size(), "data {data} hole {hole} from {at}");
         let gap = &bytes[usize::try_from(at).unwrap_or_default()..usize::try_from(data).unwrap_or_default()];
         assert!(gap.iter().all(|b| *b == 0), "a hole at {at}..{data} has data in it");
@@ -184,7 +184,7 @@ fn ranges_outside_are_refused(store: &dyn Store) {
     }
 }
 
-/// A volume of fewer stripes than nodes leaves nodes that hold nothing.
+/// A volume with fewer stripes than nodes has nodes that hold nothing.
 fn an_empty_node_serves(store: &dyn Store) {
     assert_eq!(store.size(), 0);
     sound("flush", store.flush());

@@ -1,20 +1,20 @@
 //! The dir store: a storage node that is a local directory.
 //!
 //! ```text
-//! superblock   whose the node is and how the volume lies on it (4096 bytes, checksummed)
+//! superblock   identity of the node and layout of the volume (4096 bytes, checksummed)
 //! data         the node's bytes at their offsets; sparse
 //! ```
 //! Reads and writes go through the page cache; a flush is fdatasync. A worker may get a signal at any moment, so every
-//! system call is taken up again after EINTR.
+//! system call is retried after EINTR.
 //!
-//! What a file system need not be able to do has another way each:
+//! Operations that a file system need not support have fallbacks:
 //!
-//! | operation | system call | else | else |
+//! | operation | system call | fallback | second fallback |
 //! |---|---|---|---|
 //! | discard | fallocate, PUNCH_HOLE | zeros are written over what is not zero; the space stays taken | |
 //! | write zeros | fallocate, ZERO_RANGE | PUNCH_HOLE | zeros are written |
 //! | allocate | fallocate | the range is mapped, and its pages made writable | |
-//! | look for data, holes | lseek, SEEK_DATA and SEEK_HOLE | everything is data | |
+//! | find data, holes | lseek, SEEK_DATA and SEEK_HOLE | everything is data | |
 //! | read at once | preadv2, RWF_NOWAIT | a read that may wait | |
 //! | send from memory | mmap, mincore, sendfile | a read, and a copy | |
 
@@ -54,34 +54,34 @@ pub use self::format::{Created, check_destroy, check_open, check_resize, create,
 use self::whole::Stopped;
 use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
 
-/// Zeros are written in pieces of this size where the file system has no better way.
+/// Where the file system has no better way, zeros are written in pieces of this size.
 const ZEROS_PIECE: u64 = 1 << 20;
-/// Where it makes no holes, so much is looked at at once whether it is zero.
+/// Where the file system makes no holes, the data is checked for zeros in pieces of this size.
 const CLEARED_PIECE: usize = 64 << 10;
 
-/// Whether the file system cannot do such a thing at all.
+/// Whether the errno means that the file system does not support the operation at all.
 const fn is_unsupported(errno: Errno) -> bool {
     matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS)
 }
 
-/// A directory that is open as a storage node.
+/// A directory opened as a storage node.
 #[derive(Debug)]
 pub struct DirStore {
     url: NodeUrl,
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
-    /// The data once more, for flushes: it is opened anew to forget errors.
+    /// A second opening of the data, for flushes. It is opened anew to forget errors.
     flushed: Mutex<Arc<File>>,
-    /// The data once more, to be sent from where they lie in memory; none where that might wait.
+    /// A third opening of the data, to send from memory; `None` where that might wait.
     sent: Option<Resident>,
 }
 
 impl DirStore {
-    /// Opens the node in `path`, which must bear just this format.
+    /// Opens the node in `path`, which must bear exactly this format.
     ///
     /// # Errors
-    /// [`OpenError`] says what it is instead.
+    /// [`OpenError`] says what was found instead.
     pub fn open(path: &Path, format: &NodeFormat) -> Result<Self, OpenError> {
         let directory = format::open_directory(path)?;
         format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
@@ -92,7 +92,7 @@ impl DirStore {
         Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, flushed, sent })
     }
 
-    /// Bytes of disk that the data take.
+    /// Bytes of disk that the data takes.
     ///
     /// # Errors
     /// The operating system's.
@@ -135,7 +135,8 @@ impl DirStore {
         self.fallocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)
     }
 
-    /// Zeros over what is not zero: for a file system that makes no holes. What takes no space goes on to take none.
+    /// Writes zeros over what is not zero, for a file system that makes no holes. What takes no space goes on taking
+    /// none.
     #[cold]
     fn clear(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         let (mut at, end) = (offset, offset + len);
@@ -147,7 +148,7 @@ impl DirStore {
         Ok(())
     }
 
-    /// The same of what may be data, but need not: not every file system tells holes.
+    /// The same for ranges that may hold data but need not: not every file system reports holes.
     fn clear_data(&self, mut at: u64, end: u64) -> Result<(), StoreError> {
         let mut piece = vec![0; CLEARED_PIECE];
         while at < end {
@@ -163,7 +164,7 @@ impl DirStore {
         Ok(())
     }
 
-    /// For a file system that knows neither zeroed ranges nor holes.
+    /// For a file system that supports neither zeroed ranges nor holes.
     #[cold]
     fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         let zeros = vec![0; usize::try_from(len.min(ZEROS_PIECE)).expect("a piece lies in memory")];
@@ -212,7 +213,8 @@ impl Store for DirStore {
         self.inside(offset, buf.len() as u64)?;
         let len = buf.len();
         let mut into = [IoSliceMut::new(buf)];
-        // What stops it, read_at tells: the page cache lacks something (EAGAIN), the file system cannot say (EOPNOTSUPP), a fault.
+        // When this reads less, `read_at` finds the cause: the page cache lacks something (EAGAIN), the file system does not
+        // support it (EOPNOTSUPP), or there is a fault.
         let done = rustix::io::preadv2(&self.data, &mut into, offset, ReadWriteFlags::NOWAIT);
         Ok(done == Ok(len))
     }
@@ -240,8 +242,8 @@ impl Store for DirStore {
         let NodeUrl::Dir(path) = &self.url;
         let file = format::open_flushed(self.directory.as_fd(), path)
             .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })?;
-        // Another file of the same name is not what the data is written to.
-        if !is_same(&self.data, &file).map_err(|e| self.failed("look at the data", e))? {
+        // Data is not written to another file of the same name.
+        if !is_same(&self.data, &file).map_err(|e| self.failed("stat the data file", e))? {
             return Err(self.failed("open the data anew", Errno::STALE));
         }
         *self.flushed.lock() = Arc::new(file);
@@ -300,7 +302,7 @@ impl Store for DirStore {
                 Sought::Data => Some(offset),
                 Sought::Hole => Some(self.format.len),
             }),
-            Err(e) => Err(self.failed("look for data and holes", e)),
+            Err(e) => Err(self.failed("find data and holes", e)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a storage node: [`StoreError`] while it serves, [`OpenError`] before it does.
+//! Errors of a storage node: [`StoreError`] while it serves, [`OpenError`] before.
 
 use std::{io, path::PathBuf};
 
@@ -7,7 +7,7 @@ use everdisk_sys::lock::Holders;
 use rustix::io::Errno;
 use uuid::Uuid;
 
-/// `errno` of an operation that was given wrong arguments.
+/// `errno` of an operation with invalid arguments.
 pub const EINVAL: i32 = Errno::INVAL.raw_os_error();
 
 /// `errno` of an operation that failed.
@@ -28,7 +28,7 @@ pub enum StoreError {
         /// Bytes the node holds.
         size: u64,
     },
-    /// The operating system's word.
+    /// The operating system reported an error.
     #[error("{node}: cannot {action}: {source}")]
     Io {
         /// The node.
@@ -46,19 +46,19 @@ pub enum StoreError {
         /// Where no more bytes came.
         at: u64,
     },
-    /// The node is not the one that was opened.
+    /// The node has been replaced since it was opened.
     #[error("{node}: it is no longer what was opened: {source}")]
     Changed {
         /// The node.
         node: NodeUrl,
-        /// What it is instead.
+        /// What was found instead.
         source: Box<OpenError>,
     },
 }
 
 impl StoreError {
-    /// The `errno` an application is given: EINVAL for wrong arguments, ENOSPC when the node (or its quota) is full,
-    /// EOPNOTSUPP when it cannot do such a thing, else EIO.
+    /// The `errno` for the application: EINVAL for invalid arguments, ENOSPC when the node (or its quota) is full,
+    /// EOPNOTSUPP when the node does not support the operation, else EIO.
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::OutOfRange { .. } => Errno::INVAL,
@@ -72,7 +72,7 @@ impl StoreError {
         errno.raw_os_error()
     }
 
-    /// Whether the node is to blame: wrong arguments, and what it never could do, say nothing about its health.
+    /// Whether the node is at fault. Invalid arguments and unsupported operations say nothing about its health.
     pub fn is_fault(&self) -> bool {
         let errno = self.errno();
         errno != EINVAL && errno != Errno::OPNOTSUPP.raw_os_error()
@@ -88,7 +88,7 @@ pub enum OpenError {
         /// The node's directory.
         path: PathBuf,
     },
-    /// There is nothing at the path of a node that is to be made.
+    /// There is no directory for a node that is to be made.
     #[error(
         "{path}: there is no such directory. Mount the disk it is on, correct the storage node's address, or have it made with --create-dir"
     )]
@@ -96,10 +96,10 @@ pub enum OpenError {
         /// The node's directory.
         path: PathBuf,
     },
-    /// Something else than a directory.
+    /// The path is not a directory.
     #[error("{path}: it is no directory. Give a directory as the storage node")]
     NotDirectory {
-        /// What was named.
+        /// The path.
         path: PathBuf,
     },
     /// A directory without superblock.
@@ -123,7 +123,7 @@ pub enum OpenError {
     OtherVolume {
         /// The node's directory.
         path: PathBuf,
-        /// In the superblock.
+        /// The one in the superblock.
         found: Uuid,
         /// The volume asked for.
         expected: Uuid,
@@ -133,21 +133,21 @@ pub enum OpenError {
     OtherNode {
         /// The node's directory.
         path: PathBuf,
-        /// In the superblock.
+        /// The one in the superblock.
         found: Uuid,
-        /// The node asked for.
+        /// The expected node.
         expected: Uuid,
     },
-    /// The volume lies on the node in another way.
+    /// The layout on the node differs from the volume's.
     #[error("{path}: its superblock says {what} {found}, the volume has {expected}. {advice}")]
     OtherLayout {
         /// The node's directory.
         path: PathBuf,
         /// Which property.
         what: &'static str,
-        /// In the superblock.
+        /// The one in the superblock.
         found: u64,
-        /// In the volume's description.
+        /// The one in the volume's description.
         expected: u64,
         /// What to do.
         advice: &'static str,
@@ -170,7 +170,7 @@ pub enum OpenError {
         /// What to do.
         advice: &'static str,
     },
-    /// Data above the end of the volume, which a resize would cut off.
+    /// There is data above the end of the volume, which a resize would cut off.
     #[error(
         "{path}: it holds data above its first {len} bytes, where the volume would end. The volume was larger when they were written: resize \
          it to that size, or restore the volume's description of that time"
@@ -181,7 +181,7 @@ pub enum OpenError {
         /// The bytes it should have.
         len: u64,
     },
-    /// Something else than a file where a file should be.
+    /// A superblock or data file is not a regular file.
     #[error("{path}: it is no regular file. Restore it from a backup")]
     NotFile {
         /// Superblock or data file.
@@ -192,18 +192,18 @@ pub enum OpenError {
     ReadOnly {
         /// What may not be accessed.
         path: PathBuf,
-        /// The operating system's word.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Somebody serves the node, or changes it.
+    /// Another process serves the node, or changes it.
     #[error("{path}: it is in use by {holders}. Detach the volume there, or end that process")]
     Held {
         /// The node's directory.
         path: PathBuf,
-        /// Who has it.
+        /// The processes that hold the lock.
         holders: Holders,
     },
-    /// Nothing would keep others off.
+    /// The node cannot be locked against other processes.
     #[error(
         "{path}: its file system gives no locks ({source}). Mount it with locks (NFS: the server's lock service, or \
          local_lock=flock where one computing node alone uses it)"
@@ -211,7 +211,7 @@ pub enum OpenError {
     NoLocks {
         /// The node's directory.
         path: PathBuf,
-        /// The operating system's word.
+        /// The operating system's error.
         source: io::Error,
     },
     /// Another file system hides the file.
@@ -233,10 +233,10 @@ pub enum OpenError {
     NotEmpty {
         /// The directory.
         path: PathBuf,
-        /// One thing in it.
+        /// One entry of it.
         entry: String,
     },
-    /// The file system has a limit below the node's length.
+    /// The file system's largest file is shorter than the node.
     #[error("{path}: its file system cannot hold a file of {len} bytes. Use more storage nodes or a smaller volume")]
     TooLarge {
         /// The data file.
@@ -244,7 +244,7 @@ pub enum OpenError {
         /// The bytes it should have.
         len: u64,
     },
-    /// The operating system's word.
+    /// The operating system reported an error.
     #[error("{path}: cannot {action}: {source}. See that its file system is sound and has space, then try again")]
     Io {
         /// The file or directory.

@@ -1,9 +1,9 @@
-//! A storage node as the core sees it (M7): the contract [`Store`], the stores that fulfil it, and the suite that
-//! proves it of each.
+//! A storage node as the core sees it (M7): the contract [`Store`], the stores that fulfil it, and the suite that tests
+//! each of them.
 //!
-//! Every operation completes inline on the caller's thread. Offsets are the node's own: where a byte of the volume lies
-//! on which node is the engine's business. Predecessor and successor of a hand-over have a node open at once, so no
-//! store takes a lock; the gate sees to it that only one of them writes.
+//! Every operation completes inline on the caller's thread. Offsets are the node's own: the engine maps the volume's
+//! bytes to nodes. Predecessor and successor of a hand-over have a node open at the same time, so no store takes a
+//! lock. The gate ensures that only one of them writes.
 #![forbid(unsafe_code)]
 
 #[cfg(any(test, feature = "conformance"))]
@@ -19,20 +19,21 @@ use uuid::Uuid;
 pub use crate::dir::Created;
 pub use crate::error::{EINVAL, EIO, OpenError, StoreError};
 
-/// What [`Store::next`] looks for.
+/// What [`Store::next`] searches for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sought {
-    /// A byte that may hold something else than zero.
+    /// A byte that may be other than zero.
     Data,
-    /// A byte that takes no space and reads as zero; the end of the node counts as one.
+    /// A byte that takes no space and reads as zero. The end of the node counts as one.
     Hole,
 }
 
 /// One storage node. Every operation may be called from many threads at once.
 ///
-/// An operation is given a range inside the node, else it is refused with [`StoreError::OutOfRange`]. A range of no
-/// bytes is valid and nothing happens. Bytes never written read as zero. What was written survives the death of this process
-/// once the write has returned (the write buffer forgets it then), and is durable once a later [`Store::flush`] has returned.
+/// An operation needs a range inside the node, else it is refused with [`StoreError::OutOfRange`]. A range of no bytes
+/// is valid, and nothing happens. Bytes never written read as zero. What was written survives the death of this process
+/// once the write has returned (the write buffer forgets it then). It is durable once a later [`Store::flush`] has
+/// returned.
 pub trait Store: Send + Sync {
     /// The node's address.
     fn url(&self) -> &NodeUrl;
@@ -55,7 +56,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
 
-    /// As [`Store::read_at`], if that waits for nothing; false when it would, or nobody knows. Anything may stand in `buf` then.
+    /// As [`Store::read_at`], if that does not wait. False when it would, or when that is unknown: then the content of
+    /// `buf` is undefined.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -63,8 +65,8 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
-    /// The bytes as a part of a file, where they are one and lie in memory, so that they can be sent from it (sendfile(2))
-    /// without a copy, and without the node being read. `None`: read them.
+    /// The bytes as a part of a file, if they are one range there and lie in memory. Then they can be sent from it
+    /// (sendfile(2)) without a copy, and without reading from the node. `None`: read them.
     fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {
         None
     }
@@ -78,12 +80,12 @@ pub trait Store: Send + Sync {
     /// Makes everything written so far durable.
     ///
     /// # Errors
-    /// [`StoreError`]; then nothing is known of what was written since the last flush that succeeded.
+    /// [`StoreError`]; then it is unknown what has become durable since the last flush that succeeded.
     fn flush(&self) -> Result<(), StoreError>;
 
-    /// From now on [`Store::flush`] tells of no error that another opening of the node has been told of already; of one that
-    /// nobody was told of it tells. (Linux keeps one error for each file and tells each opening of it once; an opening made after it was
-    /// told to any is not told: lib/errseq.c.)
+    /// From now on [`Store::flush`] does not report an error that another opening of the node has been told of already.
+    /// It does report one that no opening was told of. (Linux keeps one error for each file and reports it once to each
+    /// opening. An opening made after the error was reported to another does not get it: lib/errseq.c.)
     ///
     /// # Errors
     /// [`StoreError`]; then nothing has changed.
@@ -110,23 +112,24 @@ pub trait Store: Send + Sync {
     fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError>;
 
     /// Offset of the next data or hole at or after `offset`; `None` when there is none before the node's end. From
-    /// inside the node a hole is always found, the node's end at the latest.
+    /// inside the node a hole is always found, because the node's end counts as one.
     ///
     /// # Errors
     /// [`StoreError`].
     fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError>;
 }
 
-/// What a node bears and holds.
+/// The identity and the length of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeFormat {
-    /// Whose it is and how the volume lies on it.
+    /// Its identity, and how the volume lies on it.
     pub superblock: Superblock,
     /// Bytes of the volume on this node.
     pub len: u64,
 }
 
-/// Makes a node ready: nothing but its superblock and bytes that read as zero. It is undone unless the caller confirms.
+/// Makes a node ready, with nothing but its superblock and bytes that read as zero. It is undone unless the caller
+/// confirms.
 ///
 /// # Errors
 /// [`OpenError`]; then the node is as it was before.
@@ -136,17 +139,17 @@ pub fn create(url: &NodeUrl, format: &NodeFormat) -> Result<Created, OpenError> 
     }
 }
 
-/// Opens a node that bears just this format.
+/// Opens a node that bears exactly this format.
 ///
 /// # Errors
-/// [`OpenError`] says what it is instead.
+/// [`OpenError`] says what was found instead.
 pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Box<dyn Store>, OpenError> {
     match url {
         NodeUrl::Dir(path) => Ok(Box::new(dir::DirStore::open(path, format)?)),
     }
 }
 
-/// Whether [`resize`] would succeed, as far as that can be known; changes nothing.
+/// Checks that [`resize`] would succeed, as far as that can be known. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`] says what is in the way.
@@ -156,8 +159,8 @@ pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result
     }
 }
 
-/// Brings a node that no core has open from `old` to `new`, which is not smaller. After an interruption it may be repeated, with any other
-/// `new`; with `old` in its place it is undone.
+/// Brings a node that no core has open from `old` to `new`, which is not smaller. After an interruption it may be
+/// repeated with any other `new`; with `old` as `new` it is undone.
 ///
 /// # Errors
 /// [`OpenError`]; then the node has the old format or one in between.
@@ -167,7 +170,7 @@ pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), O
     }
 }
 
-/// Whether a core could serve from the node; changes nothing and opens nothing for longer than the look.
+/// Checks that a core could serve from the node. Changes nothing, and closes everything it opened.
 ///
 /// # Errors
 /// [`OpenError`] says what is in the way.
@@ -177,7 +180,7 @@ pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
     }
 }
 
-/// Whether the node is there, is this one and may be removed; changes nothing.
+/// Checks that the node is there, is this one and may be removed. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`] says what is in the way.
@@ -187,11 +190,11 @@ pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), Open
     }
 }
 
-/// Removes what [`create`] made, data included, but for directories, and nothing else. A node where nothing is left is no
-/// error, so that an interrupted removal can be repeated: then it is false.
+/// Removes what [`create`] made, data included, except for directories, and nothing else. A node of which nothing is
+/// left is no error, so that an interrupted removal can be repeated: then it is false.
 ///
 /// # Errors
-/// [`OpenError`] when the node belongs to another volume, or the operating system's word.
+/// [`OpenError`] when the node belongs to another volume, or when the operating system fails.
 pub fn destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::destroy(path, volume, node),

@@ -1,4 +1,4 @@
-//! Where a storage node may be made, and how much room there is.
+//! Checks before a storage node is made: its directory, and the free space.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use rustix::{fs::statvfs, io::Errno};
 
 use crate::OpenError;
 
-/// Free space of the place of a node, and what tells that place from others.
+/// Free space at the place of a node, and a number that identifies that place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Nodes with the same number share the space.
@@ -16,7 +16,7 @@ pub struct Room {
     pub free: u64,
 }
 
-/// Whether the directory of a node that is to be made is there.
+/// Checks that the directory of a node that is to be made exists.
 ///
 /// # Errors
 /// [`OpenError::NoDirectory`].
@@ -26,12 +26,12 @@ pub fn check_directory(url: &NodeUrl) -> Result<(), OpenError> {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::NOENT) => {
             Err(OpenError::NoDirectory { path: path.to_owned() })
         }
-        // Whatever else is wrong, making the node says.
+        // Any other problem is reported when the node is made.
         _ => Ok(()),
     }
 }
 
-/// The room for a node that is there; none where nobody can tell.
+/// The room for a node that is to be made there; `None` where that is unknown.
 pub fn room(url: &NodeUrl) -> Option<Room> {
     let NodeUrl::Dir(path) = url;
     let found = statvfs(path).ok()?;

@@ -1,19 +1,20 @@
-//! Custody of the gate: which core has it, who gets it next, and when a suspension ends by itself.
+//! Custody of the gate: which core has it, which one gets it next, and when a suspension ends by itself.
 //!
 //! ```text
 //!                attach(core)                    suspend(lease)
 //!   Detached ───────────────────► Serving ─────────────────────────► Suspended
 //!                                 │  ▲  ▲  ◄──── resume, lease over ───── │
 //!                  its core died, │  │  │ a core is armed                 │ resume, and its core
-//!                  nobody is left ▼  │  │                                 ▼ has died meanwhile
+//!                  no other armed ▼  │  │                                 ▼ has died since
 //!                              Recovering ◄───────────────────────────────
 //! ```
-//! The same core gets the gate back under the same generation: what it holds unanswered is then its own to execute.
-//! Any other core, and a core after any other, gets a new generation, and what was unanswered is given out anew.
+//! The same core gets the gate back under the same generation: then it may execute the requests that it holds
+//! unanswered. Any other core gets a new generation, and what was unanswered is given out anew; so does any core after
+//! another has had the gate.
 //!
 //! A core that has not served yet probes its stores before it opens the gate. The predecessor of a hand-over has served
-//! and needs no probe. When no core passes its probe, one gets the gate all the same: an application is better served
-//! with the errors of one storage node than with a volume that hangs.
+//! and needs no probe. When no core passes its probe, one of them gets the gate nevertheless: to an application, errors
+//! of one storage node are better than a volume that hangs.
 
 use everdisk_proto::{
     gate_word::{GateWord, Mode},
@@ -21,10 +22,10 @@ use everdisk_proto::{
     limits::CORES_MAX,
 };
 
-/// What is known of the core in a slot.
+/// The state of the core in a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SlotState {
-    /// Nobody.
+    /// No core.
     #[default]
     Vacant,
     /// A core that cannot take the gate yet.
@@ -35,7 +36,7 @@ pub enum SlotState {
     Unfit,
 }
 
-/// Where the gate is.
+/// Who has the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// No front end.
@@ -47,16 +48,16 @@ pub enum State {
     },
     /// Closed by the operator.
     Suspended {
-        /// The core that served; `None` when it has died since.
+        /// The core that served; `None` when it has died since then.
         slot: Option<Slot>,
         /// When the suspension ends by itself (CLOCK_MONOTONIC ns).
         until_ns: u64,
     },
-    /// Nobody can serve.
+    /// No core can serve.
     Recovering,
 }
 
-/// What the interface has to do now.
+/// The action that the interface has to take now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Act {
@@ -68,14 +69,14 @@ pub enum Act {
     Reopen(GateWord),
     /// The gate stays open in another mode.
     SetMode(GateWord),
-    /// Give out anew what is unanswered, and the gate to this core, which probes first; then tell
-    /// [`Custody::probed`] how that went.
+    /// Give out anew what is unanswered, and give the gate to this core, which probes first. Then report the outcome to
+    /// [`Custody::probed`].
     Give(GateWord),
     /// Give out anew what is unanswered, and open the gate for this core.
     Grant(GateWord),
 }
 
-/// Why a command is refused.
+/// The reason for refusing a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// There is no front end.
@@ -86,7 +87,7 @@ pub enum Refusal {
     Suspended,
     /// It is not closed by the operator.
     NotSuspended,
-    /// Nobody serves now.
+    /// No core serves now.
     Recovering,
     /// The core in question is not armed.
     NotArmed,
@@ -109,7 +110,7 @@ impl Refusal {
     }
 }
 
-/// The owner of the decision. It has no clock: times are handed in.
+/// Decides who has the gate. It has no clock: times are passed in.
 #[derive(Clone, Debug)]
 pub struct Custody {
     seats: [SlotState; CORES_MAX],
@@ -117,7 +118,7 @@ pub struct Custody {
     generation: Generation,
     last: Slot,
     fallback: Option<Slot>,
-    /// Writes go through before they are acknowledged, until another core is given the gate.
+    /// Writes go through before they are acknowledged, until the gate goes to another core.
     synchronous: bool,
     crashes: u64,
 }
@@ -128,7 +129,7 @@ impl Custody {
         Self::restore(State::Detached, Generation(0), false, 0)
     }
 
-    /// Takes up what a former interface left behind.
+    /// Takes up the state that an earlier interface left.
     pub fn restore(state: State, generation: Generation, synchronous: bool, crashes: u64) -> Self {
         let last = match state {
             State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
@@ -141,7 +142,7 @@ impl Custody {
         Self { seats, state, generation, last: last.unwrap_or(Slot::FIRST), fallback: None, synchronous, crashes }
     }
 
-    /// Where the gate is.
+    /// Who has the gate.
     pub const fn state(&self) -> State {
         self.state
     }
@@ -156,7 +157,7 @@ impl Custody {
         self.crashes
     }
 
-    /// What is known of a slot.
+    /// The state of a slot.
     pub fn slot_state(&self, slot: Slot) -> SlotState {
         self.seats[slot.index()]
     }
@@ -183,7 +184,7 @@ impl Custody {
         if self.synchronous { Mode::Synchronous } else { Mode::Open }
     }
 
-    /// From now on writes go through before they are acknowledged (M3), or do so no longer. The next core begins without.
+    /// Sets whether, from now on, writes go through before they are acknowledged (M3). The next core begins without.
     ///
     /// # Errors
     /// `Detached`, `Suspended`, `Recovering`.
@@ -217,7 +218,7 @@ impl Custody {
         if self.state == State::Recovering { self.choose_successor() } else { Act::Nothing }
     }
 
-    /// A core is dead: none of its threads does anything any more.
+    /// A core is dead: none of its threads runs any more.
     pub fn died(&mut self, slot: Slot) -> Act {
         self.set_seat(slot, SlotState::Vacant);
         if self.fallback == Some(slot) {
@@ -259,7 +260,7 @@ impl Custody {
     /// The operator closes the gate.
     ///
     /// # Errors
-    /// `Detached`, `Suspended` (the lease may be prolonged by suspending again: then it is not refused), `Recovering`.
+    /// `Detached`, `Suspended` (never refused: a second suspension prolongs the lease), `Recovering`.
     pub fn suspend(&mut self, until_ns: u64) -> Result<Act, Refusal> {
         match self.state {
             State::Detached => Err(Refusal::Detached),
@@ -290,7 +291,7 @@ impl Custody {
         }
     }
 
-    /// Time has passed: a lease may be over (D8).
+    /// Time has passed: ends a suspension whose lease is over (D8).
     pub fn tick(&mut self, now_ns: u64) -> Act {
         match self.state {
             State::Suspended { until_ns, .. } if now_ns >= until_ns => self.resume().expect("it is suspended"),
@@ -298,8 +299,8 @@ impl Custody {
         }
     }
 
-    /// The gate could not be given to anybody, because a core still executes what would be given out anew. To be
-    /// followed by [`Custody::retry`].
+    /// The gate could not be given to any core, because one still executes what would be given out anew.
+    /// [`Custody::retry`] has to follow.
     pub fn postponed(&mut self) {
         self.state = State::Recovering;
     }
@@ -330,7 +331,7 @@ impl Custody {
         self.give(to, Mode::Probe)
     }
 
-    /// How the probe of the core that was given the gate went. After a failure the gate goes to the next.
+    /// The outcome of the probe by the core that was given the gate. After a failure the gate goes to the next core.
     pub fn probed(&mut self, slot: Slot, passed: bool) -> Act {
         if passed || self.serving() != Some(slot) {
             return Act::Nothing;
@@ -341,8 +342,8 @@ impl Custody {
         self.choose_successor()
     }
 
-    /// The gate goes to whom it is due: the predecessor that is still parked, else the first who is armed, else the
-    /// first whose probe has failed.
+    /// Chooses who gets the gate: the predecessor that is still parked, else the first core that is armed, else the
+    /// first one whose probe has failed.
     fn choose_successor(&mut self) -> Act {
         let fallback = self.fallback.take();
         if let Some(slot) = fallback.filter(|slot| self.slot_state(*slot) == SlotState::Armed) {
@@ -368,7 +369,7 @@ impl Custody {
         if mode == Mode::Probe { Act::Give(word) } else { Act::Grant(word) }
     }
 
-    /// The word that shuts the gate while nobody may serve.
+    /// The word that closes the gate while no core may serve.
     pub const fn closed(&self) -> GateWord {
         self.word(Mode::Closed, self.last)
     }

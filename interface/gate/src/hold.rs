@@ -1,27 +1,27 @@
-//! The right to carry out one request: what a front end's request is to whoever executes it.
+//! The right to carry out one request, as the engine gets it from a front end.
 
 use core::fmt;
 
-/// The right to carry out one request, as long as it lasts. A request that waits for a storage node goes away: a drain does not wait
-/// for it then, and it has to come back before it changes or answers anything.
+/// The right to carry out one request, while it lasts. A request that waits for a storage node goes away. A drain does
+/// not wait for it then, and the request has to come back before it changes or answers anything.
 pub trait Hold {
-    /// Whether writes have to go through to the storage nodes before they are acknowledged (M3), as of now.
+    /// Whether, at this moment, writes have to go through to the storage nodes before they are acknowledged (M3).
     fn synchronous(&self) -> bool;
 
-    /// From here on nothing is changed or answered, until [`Hold::back`].
+    /// From here on the request changes and answers nothing, until [`Hold::back`].
     fn away(&self);
 
-    /// As [`Hold::away`], and a storage node is written to: another core may write the same again.
+    /// As [`Hold::away`], but the request writes to a storage node: another core may repeat that write.
     fn writing(&self);
 
     /// After [`Hold::away`] or [`Hold::writing`]: whether the request may go on. If not, return [`Stopped::Abandoned`].
     #[must_use]
     fn back(&self) -> bool;
 
-    /// What the request waits for now usually takes long: the next request of the client may go on beside it.
+    /// The wait that begins now usually takes long: the client's next request may go on beside it.
     fn waits(&self) {}
 
-    /// Number of failed flushes that the client was told of; `None`: nobody has to be told.
+    /// Number of failed flushes that the client was told of; `None`: this request reports none.
     fn errors_told(&self) -> Option<u64> {
         None
     }
@@ -33,14 +33,14 @@ pub trait Hold {
 /// Why a request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped<E> {
-    /// It failed, and the application is told.
+    /// It failed, and the application gets the error.
     Failed(E),
     /// The gate was closed while the request waited: it stays unanswered, and the core that has the gate next carries it out.
     Abandoned,
 }
 
 impl<E> Stopped<E> {
-    /// The same with another error.
+    /// The same outcome with another error.
     pub fn map<F>(self, error: impl FnOnce(E) -> F) -> Stopped<F> {
         match self {
             Self::Failed(failed) => Stopped::Failed(error(failed)),

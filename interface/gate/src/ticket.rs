@@ -1,21 +1,22 @@
 //! Entering the gate, and closing it.
 //!
-//! A worker announces itself on its own cache line and then looks at the gate; the interface changes the gate and then
-//! looks at the workers' lines. Both put a sequentially consistent fence between the two, so at least one of them sees
-//! the other (Dekker): a worker that was admitted is seen, and a worker that is not seen is not admitted.
+//! A worker announces itself on its own cache line and then reads the gate word. The interface changes the word and
+//! then reads the workers' lines. Both put a sequentially consistent fence between the two steps, so at least one of
+//! them sees the other (Dekker): a worker that was admitted is seen, and a worker that is not seen is not admitted.
 //!
 //! ```text
 //!  worker                                    interface
 //!    read(2) returns a request                 word := Closed; fence
-//!    state := BUSY              (seq-cst)      state == PARKED or FREE for all? ── no ─► evict, sleep, look again
-//!    word still mine?           (seq-cst)      yes: nobody executes, and nobody will before the word changes
+//!    state := BUSY              (seq-cst)      state == PARKED or FREE for all? ── no ─► evict, sleep, poll again
+//!    word still mine?           (seq-cst)      yes: no worker executes or will before the word changes
 //!    yes: execute, reply, state := READING
 //!    no:  keep the request, state := PARKED
 //! ```
-//! A worker that has to wait for a storage node goes [`away`] first: nobody waits for it, and it asks to be let in again
-//! ([`enter`]) before it changes or answers anything. While its write may still reach a node it is [`writing`]. The next core
-//! sends no write before no other core writes ([`may_write`]); the sender of buffered data announces itself in the same way
-//! ([`begin_sending`]). That is the fence: Dekker once more, with the word changed first and the writers looked at afterwards.
+//! A worker that has to wait for a storage node goes [`away`] first. A drain does not wait for it, and it asks to be
+//! let in again ([`enter`]) before it changes or answers anything. While its write may still reach a node it is
+//! [`writing`]. The next core sends no write while another core may still write ([`may_write`]). The sender of buffered
+//! data announces itself in the same way ([`begin_sending`]). That is the fence: Dekker once more, with the word
+//! changed first and the writers checked afterwards.
 
 use core::sync::atomic::Ordering::{self, Acquire, Release, SeqCst};
 #[cfg(not(loom))]
@@ -35,7 +36,7 @@ pub trait Cell<T> {
     fn load(&self, order: Ordering) -> T;
     /// Stores.
     fn store(&self, value: T, order: Ordering);
-    /// Replaces `current`; whether it was that.
+    /// Replaces `current` by `new`. Returns whether the value was `current`.
     fn replace(&self, current: T, new: T) -> bool;
 }
 
@@ -66,7 +67,8 @@ cell!(loom::sync::atomic::AtomicU64, u64);
 pub struct Pass(u64);
 
 impl Pass {
-    /// Permission under a gate word that was found to admit: what is done without a request is done under the word that was seen.
+    /// Permission under a gate word that was found to admit: work without a request is done under the word that was
+    /// read.
     pub const fn of(word: u64) -> Self {
         Self(word)
     }
@@ -74,19 +76,19 @@ impl Pass {
     /// The word it was given under.
     ///
     /// # Panics
-    /// Where it was made [of](Pass::of) a word that admits nobody.
+    /// When it was made [of](Pass::of) a word that admits no core.
     pub fn word(self) -> GateWord {
         GateWord::decode(self.0).expect("a pass is given under a word that admits")
     }
 
-    /// Whether a request that was kept under `self` may be executed under `other`: the same core and generation, so
-    /// nobody was given it in between.
+    /// Whether a request that was kept under `self` may be executed under `other`. It may if core and generation are
+    /// the same: then no other core was given the request in between.
     pub const fn continues_in(self, other: Self) -> bool {
         self.0 >> 8 == other.0 >> 8
     }
 }
 
-/// What a parked worker finds at the gate.
+/// The state of the gate for a parked worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Go and read. The ticket is READING.
@@ -97,7 +99,7 @@ pub enum Admission {
     Shut,
 }
 
-/// A parked worker of the core in `slot` asks to be let in.
+/// A parked worker of the core in `slot` asks to be admitted.
 pub fn unpark(word: &impl Cell<u64>, state: &impl Cell<u32>, slot: Slot) -> Admission {
     state.store(READING, Release);
     fence(SeqCst);
@@ -121,7 +123,7 @@ pub fn holds(word: &impl Cell<u64>, pass: Pass) -> bool {
 }
 
 /// A worker has read a request and asks whether it may execute it. `true`: it may, and its ticket is out (BUSY) until
-/// [`leave`]. `false`: the request must be kept unanswered; the ticket is BUSY until [`park`].
+/// [`leave`]. `false`: the request must be kept unanswered, and the ticket is BUSY until [`park`].
 #[must_use]
 pub fn enter(word: &impl Cell<u64>, state: &impl Cell<u32>, pass: Pass) -> bool {
     state.store(BUSY, Release);
@@ -138,18 +140,19 @@ pub fn leave(state: &impl Cell<u32>) {
     state.store(READING, Release);
 }
 
-/// The worker waits for something, or reads from a storage node; it is let in again by [`enter`]. The ticket is not out.
+/// The worker waits for something, or reads from a storage node. The ticket is not out. [`enter`] lets the worker in
+/// again.
 pub fn away(state: &impl Cell<u32>) {
     state.store(AWAY, Release);
 }
 
-/// As [`away`], and a write of it may reach a storage node as long as it is so.
+/// As [`away`], but until the next change of the ticket a write of the worker may reach a storage node.
 pub fn writing(state: &impl Cell<u32>) {
     state.store(WRITING, Release);
 }
 
-/// The sender of a core asks whether it may send buffered data: as long as the gate word bears its core and generation, whether
-/// the gate is open or not. `true`: it is announced until [`park`].
+/// The sender of a core asks whether it may send buffered data. It may as long as the gate word bears its core and
+/// generation, whether the gate is open or not. `true`: it is announced until [`park`].
 #[must_use]
 pub fn begin_sending(word: &impl Cell<u64>, state: &impl Cell<u32>, slot: Slot, generation: Generation) -> bool {
     state.store(WRITING, Release);
@@ -162,53 +165,56 @@ pub fn begin_sending(word: &impl Cell<u64>, state: &impl Cell<u32>, slot: Slot, 
     ours
 }
 
-/// Whether a core that has found the gate word to be its own may write to the storage nodes: none of these workers and
-/// senders of other cores still does. Once it is so it remains so for the generation.
+/// Whether a core that has read its own slot in the gate word may write to the storage nodes: none of these workers and
+/// senders of other cores writes any more. Once true, it remains true for the generation.
 #[must_use]
 pub fn may_write<'a, C: Cell<u32> + 'a>(others: impl IntoIterator<Item = &'a C>) -> bool {
     fence(SeqCst);
     others.into_iter().all(|state| state.load(Acquire) != WRITING)
 }
 
-/// The worker will neither read nor execute before it was admitted again.
+/// The worker will neither read nor execute before it is admitted again.
 pub fn park(state: &impl Cell<u32>) {
     state.store(PARKED, Release);
 }
 
-/// The successor has read its stores and opens the gate for itself; false when the interface took it back meanwhile.
+/// The successor has read from its stores and opens the gate for itself. False when the interface has taken the gate
+/// back.
 #[must_use]
 pub fn open_after_probe(word: &impl Cell<u64>, probe: GateWord) -> bool {
     word.replace(probe.encode(), probe.with(Mode::Open).encode())
 }
 
-/// The interface takes the gate back from a successor that did not open it in time; false when it did just now.
+/// The interface takes the gate back from a successor that did not open it in time. False when the successor has just
+/// opened it.
 #[must_use]
 pub fn revoke_probe(word: &impl Cell<u64>, probe: GateWord) -> bool {
     word.replace(probe.encode(), probe.with(Mode::Closed).encode())
 }
 
-/// Changes the gate. After it, look at the tickets with [`is_in`].
+/// Changes the gate. Check the tickets with [`is_in`] afterwards.
 pub fn set(word: &impl Cell<u64>, gate: GateWord) {
     word.store(gate.encode(), Release);
     fence(SeqCst);
 }
 
-/// Whether this worker executes nothing that another core must not execute as well, and will not before it was let in again.
+/// Whether this worker executes nothing that another core must not execute as well, and will not before it is let in
+/// again.
 pub fn is_in(state: &impl Cell<u32>) -> bool {
     matches!(state.load(Acquire), PARKED | FREE | AWAY | WRITING)
 }
 
-/// As [`is_in`], and it changes nothing on a storage node.
+/// As [`is_in`], and the worker changes nothing on a storage node either.
 pub fn is_still(state: &impl Cell<u32>) -> bool {
     matches!(state.load(Acquire), PARKED | FREE | AWAY)
 }
 
-/// Whether this worker sleeps before the gate.
+/// Whether this worker sleeps at the gate.
 pub fn is_parked(state: &impl Cell<u32>) -> bool {
     state.load(Acquire) == PARKED
 }
 
-/// Whether this worker may sit in a blocking read, out of which it must be evicted.
+/// Whether this worker may be blocked in a read, from which it must be evicted.
 pub fn may_be_reading(state: &impl Cell<u32>) -> bool {
     state.load(Acquire) == READING
 }

@@ -1,4 +1,4 @@
-//! Does what [`Custody`] has decided.
+//! Carries out the decisions of [`Custody`].
 //!
 //! [`Custody`]: everdisk_gate::custody::Custody
 
@@ -16,10 +16,10 @@ use crate::{
 };
 
 impl Holder {
-    /// Does what custody has decided, and what follows from how that went. `limit` is for the probe of the core that
-    /// is given the gate first; when another gets it after that, nobody else could serve meanwhile. `alive`: a core that was
-    /// drained just now; every other one has to answer before it is given the gate without a probe. Returns why a core did not take
-    /// the gate, if one did not.
+    /// Carries out custody's decision and what follows from the outcome. `limit` is for the probe of the core that is
+    /// given the gate first. When that fails the next core has [`TAKEOVER_LIMIT`], because no other one could serve in
+    /// that time. `alive`: a core that has just been drained. Every other core has to answer before it is given the
+    /// gate without a probe. Returns why a core did not take the gate, if one did not.
     pub(crate) fn perform(&mut self, act: Act, limit: Duration, alive: Option<Slot>) -> Option<String> {
         let mut failure = None;
         let mut late = Vec::new();
@@ -39,7 +39,7 @@ impl Holder {
             let (word, given) = match act {
                 Act::Nothing => break,
                 Act::Close(word) => {
-                    // `requests::suspend` drains by itself and reports; nobody else closes.
+                    // `requests::suspend` drains and reports; no other code closes the gate.
                     ticket::set(&segment.gate.word, word);
                     break;
                 }
@@ -72,7 +72,7 @@ impl Holder {
                     failure.get_or_insert_with(|| why.to_owned());
                     late.push(slot);
                     if matches!(act, Act::Grant(_)) {
-                        // The last resort has failed: acknowledged data waits for a core that can take it over.
+                        // The last resort has failed: acknowledged data waits for a core that can adopt it.
                         self.custody.postponed();
                         Act::Nothing
                     } else {
@@ -91,7 +91,8 @@ impl Holder {
         if self.custody.state() == State::Recovering {
             ticket::set(&self.segment.gate.word, self.custody.closed());
         }
-        // Now that the gate is where it can be: one that has not taken it, and does not answer either, is not to be tried again.
+        // Now the gate is where it can be. A core that has not taken it, and does not answer either, is not tried
+        // again.
         for slot in late {
             if self.custody.serving() != Some(slot) && self.cores.get(slot).is_some() && !self.answers(slot) {
                 self.put_down(slot, "it did not take the gate and does not answer".to_owned());

@@ -24,20 +24,20 @@ Options:
   -h, --help              Print this
 ";
 
-/// What to run.
+/// The options of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
     /// The volume's description.
     pub(crate) volume: PathBuf,
-    /// Where to listen.
+    /// The path of the socket.
     pub(crate) socket: PathBuf,
-    /// Take up what a dead interface left with the cores.
+    /// Adopt what a dead interface left with the cores.
     pub(crate) restore: bool,
     /// A core that serves may be silent for this long while requests wait.
     pub(crate) hang_limit: Duration,
 }
 
-/// What was asked.
+/// The order on the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     /// Serve.

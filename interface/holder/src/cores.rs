@@ -1,4 +1,4 @@
-//! The cores that have joined: their handles, their connections, their places in the segment.
+//! The cores that have joined: their process handles, their connections, their slots in the segment.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -32,18 +32,18 @@ const UNLINKED_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Core {
     pub(crate) pid: u32,
     pub(crate) handle: OwnedFd,
-    /// Whether the marks tell that its threads have stopped.
+    /// Whether the marks show that its threads have stopped.
     pub(crate) stopped: Stopped,
     pub(crate) identity: Identity,
     /// `None` while the core reconnects.
     pub(crate) link: Option<PeerLink>,
-    /// It closed its connection, and it is not known why yet: since when.
+    /// Since when its connection has been closed without a known reason.
     pub(crate) unlinked: Option<Instant>,
     /// It was asked to leave.
     pub(crate) leaves: bool,
     /// Why this interface killed it.
     pub(crate) killed: Option<String>,
-    /// It takes the locks of the storage nodes; cores of earlier builds do not know of them.
+    /// The core keeps the locks of the storage nodes; cores of earlier builds do not know of them.
     pub(crate) keeps_locks: bool,
 }
 
@@ -60,7 +60,7 @@ impl Core {
         Self { pid, handle, stopped, identity, link, unlinked: None, leaves: false, killed: None, keeps_locks }
     }
 
-    /// Its connection has ended. Its process may live on and serve; only its death, told by its handle, is a death.
+    /// Its connection has ended. Its process may live on and serve; only its process handle reports a death.
     pub(crate) fn unlink(&mut self, error: &LinkError) {
         self.link = None;
         if matches!(error, LinkError::Closed) {
@@ -70,7 +70,7 @@ impl Core {
         }
     }
 
-    /// A core that dies or leaves closes its connection first: only one that lives on after that is worth a line.
+    /// A core that dies or leaves closes its connection first. Only a core that lives on after that is logged.
     pub(crate) fn look_at_link(&mut self) {
         if self.unlinked.is_some_and(|since| since.elapsed() >= UNLINKED_LIMIT) {
             self.unlinked = None;
@@ -80,9 +80,9 @@ impl Core {
         }
     }
 
-    /// Whether no system call of it on a channel, a connection or a storage node can still be under way, and it makes none any more: its
-    /// threads have stopped, or its process has ended. Of the former nothing follows about its memory and its descriptors, which may be
-    /// there for some time yet.
+    /// Whether the core has no system call under way on a channel, a connection or a storage node, and makes none any
+    /// more: its threads have stopped, or its process has ended. Stopped threads do not imply that its memory and its
+    /// descriptors are gone: they may remain for some time.
     pub(crate) fn is_gone(&self) -> bool {
         self.stopped.is_so() || process::is_gone(self.handle.as_fd())
     }
@@ -92,7 +92,7 @@ impl Core {
         self.leaves |= what == FromInterface::Quit;
         let Some(link) = &self.link else { return Err(LinkError::Closed) };
         link.send(0, what, fds).inspect_err(|error| {
-            tracing::warn!(pid = self.pid, %error, "a core does not read what it is told: the connection is closed");
+            tracing::warn!(pid = self.pid, %error, "a core does not read its socket: the connection is closed");
             self.link = None;
         })
     }
@@ -153,7 +153,8 @@ pub(crate) fn area(segment: &Segment, slot: Slot) -> Option<&CoreArea> {
     segment.cores.get(slot.index())
 }
 
-/// Writes a core into the segment; its tickets and its threads' words are free, whatever a core that had the slot before left in them.
+/// Writes a core into the segment. Its tickets and its threads' words are free, whatever an earlier core left in the
+/// slot.
 pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
     if let Some(area) = area(segment, slot) {
         clear(area);
@@ -162,7 +163,7 @@ pub(crate) fn enrol(segment: &Segment, slot: Slot, pid: u32) {
     }
 }
 
-/// Whether the core in `slot` is this process, by the segment: another that was given its number later is not.
+/// Whether the core in `slot` is this process, by the segment. A later process with the same id is not.
 pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
     area(segment, slot).is_some_and(|area| {
         let started = process::start_time(pid).is_ok_and(|started| started == area.started.load(Relaxed));
@@ -170,7 +171,7 @@ pub(crate) fn is_of(segment: &Segment, slot: Slot, pid: u32) -> bool {
     })
 }
 
-/// Takes a core that is gone out of the segment: none of its threads can hold a ticket any more.
+/// Removes a core that is gone from the segment: none of its threads can hold a ticket any more.
 pub(crate) fn strike(segment: &Segment, slot: Slot) {
     if let Some(area) = area(segment, slot) {
         area.pid.store(0, Release);
@@ -180,7 +181,7 @@ pub(crate) fn strike(segment: &Segment, slot: Slot) {
 
 fn clear(area: &CoreArea) {
     for word in &area.threads {
-        // Who watches the core that had the slot sleeps on one of them.
+        // The thread that watches the slot's previous core sleeps on one of them.
         if word.swap(thread_word::FREE, AcqRel) != thread_word::FREE {
             wake::wake(word, Who::All);
         }
@@ -198,7 +199,7 @@ fn clear(area: &CoreArea) {
     }
 }
 
-/// Wakes a core's parked workers so that they look at the gate.
+/// Wakes a core's parked workers, so that they check the gate.
 pub(crate) fn rouse(segment: &Segment, slot: Slot, who: Who) {
     if let Some(area) = area(segment, slot) {
         area.wake.fetch_add(1, Release);
@@ -206,7 +207,7 @@ pub(crate) fn rouse(segment: &Segment, slot: Slot, who: Who) {
     }
 }
 
-/// What `status` tells of a core.
+/// The status of a core.
 pub(crate) fn status(segment: &Segment, slot: Slot, core: &Core, armed: bool) -> CoreStatus {
     let tickets = area(segment, slot).map_or(&[][..], |area| &area.tickets);
     CoreStatus {

@@ -1,4 +1,4 @@
-//! The ends of cores: who takes over, and what is said of it.
+//! The deaths of cores: succession, log and report.
 
 use std::{os::fd::AsFd, sync::atomic::Ordering::Relaxed, time::Instant};
 
@@ -11,10 +11,10 @@ use everdisk_sys::{clock::monotonic_ns, signal};
 
 use crate::{cores, holder::Holder, life, suspension::TAKEOVER_LIMIT};
 
-/// So many deaths are remembered.
+/// Number of deaths that are remembered.
 const DEATHS_MAX: usize = 8;
 
-/// By what a death was noticed.
+/// How a death was noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Noticed {
     /// By the marks that its threads left (D14).
@@ -121,7 +121,7 @@ impl Holder {
         self.deaths.push(death);
     }
 
-    /// A core has the gate: the successor of one whose death left nobody.
+    /// A core has the gate: it succeeds one whose death left no other core.
     pub(crate) fn note_successor(&mut self, slot: Slot) {
         let Some(since) = self.orphaned.take() else { return };
         let pid = self.cores.get(slot).map(|core| core.pid);
@@ -137,8 +137,8 @@ impl Holder {
         core.is_some_and(|core| life::answers(&life::core_socket(&self.socket, core.pid)))
     }
 
-    /// A core that does not answer, and does not serve: it is killed, and not considered any more. It would have to say that it is
-    /// armed before it is given the gate. Its end is noticed like any other.
+    /// A core does not answer, and does not serve: it is killed and no longer considered. It would have to report
+    /// itself armed before it is given the gate. Its death is noticed like any other.
     pub(crate) fn put_down(&mut self, slot: Slot, why: String) {
         self.custody.joined(slot);
         self.kill(slot, why);
@@ -156,8 +156,8 @@ impl Holder {
         core.killed = Some(why);
     }
 
-    /// A core that serves, does nothing and does not answer, while requests wait and another could take over, is succeeded. One
-    /// whose nodes hang answers.
+    /// Replaces a core that serves, makes no progress and does not answer, while requests wait and another core could
+    /// take over. A core whose nodes hang does answer.
     pub(crate) fn watch_over(&mut self) {
         if !self.watchdog.is_due() {
             return;

@@ -11,13 +11,13 @@ pub(crate) enum Fatal {
     /// The volume's description cannot be used.
     #[error("{0}: {1}")]
     Volume(String, String),
-    /// The socket.
+    /// The socket cannot be made.
     #[error("cannot listen at {0}: {1}")]
     Socket(String, io::Error),
     /// Another interface keeps the volume.
     #[error("another interface keeps this volume (it holds the lock beside {0}): {1}; end it first")]
     Second(String, Holders),
-    /// Memory, poll.
+    /// The operating system failed: memory, poll.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The cores serve a segment that this program cannot adopt.

@@ -1,4 +1,4 @@
-//! The file front end: the mount, its channels, and what the kernel tells about it.
+//! The file front end: the mount, its channels, and the kernel's state of it.
 
 use std::{
     io,
@@ -29,13 +29,13 @@ const INIT_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct FileFront {
     path: PathBuf,
-    /// What the mount is called in the kernel's table. A front end from before mounts had a name of their own has none.
+    /// The mount's name in the kernel's table. A front end made before mounts had names of their own has none.
     source: Option<String>,
     channels: Vec<OwnedFd>,
-    /// Number of the kernel's connection, where it could be found out.
+    /// Number of the kernel's connection, where it is known.
     connection: Option<u32>,
     waiting: Option<WaitingCounter>,
-    /// A detach has unmounted it, and found that it is in use elsewhere.
+    /// A detach has unmounted it, and has found it in use elsewhere.
     served_elsewhere: bool,
 }
 
@@ -97,10 +97,11 @@ impl FileFront {
         Self { path, source, channels, connection, waiting, served_elsewhere: false }
     }
 
-    /// The mount, wherever it is now; `None` when it is in no tree any more, though it may still be in use elsewhere. While the
-    /// connection lives its number is no other's.
+    /// The mount, wherever it is now; `None` when it is in no mount tree any more, though it may still be in use
+    /// elsewhere. While the connection lives its number is unique.
     pub(crate) fn mount_now(&self) -> io::Result<Option<Mount>> {
-        // The major number tells it from a file system on a block device, whose minor may be the same (fuseblk).
+        // The major number distinguishes it from a file system on a block device, whose minor may be the same
+        // (fuseblk).
         let ours = self.connection.map(|connection| (0, connection));
         let is_ours = |mount: &Mount| mount.kind.starts_with("fuse") && Some(mount.device) == ours;
         Ok(mounts::all()?.into_iter().find(is_ours))
@@ -111,7 +112,7 @@ impl FileFront {
         self.mount_now()?.map_or(Ok(()), |mount| fuse::unmount(&mount, true))
     }
 
-    /// How it is described to the cores it is lent to.
+    /// The description for the cores that it is lent to.
     pub(crate) fn lent(&self) -> LentFile {
         let channels = u8::try_from(self.channels.len()).unwrap_or(u8::MAX);
         LentFile { path: self.path.clone(), channels, source: self.source.clone() }
@@ -122,7 +123,7 @@ impl FileFront {
         self.channels.iter().map(AsFd::as_fd).collect()
     }
 
-    /// Requests the kernel has and nobody has answered, where it tells.
+    /// Requests that the kernel has and no core has answered, where the kernel reports it.
     pub(crate) fn waiting(&self) -> Option<u64> {
         self.waiting.as_ref().and_then(WaitingCounter::read)
     }
@@ -137,17 +138,17 @@ impl FileFront {
         }
     }
 
-    /// It is not mounted here any more, and is served on to those who use it elsewhere, until it is detached.
+    /// The file is no longer mounted here. It is still served to processes that use it elsewhere, until it is detached.
     pub(crate) fn serve_elsewhere(&mut self) {
         self.served_elsewhere = true;
     }
 
-    /// Whether somebody else has made an end of it.
+    /// Whether another process has ended it.
     pub(crate) fn is_lost(&self) -> bool {
         self.is_dead() && !self.served_elsewhere
     }
 
-    /// Whether the connection has ended: unmounted by somebody else and no longer open anywhere, or aborted.
+    /// Whether the connection has ended: unmounted by another process and no longer open anywhere, or aborted.
     pub(crate) fn is_dead(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.channels.first().is_some_and(|channel| {

@@ -15,12 +15,12 @@ use crate::{
 pub(crate) struct Fronts {
     pub(crate) file: Option<FileFront>,
     pub(crate) nbd: Option<NbdFront>,
-    /// What keeps everybody else off the storage nodes while the front ends are open.
+    /// They keep every other process off the storage nodes while the front ends are open.
     pub(crate) locks: NodeLocks,
 }
 
 impl Fronts {
-    /// Kinds of front ends: so many a core has to have workers for before it is armed.
+    /// Kinds of front ends. A core needs workers for all of them before it is armed.
     pub(crate) fn kinds(&self) -> u8 {
         u8::from(self.file.is_some()) + u8::from(self.nbd.is_some())
     }
@@ -32,7 +32,7 @@ impl Fronts {
         self.kinds() + u8::try_from(connections + locks).unwrap_or(u8::MAX)
     }
 
-    /// Lends them to a core. What it has already it passes over.
+    /// Lends them to a core, which ignores those that it has already.
     pub(crate) fn lend(&self, core: &mut Core) -> Result<(), LinkError> {
         if core.keeps_locks {
             self.locks.lend(core)?;
@@ -52,12 +52,12 @@ impl Fronts {
     /// Lends them to every core.
     pub(crate) fn lend_to_all(&self, cores: &mut Cores) {
         for core in cores.all_mut() {
-            // Whoever does not listen loses its connection, and is lent them when it comes back.
+            // A core that does not read its socket loses its connection, and is lent them when it connects again.
             let _ = self.lend(core);
         }
     }
 
-    /// Requests (on NBD: connections with some) that nobody has answered, where it can be known.
+    /// Requests (on NBD: connections with requests) that no core has answered, where that is known.
     pub(crate) fn waiting(&self) -> Option<u64> {
         let file = self.file.as_ref().map(FileFront::waiting);
         match (file, &self.nbd) {
@@ -66,7 +66,7 @@ impl Fronts {
         }
     }
 
-    /// Takes clients that wait at the NBD front ends, and lends the new connections to every core.
+    /// Accepts clients that wait at the NBD front ends, and lends the new connections to every core.
     pub(crate) fn take_clients(&mut self, cores: &mut Cores) {
         let Some(nbd) = &mut self.nbd else { return };
         nbd.look_after();

@@ -1,4 +1,5 @@
-//! What cores and the control module say: cores join, are armed, give connections back; requests go to [`crate::requests`].
+//! Frames from cores and the control module: cores join, report themselves armed, give connections back; requests go to
+//! [`crate::requests`].
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -20,7 +21,7 @@ use crate::{
     suspension::TAKEOVER_LIMIT,
 };
 
-/// A peer that has connected says who it is within this time.
+/// A peer that has connected introduces itself within this time.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
 
 impl Holder {
@@ -45,7 +46,7 @@ impl Holder {
                         let ToInterface::Armed { fronts } = frame.body else { break };
                         self.arm(slot, fronts);
                     }
-                    // One core's descriptors were enough, but for connections that it had not been lent yet.
+                    // One core's descriptors were enough, except for connections that had not been lent to it yet.
                     Ok((frame, _))
                         if matches!(frame.body, ToInterface::Returned { .. } | ToInterface::ReturnedLocks { .. }) => {}
                     Ok((frame, fds)) if matches!(frame.body, ToInterface::ReturnedConnection(_)) => {
@@ -100,7 +101,7 @@ impl Holder {
         }
     }
 
-    /// A core gives a connection back that this interface perhaps knows nothing of: then every other core is lent it.
+    /// A core gives back a connection that may be new to this interface: then it is lent to every other core.
     fn take_back(&mut self, lent: LentConnection, fds: Vec<OwnedFd>) {
         let Ok([socket, memory]) = <[OwnedFd; 2]>::try_from(fds) else { return };
         let Some(nbd) = &mut self.fronts.nbd else { return };
@@ -109,8 +110,8 @@ impl Holder {
         }
     }
 
-    /// A core says that it is ready. It is, when it has every front end; one that lost its connection before it was
-    /// lent the last gets it now.
+    /// A core reports that it is ready. It is armed if it has every front end. A core that lost its connection before
+    /// it was lent the last one gets it now.
     fn arm(&mut self, slot: Slot, fronts: u8) {
         let Some(core) = self.cores.get_mut(slot) else { return };
         if fronts == 0 && self.fronts.kinds() > 0 {
@@ -121,7 +122,7 @@ impl Holder {
         }
     }
 
-    /// A core joins, or comes back to a new interface process.
+    /// A core joins, or connects again to a new interface process.
     fn welcome(&mut self, peer: Peer, identity: Identity, had: Option<Slot>, keeps_locks: bool) {
         if let Some(slot) = had.filter(|slot| cores::is_of(&self.segment, *slot, peer.pid)) {
             if let Some(core) = self.cores.get_mut(slot) {
@@ -132,7 +133,8 @@ impl Holder {
                 self.enter(slot, Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks));
                 self.custody.joined(slot);
             }
-            // It knows nothing of clients that came meanwhile; and perhaps of one that the interface before lent to nobody else.
+            // It knows nothing of clients that have connected since, and may know of one that the earlier interface
+            // lent to no other core.
             if let Some(core) = self.cores.get_mut(slot) {
                 let _ = self.fronts.lend(core);
                 if self.fronts.nbd.is_some() {

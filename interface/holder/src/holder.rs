@@ -1,4 +1,4 @@
-//! The one owner and the one loop: wait for what happens, let [`Custody`] decide, do it.
+//! The one owner and the one loop: wait for events, let [`Custody`] decide, carry it out.
 
 use std::{
     io,
@@ -31,7 +31,7 @@ use crate::{
     unmounting::Unmounting,
 };
 
-/// The loop looks around this often even if nothing happens.
+/// Interval at which the loop polls even without an event.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The interface of one volume.
@@ -45,11 +45,11 @@ pub(crate) struct Holder {
     pub(crate) done: bool,
     /// This program.
     pub(crate) identity: Identity,
-    /// Where this interface is asked; the cores' sockets lie beside it.
+    /// The socket for requests to this interface; the cores' sockets lie beside it.
     pub(crate) socket: PathBuf,
     pub(crate) watchdog: Watchdog,
     pub(crate) deaths: Vec<CoreDeath>,
-    /// The core that served has died, and nobody has the gate since then.
+    /// When the core that served died, if no core has had the gate since then.
     pub(crate) orphaned: Option<Instant>,
     /// The volume's storage nodes.
     pub(crate) nodes: Vec<NodeUrl>,
@@ -88,13 +88,13 @@ impl Holder {
         })
     }
 
-    /// A core has a slot: it is watched from now on.
+    /// A core has a slot: its threads are watched from now on.
     pub(crate) fn enter(&mut self, slot: Slot, mut core: Core) {
         core.stopped = marks::watch(&self.segment, slot, core.pid, &self.bell);
         self.cores.insert(slot, core);
     }
 
-    /// One turn: wait, then deal with everything that has happened, deaths first.
+    /// One turn: wait, then handle every event, deaths first.
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         self.wait()?;
         self.bell.rest();
@@ -129,7 +129,7 @@ impl Holder {
         let (listening, clients) = self.fronts.nbd.as_ref().map(NbdFront::watched).unwrap_or_default();
         fds.extend(listening);
         let mut polls: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        // Of a client only that it has gone, which needs no asking for.
+        // Of a client only the hang-up matters, which poll reports without being asked.
         polls.extend(clients.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::empty())));
         let mut limit = if self.unmounting.is_some() { Duration::from_millis(2) } else { TICK };
         if let State::Suspended { until_ns, .. } = self.custody.state() {
@@ -150,7 +150,7 @@ impl Holder {
         self.cores.get(slot).map_or(0, |core| core.pid)
     }
 
-    /// The front end may have ended: by our own unmount, or by somebody else's.
+    /// Checks whether the front end has ended, by our own unmount or by another process's.
     fn look_after_front(&mut self) {
         if let Some(unmounting) = &mut self.unmounting {
             let dead = self.fronts.file.as_ref().is_none_or(FileFront::is_dead);
@@ -168,7 +168,7 @@ impl Holder {
                 let _ = peer.link.send(id, FromInterface::Answer(answer.clone()), &[]);
             }
         } else if self.fronts.file.as_ref().is_some_and(FileFront::is_lost) {
-            tracing::warn!("the file was unmounted by somebody else");
+            tracing::warn!("the file was unmounted by another process");
             self.fronts.file = None;
             if self.fronts.nbd.is_none() {
                 self.end();

@@ -1,10 +1,11 @@
 //! `everdisk-interface`: the interface module (D1), one small process per volume.
 //!
-//! It keeps what must outlive every core: the /dev/fuse fd with its clones, the NBD clients' connections and the segment. It lends them to the
-//! cores, carries out suspend, hand-over and resume, notices a core's death and gives the gate to the next. It is
-//! not on the data path, and when it dies itself, the cores go on serving and give a new one the descriptors back.
+//! It keeps what must outlive every core: the /dev/fuse fd with its clones, the NBD clients' connections and the
+//! segment. It lends them to the cores, carries out suspend, hand-over and resume, notices a core's death and gives the
+//! gate to the next core. It is not on the data path. When it dies itself, the cores go on serving and give the
+//! descriptors back to a new one.
 //!
-//! A library, so that a test build can make an interface of another version from the same parts.
+//! It is a library, so that a test build can make an interface of another version from the same parts.
 #![forbid(unsafe_code)]
 
 mod acts;

@@ -1,5 +1,5 @@
-//! Whether a core answers. A core that is stopped, or whose threads stand still, holds its descriptors and its tickets like any
-//! other, and its process lives; only what it does not say tells.
+//! Whether a core answers. A core that is stopped, or whose threads do not run, still holds its descriptors and its
+//! tickets, and its process lives. Only its silence shows the fault.
 //!
 //! ```text
 //!  serves, requests wait, no ticket moves ─► asked on its own socket ─► answers: its nodes hang, it does not
@@ -23,10 +23,10 @@ use everdisk_sys::link::{Link, LinkError};
 
 use crate::cores::{Core, area};
 
-/// A core that lives answers within this time, however busy its machine is.
+/// A live core answers within this time, however busy its machine is.
 pub(crate) const LIFE_LIMIT: Duration = Duration::from_secs(1);
-/// Between two looks at the core that serves, and the most that one look can add to its silence: where this process itself stood
-/// still, the core was not silent.
+/// Interval between two checks of the core that serves, and the most that one check can add to its silence: time in
+/// which this process itself did not run does not count as silence.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The socket at which a core answers, beside the interface's own.
@@ -34,18 +34,18 @@ pub(crate) fn core_socket(interface: &Path, pid: u32) -> PathBuf {
     interface.with_file_name(format!("core-{pid}.sock"))
 }
 
-/// A question to a core that is under way.
+/// A ping to a core that is under way.
 #[derive(Debug)]
 struct Ping(Option<Link<CoreRequest, CoreAnswer>>);
 
 impl Ping {
-    /// Asks. A core whose queue is full has left others without an answer.
+    /// Sends a ping. A core whose queue is full has left others without an answer.
     fn send(socket: &Path) -> Self {
         let link = Link::connect(socket).ok();
         Self(link.filter(|link| link.send(1, CoreRequest::Status, &[]).is_ok()))
     }
 
-    /// Whether it was answered within `limit`. A core that has closed the connection has looked at it.
+    /// Whether it was answered within `limit`. A core that has closed the connection has read it.
     fn is_answered(&self, limit: Duration) -> bool {
         self.0.as_ref().is_some_and(|link| matches!(link.recv_within(limit), Ok(_) | Err(LinkError::Closed)))
     }
@@ -56,12 +56,12 @@ pub(crate) fn answers(socket: &Path) -> bool {
     Ping::send(socket).is_answered(LIFE_LIMIT)
 }
 
-/// What the last look at the core that serves has shown.
+/// What the last check of the core that serves has shown.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     limit: Duration,
     looked: Instant,
-    /// Whose silence is counted, and the state of its tickets.
+    /// The core whose silence is measured, and the state of its tickets.
     watched: Option<(Slot, u32, u64)>,
     silent: Duration,
     ping: Option<Ping>,
@@ -77,27 +77,27 @@ impl Watchdog {
         POLL_INTERVAL.min(self.limit / 4)
     }
 
-    /// The loop may wait so long.
+    /// The longest time that the loop may wait.
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.watched.map(|_| self.look())
     }
 
-    /// What tells that the core has answered.
+    /// The descriptor that becomes readable when the core has answered.
     pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
         self.ping.as_ref()?.0.as_ref().map(AsFd::as_fd)
     }
 
-    /// Nobody's silence is to be counted.
+    /// No core's silence is measured for now.
     pub(crate) fn rest(&mut self) {
         (self.watched, self.silent, self.ping) = (None, Duration::ZERO, None);
     }
 
-    /// Whether it is time for a look.
+    /// Whether a check is due.
     pub(crate) fn is_due(&self) -> bool {
         self.looked.elapsed() >= self.look()
     }
 
-    /// Looks at the core that serves while requests wait. For how long it has been silent, when that is too long.
+    /// Checks the core that serves while requests wait. Returns how long it has been silent, if that is too long.
     pub(crate) fn watch(&mut self, segment: &Segment, slot: Slot, core: &Core, socket: &Path) -> Option<Duration> {
         let passed = self.looked.elapsed();
         self.looked = Instant::now();
@@ -107,7 +107,7 @@ impl Watchdog {
             (self.watched, self.silent, self.ping) = (Some(now), Duration::ZERO, None);
             return None;
         }
-        // Its answer to the question has to come within what follows.
+        // Its answer to the ping has to come during the silence that is measured from here on.
         if self.ping.is_some() {
             self.silent += passed.min(2 * self.look());
         } else {
@@ -117,7 +117,7 @@ impl Watchdog {
     }
 }
 
-/// A number that is another one when a ticket has moved.
+/// A number that changes when a ticket has moved.
 fn movement(segment: &Segment, slot: Slot) -> u64 {
     let tickets = area(segment, slot).map_or(&[][..], |area| &area.tickets);
     let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);

@@ -1,8 +1,8 @@
-//! Making the sockets at which NBD clients are awaited, and removing those that were made here and no others.
+//! Making the sockets on which NBD clients are accepted, and removing those that were made here and no others.
 //!
-//! The directory of a UNIX socket may be one that somebody else can write to. So it is pinned, and everything is done in it whatever it
-//! is called meanwhile; owner and permissions are given to the socket that was made, not to its name; and what is removed at the
-//! end is the file that was made, if it is still there.
+//! The directory of a UNIX socket may be writable for other users. So it is pinned by a descriptor, and every step is
+//! done through that, whatever happens to its name. Owner and permissions are given to the socket that was made, not to
+//! its name. At the end the file that was made is removed, if it is still there.
 
 use std::{
     ffi::OsStr,
@@ -19,10 +19,10 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-/// As many may wait to be accepted as the system allows.
+/// Length of the accept queue: as long as the system allows.
 const BACKLOG: i32 = 4096;
 
-/// Makes a socket that listens at a place; the place as it came out.
+/// Makes a socket that listens at a place. Returns the place with the address it got.
 pub(crate) fn listen(place: &NbdListen) -> io::Result<(NbdListen, OwnedFd)> {
     match &place.address {
         NbdAddress::Unix(path) => {
@@ -38,7 +38,7 @@ pub(crate) fn listen(place: &NbdListen) -> io::Result<(NbdListen, OwnedFd)> {
     }
 }
 
-/// Removes the socket that was made at a place, unless something else is there by now.
+/// Removes the socket that was made at a place, unless something else is there now.
 pub(crate) fn remove(place: &NbdListen) {
     let (NbdAddress::Unix(path), Some(bound)) = (&place.address, place.bound) else { return };
     let removed = file::pin_parent(path).and_then(|(directory, name)| file::remove(directory.as_fd(), name, bound));
@@ -50,14 +50,15 @@ pub(crate) fn remove(place: &NbdListen) {
 fn bind(path: &Path, place: &NbdListen) -> io::Result<(FileId, OwnedFd)> {
     let (directory, name) = file::pin_parent(path)?;
     let directory = directory.as_fd();
-    // One after another, so that nobody takes a socket for dead that was made and does not listen yet. Where directories cannot be
-    // locked, or somebody keeps the lock, it is done without.
+    // One after another, so that a socket that was just made and does not listen yet is not taken for a dead one. Where
+    // directories cannot be locked, or another process keeps the lock, this goes on without it.
     let turn = rustix::fs::openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let _locked = turn.as_ref().map(|turn| lock::exclusive(turn.as_fd()));
     remove_stale(directory, name)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // What bind makes has these permissions from the beginning: nobody but root comes in before the right ones are given.
+    // The socket file that bind makes has these permissions from the beginning: only root can connect before the right
+    // ones are set.
     rustix::fs::fchmod(&socket, Mode::empty())?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(file::by_descriptor(directory).join(name))?)?;
     let made = file::pin(directory, name)?;
@@ -77,19 +78,19 @@ fn in_use(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::AddrInUse, why)
 }
 
-/// Removes the socket of a server that is gone; anything else at the name stays, and is an error.
+/// Removes the socket of a server that is gone. Anything else at the name stays, and is an error.
 fn remove_stale(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let Some(found) = file::look_at(directory, name)? else { return Ok(()) };
     if found.kind != FileType::Socket {
         return Err(in_use("there is something else than a socket at that path"));
     }
-    // Of another type than the listener's: a server that lives refuses it (EPROTOTYPE) and sees nothing of it.
+    // The type differs from the listener's: a live server refuses it (EPROTOTYPE) without noticing it.
     match packet::connect(&file::by_descriptor(directory).join(name)) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             file::remove(directory, name, found.id)?;
             Ok(())
         }
-        _ => Err(in_use("somebody listens there")),
+        _ => Err(in_use("another process listens there")),
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
         UnixStream::connect(&path).unwrap();
         let second = listen(&place(&path, 0o640)).unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "somebody listens there");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "another process listens there");
         fs::rename(&path, path.with_file_name("moved")).unwrap();
         fs::write(&path, "precious").unwrap();
         remove(&made);
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
-    /// A directory that became a link to another since it was looked at.
+    /// A directory that was replaced by a link to another since it was checked.
     #[test]
     fn a_directory_that_was_replaced_by_a_link_is_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,9 @@
-//! The locks of the storage nodes: as long as the front ends of a volume are open, nobody else serves, grows or deletes its nodes.
+//! The locks of the storage nodes: as long as the front ends of a volume are open, no other process serves, grows or
+//! deletes its nodes.
 //!
-//! A node is locked by an exclusive flock(2) on its data file, the file that is written to; it is never replaced, only grown in its place.
-//! The interface takes the locks when it opens the front ends and lends them to every core, so no death of a process gives them up
-//! while another serves, and they go with the last.
+//! A node is locked by an exclusive flock(2) on its data file, the file that is written to; it is never replaced, only
+//! grown in its place. The interface takes the locks when it opens the front ends, and lends them to every core. So the
+//! death of one process does not release them while another serves; they are released with the last.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -42,7 +43,7 @@ impl NodeLocks {
         locks.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Takes up those that a core gave back.
+    /// Adopts the locks that a core gave back.
     pub(crate) fn adopt(locks: Vec<OwnedFd>) -> Self {
         Self(locks)
     }
@@ -71,7 +72,7 @@ impl NodeLocks {
 
 fn take(node: &Path) -> Result<OwnedFd, LockError> {
     let path = node.join(DATA_FILE);
-    // For writing, which the locks of NFS want.
+    // Opened for writing, which NFS requires for a lock.
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty())).map_err(std::io::Error::from)?;
     lock::exclusive(file.as_fd())?;

@@ -1,12 +1,13 @@
-//! Notices that the threads of a core have stopped (D14): the kernel marks each one's word in the segment when it ends, before it unmaps
-//! the process's memory, which takes longer the more there is of it. The core's pidfd is the fall-back, and tells that the process ended.
+//! Notices that the threads of a core have stopped (D14). The kernel marks each thread's word in the segment when the
+//! thread ends. It does so before it unmaps the process's memory, which takes longer the more there is. The core's
+//! pidfd is the fall-back, and reports that the process has ended.
 //!
 //! ```text
 //!  a thread for each core: sleeps on a word ─► one is marked ─► sleeps on each word that still runs ─► none: rings the bell
 //!  the loop:               polls the bell, the pidfds, …      ◄──────────────────────────────────────────┘
 //! ```
-//! A thread that has no word (a core of an earlier build), or whose word is not marked (it hangs in a system call, or died while it was
-//! being started), leaves the death to the pidfd.
+//! The pidfd reports the death where a thread has no word (a core of an earlier build), or where its word is not marked
+//! (it hangs in a system call, or died while it was being started).
 
 use std::{
     io,
@@ -35,7 +36,7 @@ use rustix::{
     io::Errno,
 };
 
-/// A sleep on a word ends after this time, so that nothing hangs on a wake that did not come.
+/// A sleep on a word times out after this, so that a wake that does not come blocks nothing.
 const SLEEP: Duration = Duration::from_secs(1);
 
 /// Wakes the loop.
@@ -43,7 +44,7 @@ const SLEEP: Duration = Duration::from_secs(1);
 pub(crate) struct Bell(OwnedFd);
 
 impl Bell {
-    /// A bell that nobody has rung.
+    /// A bell that has not rung.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -52,7 +53,7 @@ impl Bell {
         rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("a counter of rings does not overflow");
     }
 
-    /// It was heard.
+    /// Silences the bell.
     pub(crate) fn rest(&self) {
         let read = rustix::io::read(&self.0, &mut [0; 8]);
         assert!(matches!(read, Ok(_) | Err(Errno::AGAIN | Errno::INTR)), "a bell can be read: {read:?}");
@@ -65,18 +66,19 @@ impl AsFd for Bell {
     }
 }
 
-/// Whether the threads of a core have stopped, by their marks.
+/// Whether the threads of a core have stopped, according to their marks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stopped(Arc<AtomicBool>);
 
 impl Stopped {
-    /// Whether it is so.
+    /// Whether they have stopped.
     pub(crate) fn is_so(&self) -> bool {
         self.0.load(Acquire)
     }
 }
 
-/// Watches the threads of a core from a thread of its own, which ends when they have stopped or the core has lost its slot.
+/// Watches the threads of a core from a thread of its own. That ends when they have stopped or the core has lost its
+/// slot.
 pub(crate) fn watch(segment: &Arc<SharedSegment>, slot: Slot, pid: u32, bell: &Arc<Bell>) -> Stopped {
     let stopped = Stopped::default();
     let (segment, told, bell) = (Arc::clone(segment), stopped.clone(), Arc::clone(bell));
@@ -88,12 +90,12 @@ pub(crate) fn watch(segment: &Arc<SharedSegment>, slot: Slot, pid: u32, bell: &A
         }
     };
     if let Err(error) = thread::Builder::new().name("marks".to_owned()).spawn(body) {
-        tracing::warn!(pid, %error, "nobody watches the marks of a core: its death is noticed when its process has ended");
+        tracing::warn!(pid, %error, "a core's marks are not watched: its death is noticed when its process has ended");
     }
     stopped
 }
 
-/// Sleeps until the threads of a core have stopped; false when the core has lost its slot before.
+/// Sleeps until the threads of a core have stopped. False when the core has lost its slot before.
 fn until_stopped(area: &CoreArea, pid: u32) -> bool {
     while area.pid.load(Acquire) == pid {
         let Some((word, seen)) = awaited(&area.threads) else { return true };
@@ -104,7 +106,7 @@ fn until_stopped(area: &CoreArea, pid: u32) -> bool {
 
 /// The next word to sleep on, and its value; `None` when the threads have stopped, see [`thread_word`].
 fn awaited(words: &[AtomicU32]) -> Option<(&AtomicU32, u32)> {
-    // Before the others are looked at: the first mark tells that no thread is born any more.
+    // Before the others are checked: from the first mark on, no new thread is started.
     let ends = words.iter().any(|word| thread_word::has_died(word.load(Acquire)));
     let mut seen = words.iter().map(|word| (word, word.load(Acquire)));
     match seen.find(|(_, seen)| thread_word::is_running(*seen)) {
@@ -145,7 +147,7 @@ mod tests {
         stopped.is_so()
     }
 
-    /// What the kernel does at the end of a thread.
+    /// What the kernel does when a thread ends.
     fn mark(word: &AtomicU32) {
         word.store(thread_word::WAITERS | thread_word::DIED, Release);
         wake::wake(word, Who::All);
@@ -176,21 +178,22 @@ mod tests {
         let (stopped, bell) = stops(&segment);
         let threads = &segment.cores[0].threads;
         mark(&threads[1]);
-        // The third ends by itself.
+        // The third thread ends by itself.
         threads[2].store(thread_word::FREE, Release);
         wake::wake(&threads[2], Who::All);
         thread::sleep(SOON);
         assert!(!stopped.is_so(), "a thread still runs");
         mark(&threads[0]);
         assert!(soon(&stopped));
-        // The bell is rung a moment after.
+        // The bell is rung a moment later.
         assert!(everdisk_sys::link::wait_readable(bell.as_fd(), Duration::from_secs(20)).unwrap());
         let mut rung = [0; 8];
         assert_eq!(rustix::io::read(&bell.0, &mut rung), Ok(8));
         bell.rest();
     }
 
-    /// Who watches a core that has lost its slot goes, and says nothing of the one that has the slot now.
+    /// The thread that watches a core ends when that core has lost its slot. It reports nothing of the core that has
+    /// the slot now.
     #[test]
     fn d14_marks_of_a_later_core_in_the_slot_are_not_the_earlier_ones() {
         let segment = core(&[thread_word::running(11)]);

@@ -1,5 +1,5 @@
-//! The NBD front ends: the sockets at which clients are awaited, and those of the clients that came. Nothing is read from
-//! or written to a client here; that is the serving core's.
+//! The NBD front ends: the sockets on which clients are accepted, and those of the clients. Nothing is read from or
+//! written to a client here: the serving core does that.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -21,29 +21,30 @@ use rustix::{
 
 use crate::listen;
 
-/// Socket buffers: room for a full batch of requests or replies, so that neither side sleeps half-way.
+/// Socket buffers: room for a full batch of requests or replies, so that neither side blocks half-way.
 const SOCKET_BUFFER: usize = 1 << 20;
-/// A TCP client that has said nothing for a minute is asked whether it lives, six times in another minute.
+/// TCP keepalive: after a minute of silence, a probe every 10 s, up to six.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 6);
-/// Clients taken in one turn of the loop.
+/// Clients accepted in one turn of the loop, at most.
 const ACCEPTED_AT_ONCE: usize = 16;
-/// After an accept that failed for want of something; the clients wait in the listener's queue.
+/// The pause after an accept that failed for lack of a resource. Clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Descriptors that this process and a core need beside those of NBD connections: the segment, channels, listeners, storage nodes, and
-/// everybody who asks something.
+/// Descriptors that this process and a core need beside those of NBD connections: the segment, channels, listeners,
+/// storage nodes, and peers that send requests.
 const DESCRIPTORS: u64 = 192;
-/// Descriptors of an NBD connection in a core: the socket, its memory, and what wakes its workers. An interface has fewer.
+/// Descriptors of an NBD connection in a core: the socket, its memory, and the eventfds that wake its workers. An
+/// interface has fewer.
 const DESCRIPTORS_EACH: u64 = 4;
-/// A connection whose client has gone is looked at this often until a core has dealt with what it left.
+/// Poll interval for a connection whose client has gone, until a core has finished with it.
 const LINGER_LOOK: Duration = Duration::from_millis(20);
 
-/// A place at which clients are awaited.
+/// An address at which clients are accepted.
 #[derive(Debug)]
 struct Listener {
     listen: NbdListen,
     socket: OwnedFd,
     accepted: u64,
-    /// Of connections that have ended.
+    /// The total of connections that have ended.
     carried: u64,
     broken: u64,
 }
@@ -54,7 +55,8 @@ pub(crate) struct Held {
     pub(crate) lent: LentConnection,
     socket: OwnedFd,
     memory: ConnectionMemory,
-    /// The client has gone, and a core has not said yet that it is done with the connection: since the last look.
+    /// The client has gone, and no core has reported yet that it has finished with the connection: the time of the last
+    /// check.
     lingers: Option<Instant>,
 }
 
@@ -64,7 +66,7 @@ impl Held {
         [self.socket.as_fd(), self.memory.as_fd()]
     }
 
-    /// Whether there is something that no core has answered.
+    /// Whether there is a request that no core has answered.
     fn waits(&self) -> bool {
         let unanswered = self.memory.received() > self.memory.parsed();
         unanswered || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
@@ -76,9 +78,9 @@ impl Held {
 pub(crate) struct NbdFront {
     listeners: Vec<Listener>,
     connections: Vec<Held>,
-    /// No client is taken before: there was no descriptor or memory for the last one.
+    /// No client is accepted before this time, because a descriptor or memory was missing for the last one.
     paused_until: Option<Instant>,
-    /// Given up for a moment to turn a client away when there is no other descriptor.
+    /// Closed for a moment to turn a client away when no other descriptor is free.
     spare: Option<OwnedFd>,
 }
 
@@ -103,14 +105,14 @@ impl NbdFront {
         Ok(front)
     }
 
-    /// Takes up the front ends whose sockets a core gave back.
+    /// Adopts the front ends whose sockets a core gave back.
     pub(crate) fn adopt(places: Vec<NbdListen>, sockets: Vec<OwnedFd>) -> Self {
         let pairs = places.into_iter().zip(sockets);
         let listeners = pairs.map(|(listen, socket)| Listener { listen, socket, accepted: 0, carried: 0, broken: 0 });
         Self { listeners: listeners.collect(), connections: Vec::new(), paused_until: None, spare: spare() }
     }
 
-    /// Takes up a connection that a core gave back, unless it is known; whether it was not.
+    /// Adopts a connection that a core gave back, unless it is known. Returns whether it was new.
     pub(crate) fn adopt_connection(&mut self, lent: LentConnection, socket: OwnedFd, memory: OwnedFd) -> bool {
         if self.connections.iter().any(|held| held.lent.number == lent.number) {
             return false;
@@ -128,12 +130,12 @@ impl NbdFront {
         }
     }
 
-    /// Where clients are awaited.
+    /// The addresses at which clients are accepted.
     pub(crate) fn places(&self) -> Vec<NbdListen> {
         self.listeners.iter().map(|listener| listener.listen.clone()).collect()
     }
 
-    /// The sockets at which they are.
+    /// Their sockets.
     pub(crate) fn sockets(&self) -> Vec<BorrowedFd<'_>> {
         self.listeners.iter().map(|listener| listener.socket.as_fd()).collect()
     }
@@ -143,22 +145,22 @@ impl NbdFront {
         &self.connections
     }
 
-    /// Number of connections with something that no core has answered.
+    /// Number of connections with a request that no core has answered.
     pub(crate) fn waiting(&self) -> u64 {
         self.connections.iter().filter(|held| held.waits()).count() as u64
     }
 
-    /// What tells that there is something to do in [`NbdFront::look_after`] and [`NbdFront::accept`]: sockets that become readable, and
-    /// those that only tell that they have ended.
+    /// The descriptors of events for [`NbdFront::look_after`] and [`NbdFront::accept`]: sockets that become readable,
+    /// and sockets of which only the hang-up matters.
     pub(crate) fn watched(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
-        // Whoever comes when there is no place waits in the listener's queue.
+        // A client that comes when there is no place waits in the listener's queue.
         let takes = self.connections.len() < CONNECTIONS_MAX && self.paused_until.is_none();
         let listening = if takes { self.sockets() } else { Vec::new() };
         let clients = self.connections.iter().filter(|held| held.lingers.is_none());
         (listening, clients.map(|held| held.socket.as_fd()).collect())
     }
 
-    /// So long the loop may wait.
+    /// The longest time that the loop may wait.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let waits = self.paused_until.is_some() || self.connections.iter().any(|held| held.lingers.is_some());
         waits.then_some(LINGER_LOOK)
@@ -183,7 +185,7 @@ impl NbdFront {
         });
     }
 
-    /// Takes clients that wait; the index of the first new connection.
+    /// Accepts waiting clients. Returns the index of the first new connection.
     pub(crate) fn accept(&mut self) -> usize {
         let first = self.connections.len();
         if self.paused_until.is_some_and(|until| Instant::now() < until) {
@@ -202,7 +204,8 @@ impl NbdFront {
                     Err(Os::AGAIN) => break,
                     Err(Os::INTR | Os::CONNABORTED) => continue,
                     Err(error) => {
-                        // One that waits for long would not know why; and it is the one that the listener tells of.
+                        // A client that waited in the queue would not know why. And the listener would go on reporting
+                        // it.
                         let turned_away = matches!(error, Os::MFILE | Os::NFILE)
                             && self.spare.take().is_some()
                             && rustix::net::accept_with(&listener.socket, flags).is_ok();
@@ -226,7 +229,7 @@ impl NbdFront {
                 listener.accepted += 1;
                 tune(socket.as_fd(), &listener.listen.address);
                 match ConnectionMemory::create() {
-                    // The clock's nanoseconds: the numbers of another interface process are smaller.
+                    // The clock's nanoseconds: the numbers of an earlier interface process are smaller.
                     Ok(memory) => {
                         let number = monotonic_ns();
                         let lent = LentConnection { number, listener: u8::try_from(index).unwrap_or(u8::MAX) };
@@ -239,7 +242,7 @@ impl NbdFront {
         first
     }
 
-    /// What `status` tells.
+    /// The part of `status` about NBD.
     pub(crate) fn status(&self) -> Vec<NbdStatus> {
         let of = |index: usize| self.connections.iter().filter(move |held| usize::from(held.lent.listener) == index);
         let status = |(index, listener): (usize, &Listener)| NbdStatus {
@@ -253,14 +256,14 @@ impl NbdFront {
         self.listeners.iter().enumerate().map(status).collect()
     }
 
-    /// Ends every connection and listens no longer.
+    /// Ends every connection and stops listening.
     pub(crate) fn close(&mut self) {
         for held in self.connections.drain(..) {
             held.memory.ended.store(ended::IN_ORDER, Relaxed);
             let _ = rustix::net::shutdown(&held.socket, Shutdown::Both);
         }
         for listener in self.listeners.drain(..) {
-            // Cores may keep the socket a moment longer: nobody is to be left waiting in its queue.
+            // Cores may keep the socket a little longer: no client is to be left in its queue.
             let _ = rustix::net::shutdown(&listener.socket, Shutdown::Both);
             listen::remove(&listener.listen);
         }
@@ -272,13 +275,13 @@ fn spare() -> Option<OwnedFd> {
         .ok()
 }
 
-/// NBD connections for which a core of this many descriptors has room.
+/// The number of NBD connections for which a core with this many descriptors has room.
 fn connections_room(descriptors: Option<u64>) -> usize {
     let room = descriptors.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS) / DESCRIPTORS_EACH);
     usize::try_from(room).unwrap_or(usize::MAX)
 }
 
-/// Sets what makes a difference; where the system refuses, it goes without.
+/// Sets the socket options that matter. Where the system refuses one, the socket goes without.
 fn tune(socket: BorrowedFd<'_>, address: &NbdAddress) {
     if sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER).is_err() {
         let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER);

@@ -1,4 +1,4 @@
-//! Connections on the interface's socket, until it is known whose they are: a core's or the control module's.
+//! Connections on the interface's socket that have not introduced themselves yet, or belong to the control module.
 
 use std::{
     io,
@@ -30,7 +30,7 @@ pub(crate) struct Peer {
     pub(crate) is_control: bool,
 }
 
-/// Whoever has said nothing for the longest time gives up its place to a newcomer: silence keeps nobody out.
+/// The peer that has been silent for longest gives up its place to a newcomer: silent peers keep no newcomer out.
 pub(crate) fn make_room(peers: &mut Vec<Peer>) {
     if peers.len() >= PEERS_MAX
         && let Some(silent) = peers.iter().position(|peer| !peer.is_control)
@@ -39,7 +39,7 @@ pub(crate) fn make_room(peers: &mut Vec<Peer>) {
     }
 }
 
-/// Takes a waiting connection; `None` when its owner may not speak to us.
+/// Accepts a waiting connection; `None` when its owner may not send us requests.
 pub(crate) fn accept_peer(listener: BorrowedFd<'_>, connected: usize) -> io::Result<Option<Peer>> {
     let socket = packet::accept(listener)?;
     let who = packet::peer(socket.as_fd())?;

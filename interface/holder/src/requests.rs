@@ -1,4 +1,4 @@
-//! What the control module asks.
+//! Requests of the control module.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -24,11 +24,11 @@ use crate::{
     unmounting::Unmounting,
 };
 
-/// A suspension by hand may wait this long for requests under way.
+/// A suspension by hand waits this long for requests under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
-/// At attach, the core's first probe.
+/// Limit of the core's first probe, at attach.
 const ATTACH_LIMIT: Duration = Duration::from_secs(5);
-/// The successor's first request, when some were held, comes within this time or the report does without.
+/// The successor's first request, if some were held, comes within this time; else the report does not have its time.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_millis(50);
 
 fn failed(reason: impl Into<String>) -> Answer {
@@ -120,14 +120,15 @@ impl Holder {
         self.fronts.lend_to_all(&mut self.cores);
         let others: Vec<_> = self.cores.iter().map(|(other, _)| other).filter(|other| *other != slot).collect();
         for other in others {
-            // It is armed again when it has workers for the new front ends.
+            // It is armed again once it has workers for the new front ends.
             self.custody.joined(other);
         }
         let failure = match self.custody.attach(slot) {
             Ok(act) => self.perform(act, ATTACH_LIMIT, None),
             Err(refusal) => Some(refused(refusal)),
         };
-        // A core that was given the gate although its probe failed serves those who are attached already; here nobody is yet.
+        // A core that was given the gate although its probe failed serves clients that are attached already. Here no
+        // client is yet.
         if failure.is_none() && self.custody.serving() == Some(slot) {
             return Ok(());
         }
@@ -159,7 +160,7 @@ impl Holder {
         self.fronts.locks = NodeLocks::default();
     }
 
-    /// Suspend, switch, probe, resume. At the end a core serves: the successor, else the predecessor.
+    /// Suspend, switch, probe, resume. At the end a core serves: the successor, or else the predecessor.
     fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, String> {
         if budget.is_zero() || budget > LEASE_DEFAULT {
             return Err(format!("a pause budget of {budget:?}: give one of at most {LEASE_DEFAULT:?}"));
@@ -231,7 +232,7 @@ impl Holder {
         core.tell(FromInterface::Quit, &[]).map_err(|e| e.to_string())
     }
 
-    /// Unmounts on a thread of its own: the kernel may write mapped pages back first, for which a core must serve.
+    /// Unmounts on a thread of its own: the kernel may write mapped pages back first, and a core must serve that.
     fn detach(&mut self, force: bool, peer: &Peer, id: u64) -> Option<Answer> {
         if matches!(self.custody.state(), State::Suspended { .. } | State::Recovering) && !force {
             return Some(failed("I/O is suspended or recovering: resume it first, or force the detach"));

@@ -1,4 +1,4 @@
-//! Taking up what a dead interface left behind: a core gives the segment and the channels back.
+//! Recovery: takes charge of what a dead interface left behind. A core gives the segment and the channels back.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -38,10 +38,10 @@ use crate::{
     peers::{Peer, accept_peer, hear, make_room, refuse},
 };
 
-/// The cores look for a new interface every few milliseconds.
+/// The cores try to connect to a new interface every few milliseconds.
 const RESTORE_LIMIT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// A hand-over that the dead interface had begun: the successor's probe ends within this time or is revoked.
+/// For a hand-over that the dead interface had begun: the successor's probe ends within this time or is revoked.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 struct Returned {
@@ -49,7 +49,7 @@ struct Returned {
     fronts: Fronts,
 }
 
-/// A core that comes back.
+/// A core that connects again.
 struct Returning {
     peer: Peer,
     identity: Identity,
@@ -57,7 +57,7 @@ struct Returning {
     keeps_locks: bool,
 }
 
-/// Waits for a core that returns the descriptors and takes up its duties.
+/// Waits for a core that gives the descriptors back, and resumes the duties of the dead interface.
 pub(crate) fn restore(
     listener: OwnedFd,
     spec: &VolumeSpec,
@@ -77,7 +77,7 @@ pub(crate) fn restore(
                 None => peers.push(peer),
                 Some(Ok((frame, _))) => match frame.body {
                     ToInterface::Hello { identity: core, slot: Some(slot), keeps_locks } => {
-                        // Its segment may be laid out otherwise: it is not even mapped.
+                        // The layout of its segment may differ: it is not even mapped.
                         if !core.abi.overlaps(identity.abi) {
                             return Err(foreign(format!("ABI {}", core.abi), identity));
                         }
@@ -109,14 +109,14 @@ fn foreign(segment: String, identity: &Identity) -> Fatal {
     Fatal::ForeignSegment { segment, identity: identity.clone() }
 }
 
-/// Why a program with this identity cannot adopt a segment, when it cannot: what the segment is of.
+/// Why a program with this identity cannot adopt a segment: the segment's formats in words. `None` when it can.
 fn obstacle(segment: &Segment, identity: &Identity) -> Option<String> {
     let (abi, buffer) = (segment.header.abi.load(Relaxed), segment.header.buffer_version.load(Relaxed));
     let known = identity.abi.contains(abi) && identity.buffer.contains(buffer);
     (!known).then(|| format!("ABI {abi}, buffer {buffer}"))
 }
 
-/// What a core returns, when it has come and is this volume's.
+/// What a core gives back, once it has connected and is of this volume.
 fn receive(link: &PeerLink, spec: &VolumeSpec, identity: &Identity) -> Result<Option<Returned>, Fatal> {
     let (frame, mut fds) = match hear(link) {
         Some(Ok(received)) => received,
@@ -149,7 +149,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec, identity: &Identity) -> Result<Op
     let locks = receive_locks(link, usize::try_from(locks).expect("usize has 64 bits"));
     let mut front = (!nbd.is_empty()).then(|| NbdFront::adopt(nbd, sockets));
     for _ in 0..connections {
-        // The core sends them right behind.
+        // The core sends them right after this frame.
         let Ok((frame, fds)) = link.recv_within(PEER_DEADLINE) else {
             tracing::warn!("a core announced more connections than it returned");
             break;
@@ -164,7 +164,7 @@ fn receive(link: &PeerLink, spec: &VolumeSpec, identity: &Identity) -> Result<Op
     Ok(Some(Returned { segment, fronts: Fronts { file, nbd: front, locks } }))
 }
 
-/// The locks of the storage nodes, which the core sends right behind.
+/// The locks of the storage nodes, which the core sends right after this frame.
 fn receive_locks(link: &PeerLink, announced: usize) -> NodeLocks {
     let mut locks = Vec::new();
     while locks.len() < announced {
@@ -181,8 +181,8 @@ fn receive_locks(link: &PeerLink, announced: usize) -> NodeLocks {
     NodeLocks::adopt(locks)
 }
 
-/// Cores of a build that did not know of locks gave none back: then they are taken now. Whoever has them goes on, and so does the
-/// volume, which serves already.
+/// Cores of a build without locks gave none back: then the locks are taken now. If another process has them it goes on,
+/// and so does the volume, which already serves.
 fn complete_locks(holder: &mut Holder) {
     if holder.fronts.kinds() == 0 || holder.fronts.locks.len() > 0 {
         return;
@@ -212,7 +212,7 @@ fn reinstate(
         _ => None,
     };
     let mut dead = None;
-    // Cores that live and have not come back yet keep their slots; the dead lose theirs.
+    // Live cores that have not connected again yet keep their slots; dead ones lose theirs.
     for slot in Slot::all() {
         let pid = cores::area(&holder.segment, slot).map_or(0, |area| area.pid.load(Acquire));
         if pid == 0 {
@@ -241,13 +241,13 @@ fn reinstate(
     }
     complete_locks(&mut holder);
     for core in holder.cores.all_mut().filter(|core| core.keeps_locks && core.link.is_some()) {
-        // Whoever does not listen loses its connection, and is lent them when it comes back.
+        // A core that does not read its socket loses its connection, and is lent them when it connects again.
         let _ = holder.fronts.locks.lend(core);
     }
     if let Some(slot) = had_gate.filter(|slot| holder.cores.get(*slot).is_none()) {
         let (noticed, generation) = (Instant::now(), holder.custody.generation());
         let act = holder.custody.died(slot);
-        // For the next interface as well.
+        // For the next interface.
         holder.segment.gate.crashes.store(holder.custody.crashes(), Relaxed);
         holder.perform(act, PROBE_LIMIT, None);
         let successor = holder.custody.serving().and_then(|slot| holder.cores.get(slot)).map(|core| core.pid);
@@ -266,21 +266,21 @@ fn reinstate(
     Ok(holder)
 }
 
-/// A handle of the core that the segment names, if it still lives. A process that was started at another time only
-/// bears its number.
+/// A handle of the core that the segment names, if it still lives. A process with another start time only has the same
+/// id.
 fn living(segment: &Segment, slot: Slot, pid: u32) -> std::io::Result<Option<OwnedFd>> {
     let handle = match pidfd(pid) {
         Ok(handle) => handle,
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
-        // To take a core for dead that lives would have two execute the same requests.
+        // If a live core were taken for dead, two cores would execute the same requests.
         Err(e) => return Err(e),
     };
     let recorded = cores::area(segment, slot).map_or(0, |area| area.started.load(Relaxed));
     Ok(start_time(pid).is_ok_and(|started| started == recorded).then_some(handle))
 }
 
-/// Custody by the gate word. A gate that is neither open nor closed by the operator belongs to an interrupted
-/// hand-over: nobody has it, and the first core that reports itself armed gets it.
+/// Derives custody from the gate word. A gate that is neither open nor closed by the operator belongs to an interrupted
+/// hand-over: no core has it, and the first core that reports itself armed gets it.
 fn custody_of(segment: &Segment, attached: bool) -> Custody {
     let gate = &segment.gate;
     let crashes = gate.crashes.load(Relaxed);
@@ -311,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    /// D13: the segment of N−1 is adopted, that of N−2 is not, and one with a buffer that this program does not know is not either.
+    /// D13: a segment of N−1 is adopted. One of N−2 is not, nor one with a buffer that this program does not know.
     #[test]
     fn d13_a_segment_is_adopted_if_its_versions_are_in_range() {
         let segment = SharedSegment::create(0).unwrap();
@@ -329,8 +329,8 @@ mod tests {
         assert!(named(7, 2).is_some() && named(6, 1).is_some() && named(6, 4).is_some());
     }
 
-    /// A process that was given the number of a core that has died is not taken for it: nobody waits for it, nobody lends it
-    /// anything, and the slot is free.
+    /// A process that got the id of a dead core is not taken for that core: it is not waited for, nothing is lent to
+    /// it, and the slot is free.
     #[test]
     fn d3_a_process_that_was_given_the_number_of_a_dead_core_is_not_that_core() {
         let segment = SharedSegment::create(0).unwrap();
@@ -341,7 +341,7 @@ mod tests {
         area.started.store(start_time(pid).unwrap() - 1, Release);
         assert!(living(&segment, slot, pid).unwrap().is_none(), "a living process of another start is no core");
         assert!(!cores::is_of(&segment, slot, pid), "it may not come back as that core");
-        assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "nobody has that number");
+        assert!(living(&segment, slot, u32::MAX >> 1).unwrap().is_none(), "no process has that number");
         cores::enrol(&segment, slot, pid);
         assert!(!cores::is_of(&segment, slot, pid + 1));
     }

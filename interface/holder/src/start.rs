@@ -1,4 +1,4 @@
-//! Starting the interface of a volume, with a new segment or one that its predecessor left, and running it to its end.
+//! Starts the interface of a volume, with a new segment or with one that its predecessor left, and runs it to its end.
 
 use std::{
     fs, io,
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fata
     Ok(())
 }
 
-/// Two interfaces of one volume would both believe that the gate is theirs.
+/// Two interfaces of one volume would both assume that the gate is theirs.
 fn only_one(socket: &Path) -> Result<fs::File, Fatal> {
     let path = socket.with_extension("lock");
     let fault = |e| Fatal::Socket(path.display().to_string(), e);
@@ -68,7 +68,7 @@ fn no_memory(buffer: u64, e: &io::Error) -> io::Error {
     )
 }
 
-/// Writes the volume's identity into a new segment and makes its write buffer an empty one; the magic last.
+/// Writes the volume's identity into a new segment and makes its write buffer an empty one. The magic is stored last.
 fn imprint(segment: &SharedSegment, spec: &VolumeSpec, identity: &Identity) {
     let header = &segment.header;
     let (high, low) = spec.uuid.as_u64_pair();

@@ -1,4 +1,4 @@
-//! The gate's mechanics: close and drain, give, take back, reopen. Which of them is due is [`Custody`]'s to say.
+//! The gate's mechanics: close and drain, give, take back, reopen. [`Custody`] decides which of them is due.
 //!
 //! [`Custody`]: everdisk_gate::custody::Custody
 
@@ -31,13 +31,14 @@ use crate::{
     fronts::Fronts,
 };
 
-/// Between two signals to a worker that sits in read(2): a signal that arrives just before the system call is lost.
+/// Interval between two signals to a worker that is blocked in read(2): a signal that arrives just before the system
+/// call is lost.
 const EVICT_AGAIN: Duration = Duration::from_micros(150);
-/// Before the kernel gives out anew: a core that should be parked already has this long to be.
+/// Before the kernel gives out anew, a core that should be parked already has this long to park.
 const STRAGGLER_LIMIT: Duration = Duration::from_millis(20);
-/// A core that takes over after a death has this long to read its stores; nobody else could serve meanwhile.
+/// A core that takes over after a death has this long to read from its stores: no other core could serve in that time.
 pub(crate) const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
-/// Between two looks whether the core that is waited for still lives.
+/// Interval at which to check that the core that is waited for still lives.
 const LIFE_LOOK: Duration = Duration::from_millis(2);
 
 /// Why the gate could not be drained.
@@ -58,17 +59,16 @@ pub(crate) fn not_drained(why: NotDrained) -> String {
     )
 }
 
-/// What a drain waits for.
+/// The condition that a drain waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// Nobody does what another core must not do as well.
+    /// No worker does anything that another core must not do as well.
     In,
-    /// As `In`, and nothing is written to a storage node any more either.
+    /// As `In`, and nothing is being written to a storage node either.
     Still,
 }
 
-/// Closes the gate and waits until nobody executes and nobody reads (M10). On failure the gate is closed all the same:
-/// [`reopen`] it.
+/// Closes the gate and waits until no worker executes or reads (M10). On failure the gate stays closed: [`reopen`] it.
 pub(crate) fn close_and_drain(
     segment: &Segment,
     cores: &Cores,
@@ -108,7 +108,7 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Durati
                 failure.busy += 1;
             }
         }
-        // What the background threads write to a node is fenced; that they change the segment is waited for.
+        // A background thread's write to a node is fenced. Its changes to the segment are not, so they are waited for.
         failure.busy += [&area.sender, &area.flusher].into_iter().filter(|state| !ticket::is_in(*state)).count();
         if failure.busy + failure.reading == 0 || core.is_gone() {
             return Ok(());
@@ -120,9 +120,9 @@ fn drain(segment: &Segment, slot: Slot, core: &Core, until: Until, limit: Durati
     }
 }
 
-/// Has the kernel give out anew what is unanswered. Only when no living core holds a ticket: what a core still
-/// executes, another would execute as well, and the slower of the two would overwrite what is newer. The gate must be
-/// closed; in a hand-over it is drained already and this is only a look.
+/// Makes the kernel give out anew what is unanswered. Only when no live core holds a ticket: otherwise two cores would
+/// execute the same request, and the slower one would overwrite newer data. The gate must be closed; in a hand-over it
+/// is drained already, and this only checks it.
 fn give_out_anew(segment: &Segment, cores: &Cores, fronts: &Fronts) -> Result<(), NotDrained> {
     for (slot, core) in cores.iter() {
         drain(segment, slot, core, Until::In, STRAGGLER_LIMIT)?;
@@ -130,12 +130,12 @@ fn give_out_anew(segment: &Segment, cores: &Cores, fronts: &Fronts) -> Result<()
     let gate = &segment.gate;
     gate.first_request_ns.store(0, Relaxed);
     gate.held.store(fronts.waiting().unwrap_or_else(|| holding(segment)), Relaxed);
-    // NBD needs nothing of the kind: what is unanswered stands in the connections' memory.
+    // NBD needs nothing of the kind: unanswered requests are in the connections' memory.
     fronts.file.as_ref().into_iter().for_each(FileFront::resend);
     Ok(())
 }
 
-/// How giving the gate to a core ended.
+/// The outcome of giving the gate to a core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
     /// The gate is open for it.
@@ -146,8 +146,8 @@ pub(crate) enum Given {
     NotDrained(NotDrained),
 }
 
-/// Gives the gate to a core: has the kernel give out anew what is unanswered, wakes the core's first worker, which
-/// probes the stores and opens the gate, and waits for that (M4). The gate must be closed.
+/// Gives the gate to a core. Makes the kernel give out anew what is unanswered and wakes the core's first worker, which
+/// probes the stores and opens the gate; waits for that (M4). The gate must be closed.
 pub(crate) fn give(segment: &Segment, cores: &Cores, fronts: &Fronts, probe: GateWord, limit: Duration) -> Given {
     let Some(core) = cores.get(probe.slot) else { return Given::Failed("there is no such core") };
     if let Err(why) = give_out_anew(segment, cores, fronts) {
@@ -157,7 +157,7 @@ pub(crate) fn give(segment: &Segment, cores: &Cores, fronts: &Fronts, probe: Gat
     let deadline = Instant::now() + limit;
     gate.probe.store(probe_verdict::PENDING, SeqCst);
     ticket::set(&gate.word, probe);
-    // Its first worker probes; where that one waits for a storage node, whoever looks first.
+    // Its first worker probes. Where that one waits for a storage node, the first worker that checks the gate does.
     let first_waits = area(segment, probe.slot).is_some_and(|area| !ticket::is_parked(&area.tickets[0].state));
     rouse(segment, probe.slot, if first_waits { Who::All } else { Who::First });
     loop {
@@ -191,7 +191,7 @@ pub(crate) fn grant(segment: &Segment, cores: &Cores, fronts: &Fronts, open: Gat
     }
 }
 
-/// Whether a core could go on with what is in the write buffer: it knows the buffer's version, or there is nothing in it.
+/// Whether a core could adopt the content of the write buffer: it knows the buffer's version, or the buffer is empty.
 pub(crate) fn can_adopt(segment: &SharedSegment, cores: &Cores, slot: Slot) -> bool {
     let version = segment.header.buffer_version.load(Relaxed);
     fill(segment).is_empty || cores.get(slot).is_some_and(|core| core.identity.buffer.contains(version))
@@ -201,7 +201,7 @@ fn fill(segment: &SharedSegment) -> Fill {
     Fill::read(|index| segment.buffer_word(index).expect("every segment has a buffer's header").load(Acquire))
 }
 
-/// How the write buffer stands, where there is one, or something of the volume is lost.
+/// The state of the write buffer, if there is one or something of the volume is lost.
 pub(crate) fn buffer_status(segment: &SharedSegment, synchronous: bool) -> Option<BufferStatus> {
     let capacity = segment.geometry().capacity;
     let Fill { bytes, lost_ranges, .. } = fill(segment);
@@ -232,8 +232,7 @@ pub(crate) fn holding(segment: &Segment) -> u64 {
     segment.cores.iter().flat_map(|core| &core.tickets).map(|t| u64::from(t.holding.load(Relaxed))).sum()
 }
 
-/// Waits, for a short while, until the first request after a suspension was executed. Nothing hangs on it: it
-/// completes the report.
+/// Waits, for a short while, until the first request after a suspension was executed. Only the report depends on it.
 pub(crate) fn await_first_request(segment: &Segment, limit: Duration) {
     let deadline = Instant::now() + limit;
     while segment.gate.first_request_ns.load(Acquire) == 0 && Instant::now() < deadline {
@@ -241,7 +240,7 @@ pub(crate) fn await_first_request(segment: &Segment, limit: Duration) {
     }
 }
 
-/// µs after the gate was closed at which the core that has it now had taken the write buffer over.
+/// µs from the closing of the gate until the core that has it now had adopted the write buffer.
 pub(crate) fn adopted_us(segment: &Segment) -> Option<u64> {
     let (closed, adopted) = (segment.gate.closed_ns.load(Relaxed), segment.gate.adopted_ns.load(Relaxed));
     (adopted > 0).then(|| adopted.saturating_sub(closed) / 1000)

@@ -1,6 +1,7 @@
-//! An unmount under way. It is done in a thread of its own, because it waits for the kernel to write mapped pages back, which are
-//! requests to the core. Whether somebody still uses the file elsewhere (through another mount, in another mount namespace), the kernel
-//! tells afterwards: it ends the connection with the last mount and the last open file, wherever they are.
+//! An unmount under way. It runs in a thread of its own, because it waits for the kernel to write mapped pages back,
+//! which are requests to the core. Whether the file is still in use elsewhere (through another mount, in another mount
+//! namespace) is known only afterwards: the kernel ends the connection with the last mount and the last open file,
+//! wherever they are.
 
 use std::{
     io,
@@ -12,23 +13,23 @@ use std::{
 use everdisk_proto::frame::Answer;
 use everdisk_sys::{fuse, mounts::Mount};
 
-/// Whoever only looks at the file (`df`, a scan of open files) has gone within this time.
+/// A process that only inspects the file (`df`, a scan of open files) is done within this time.
 const USERS_GO_WITHIN: Duration = Duration::from_secs(1);
 
-/// An unmount, and who waits for it.
+/// An unmount, and the request that waits for it.
 pub(crate) struct Unmounting {
     result: mpsc::Receiver<io::Result<()>>,
-    /// Since when the file is not mounted here any more.
+    /// Since when the file has not been mounted here.
     unmounted: Option<Instant>,
-    /// Whoever still uses it is cut off.
+    /// Remaining users are cut off.
     force: bool,
     pub(crate) peer: u64,
     pub(crate) id: u64,
 }
 
 impl Unmounting {
-    /// Begins it. Without a mount it is another attempt, after one that found the file in use elsewhere, or somebody else took the mount
-    /// out of the tree: the connection tells whether it is in use still.
+    /// Begins it. Without a mount it is another attempt: an earlier one found the file in use elsewhere, or another
+    /// process took the mount out of the tree. The connection shows whether the file still is in use.
     pub(crate) fn begin(mount: io::Result<Option<Mount>>, force: bool, peer: u64, id: u64) -> Self {
         let (sender, result) = mpsc::channel();
         thread::spawn(move || {
@@ -38,12 +39,12 @@ impl Unmounting {
         Self { result, unmounted: None, force, peer, id }
     }
 
-    /// Whether the file is not mounted here any more.
+    /// Whether the file is no longer mounted here.
     pub(crate) const fn is_done(&self) -> bool {
         self.unmounted.is_some()
     }
 
-    /// How it ended, once that is known. While the connection is not `dead`, somebody uses the file who would be cut off.
+    /// The outcome, once it is known. While the connection is not `dead`, the file has users who would be cut off.
     pub(crate) fn answer(&mut self, dead: bool) -> Option<Answer> {
         if self.unmounted.is_none() {
             match self.result.try_recv().ok()? {

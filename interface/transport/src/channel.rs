@@ -1,13 +1,13 @@
-//! Who reads from a channel. One worker leads it. When the request it carries out waits for a storage node that is known to be slow,
-//! it passes the lead on before it waits; when one takes long unexpectedly, the lead is taken from it. So requests that need no
-//! storage node go on, and many wait for their nodes at once.
+//! Which worker reads from a channel. One worker leads it. Before its request waits for a storage node that is known to
+//! be slow, it passes the lead on. When a request takes long unexpectedly, the lead is taken from it. So requests that
+//! need no storage node go on, and many requests wait for their nodes at the same time.
 //!
 //! ```text
 //!   idle ──── is given the lead ────► reads, executes, replies, reads …
 //!    ▲                                         │ its request takes long: the lead goes to another
-//!    └──────────── replied at last ────────────┘
+//!    └──────────── replied ────────────┘
 //! ```
-//! Threads that take turns in this way are known as leader and followers (Schmidt et al., 2000): no request is copied from one to
+//! This scheme is known as leader and followers (Schmidt et al., 2000): no request is copied from one thread to
 //! another.
 
 use std::{
@@ -24,32 +24,33 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// An idle worker looks around this often even if nobody wakes it.
+/// Interval at which an idle worker polls without a wake.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
-/// The lead of one channel. Workers are told apart by the index of their ticket.
+/// The lead of one channel. A worker is identified by the index of its ticket.
 ///
-/// It changes hands under the lock only, and only to a worker that is idle then: so it is never with one that has ended.
+/// The lead changes hands under the lock only, and only to a worker that is idle at that time. So a worker that has
+/// ended never has it.
 #[derive(Debug)]
 pub struct Lead {
     first: usize,
     leader: AtomicUsize,
-    /// How often it went to another worker.
+    /// How often the lead went to another worker.
     passed: AtomicU64,
     followers: Mutex<Followers>,
-    /// The leader waits, and nobody was idle: whoever comes takes the lead.
+    /// The leader waits, and no worker was idle: the next one that is takes the lead.
     is_wanted: AtomicBool,
     /// There will be no more workers.
     is_complete: AtomicBool,
-    /// Who brings more workers.
+    /// The thread that starts more workers.
     watcher: OnceLock<Thread>,
 }
 
 #[derive(Debug)]
 struct Followers {
-    /// The last to become idle is the first to lead: its memory is still in the CPU's cache.
+    /// The last worker to become idle is the first to lead: its memory is still in the CPU's cache.
     idle: Vec<(usize, Thread)>,
-    /// So many are to end when they are idle.
+    /// Number of workers that are to end when they are idle.
     surplus: usize,
 }
 
@@ -67,7 +68,7 @@ impl Lead {
         }
     }
 
-    /// This thread brings more workers from now on: it is unparked when one is wanted.
+    /// This thread starts more workers from now on. It is unparked when one is wanted.
     ///
     /// # Panics
     /// On a second call.
@@ -79,7 +80,7 @@ impl Lead {
         self.followers.lock()
     }
 
-    /// Who leads.
+    /// The leader.
     pub fn leader(&self) -> usize {
         self.leader.load(Relaxed)
     }
@@ -90,7 +91,7 @@ impl Lead {
         self.leader.load(Relaxed) == worker
     }
 
-    /// Whether this worker leads, which is about to go on: nobody has to take the lead from it any more.
+    /// Whether this worker leads and is about to go on: then the lead need not be taken from it.
     #[inline]
     pub fn goes_on(&self, worker: usize) -> bool {
         if self.is_wanted.load(Relaxed) {
@@ -102,7 +103,7 @@ impl Lead {
         self.is_with(worker)
     }
 
-    /// Waits until this worker leads; false when `stop` says that it is to end, or there are too many.
+    /// Waits until this worker leads. False when it is to end, because `stop` says so or there are too many workers.
     pub fn wait(&self, worker: usize, stop: impl Fn() -> bool) -> bool {
         loop {
             {
@@ -124,8 +125,8 @@ impl Lead {
         }
     }
 
-    /// The request of `worker` takes long: if it leads, another worker goes on; where nobody is idle, the next who is, or one more
-    /// that is called for.
+    /// The request of `worker` takes long. If `worker` leads, the lead goes to an idle worker; where none is idle, to
+    /// the next that is, or to a new one, which is requested.
     pub fn let_others(&self, worker: usize) {
         if !self.is_with(worker) {
             return;
@@ -160,22 +161,22 @@ impl Lead {
         self.leader.store(worker, Release);
     }
 
-    /// Whether the leader waits and nobody has come yet.
+    /// Whether the leader waits and no worker has taken the lead yet.
     pub fn is_wanted(&self) -> bool {
         self.is_wanted.load(Relaxed)
     }
 
-    /// Whether it is in vain to call for more workers: nobody is roused for it.
+    /// Sets whether no more workers can be started: then the thread that starts them is not woken.
     pub fn set_complete(&self, is_complete: bool) {
         self.is_complete.store(is_complete, Relaxed);
     }
 
-    /// How often it went to another worker.
+    /// How often the lead went to another worker.
     pub fn passed(&self) -> u64 {
         self.passed.load(Relaxed)
     }
 
-    /// So many workers are too many: they end as soon as they are idle and not wanted.
+    /// This number of workers is surplus: they end as soon as they are idle and not wanted.
     pub fn set_surplus(&self, workers: usize) {
         let mut followers = self.followers();
         let more = workers > followers.surplus;
@@ -185,13 +186,13 @@ impl Lead {
         }
     }
 
-    /// Wakes those who wait, because what they wait for may have ended.
+    /// Wakes the idle workers, because they may have to end.
     pub fn rouse(&self) {
-        // Whoever has looked and is not idle yet holds the lock.
+        // A worker that has checked and is not idle yet holds the lock.
         self.followers().rouse();
     }
 
-    /// Gives the lead to this worker, whoever has it.
+    /// Gives the lead to this worker, whichever has it.
     #[cfg(test)]
     pub(crate) fn give(&self, worker: usize) {
         let followers = self.followers();
@@ -201,7 +202,7 @@ impl Lead {
 }
 
 impl Followers {
-    /// Whether this worker, which is idle, is to end because there are too many. The first one stays.
+    /// Whether this idle worker is to end because there are too many. The first worker stays.
     fn is_surplus(&mut self, worker: usize, first: usize) -> bool {
         let is_surplus = worker != first && self.surplus > 0;
         self.surplus -= usize::from(is_surplus);
@@ -286,7 +287,7 @@ mod tests {
         assert!(wait(&lead, 3).join().unwrap() && lead.is_with(3), "there is one too many, and it is wanted");
     }
 
-    /// Leaders wait, workers end because they are too many, and others are brought: the lead is never with nobody.
+    /// Leaders wait, surplus workers end, and others are started: at all times a worker has the lead.
     #[test]
     fn the_lead_is_never_lost() {
         const TURNS: u64 = 20_000;

@@ -1,7 +1,7 @@
 //! Front ends: how applications' requests arrive and are answered.
 //!
-//! The codecs and serve loops here are run by the core that has the gate, on file descriptors the interface lent it
-//! (D1); the interface itself uses only the handshake.
+//! The core that has the gate runs the codecs and serve loops here, on file descriptors that the interface lent it
+//! (D1). The interface itself uses only the handshake.
 #![forbid(unsafe_code)]
 
 pub mod channel;

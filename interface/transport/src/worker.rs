@@ -1,4 +1,4 @@
-//! A worker's part in the gate: parking, probing, the statistics on its ticket. The same for every front end.
+//! A worker's part in the gate: parking, probing, and the statistics on its ticket. The same for every front end.
 
 use std::{
     cell::Cell,
@@ -28,14 +28,14 @@ use parking_lot::Mutex;
 
 use crate::{channel::Lead, disk::Disk};
 
-/// A parked worker looks at the gate this often even if nobody wakes it.
+/// Interval at which a parked worker polls the gate without a wake.
 const PARKED_POLL: Duration = Duration::from_secs(1);
 
-/// Held from an answer that tells the users of the file of a failed flush until it is noted. A process is one core, and a volume has one
-/// file.
+/// Held from an answer that tells the users of the file of a failed flush until it is noted. A process is one core, and
+/// a volume has one file.
 static TELLING: Mutex<()> = Mutex::new(());
 
-/// Workers that are to probe have begun to within this time, or are held up.
+/// Other workers that are to probe begin within this time, or are held up.
 const OTHERS_PROBE: Duration = Duration::from_millis(1);
 
 /// One worker's access in the segment.
@@ -54,7 +54,7 @@ impl<'a> GateAccess<'a> {
     /// Takes the ticket `index` of the core in `slot`. The ticket is PARKED.
     ///
     /// # Panics
-    /// A core has no ticket of that number.
+    /// When a core has no ticket of that number.
     pub fn take(segment: &'a Segment, slot: Slot, index: usize, stop: &'a AtomicBool) -> Self {
         let core = &segment.cores[slot.index()];
         let ticket = &core.tickets[index];
@@ -73,7 +73,7 @@ impl<'a> GateAccess<'a> {
         }
     }
 
-    /// Index of its ticket.
+    /// Index of the ticket.
     pub const fn index(&self) -> usize {
         self.index
     }
@@ -103,12 +103,13 @@ impl<'a> GateAccess<'a> {
         }
     }
 
-    /// The first worker probes; where it waits for a storage node, any other.
+    /// Whether this worker may probe: it is the first worker, or that one waits for a storage node.
     fn may_probe(&self) -> bool {
         self.who == Who::First || !ticket::is_parked(&self.core.tickets[0].state)
     }
 
-    /// Takes over what the predecessor left, reads from every store and, when that goes well, opens the gate for this core (M4: completion is determined).
+    /// Adopts what the predecessor left and reads from every store. When that succeeds, opens the gate for this core
+    /// (M4: completion is determined).
     fn probe(&self, gate: GateWord, disk: &dyn Disk) {
         disk.adopt(gate.generation.0);
         let verdict = match disk.probe() {
@@ -135,7 +136,7 @@ impl<'a> GateAccess<'a> {
         wake::wake(&self.gate.probe, Who::All);
     }
 
-    /// Whether to read on.
+    /// Whether to go on reading.
     pub fn may_read(&self, pass: Pass) -> bool {
         ticket::holds(&self.gate.word, pass)
     }
@@ -146,10 +147,10 @@ impl<'a> GateAccess<'a> {
         ticket::enter(&self.gate.word, &self.ticket.state, pass)
     }
 
-    /// The first request of a generation leaves its time behind: the end of the pause.
+    /// Records the time of the first request of a generation: the end of the pause.
     pub fn note_first_request(&self) {
         if self.gate.first_request_ns.load(Relaxed) == 0 {
-            // Whoever was quicker was the first.
+            // If the exchange fails, another worker was the first.
             let _ = self.gate.first_request_ns.compare_exchange(0, monotonic_ns(), AcqRel, Relaxed);
         }
     }
@@ -166,13 +167,15 @@ impl<'a> GateAccess<'a> {
         ticket::leave(&self.ticket.state);
     }
 
-    /// What was let in is not answered yet, but waits for the client; the worker asks to be let in again ([`GateAccess::enter`]).
+    /// What was let in is not answered yet: it waits for the client. The worker asks to be let in again
+    /// ([`GateAccess::enter`]).
     pub fn read_on(&self) {
         ticket::leave(&self.ticket.state);
     }
 
-    /// Does nothing but probe for a core that has no other worker to do it, until the core is to end. While `others` says so,
-    /// others do it, who need not be woken anew when the gate is open; this one only where they do not come to it.
+    /// Probes for a core that has no other worker to do so, until the core is to end. While `others` is true other
+    /// workers probe, which then need not be woken again when the gate is open. This worker does so only where they are
+    /// held up.
     pub fn stand_guard(&self, disk: &dyn Disk, others: impl Fn() -> bool) {
         loop {
             let seen = self.core.wake.load(Acquire);
@@ -181,7 +184,7 @@ impl<'a> GateAccess<'a> {
             }
             let others = others();
             if others {
-                // The interface wakes them all when the first is not parked.
+                // The ticket is not PARKED, so the interface wakes all workers.
                 ticket::away(&self.ticket.state);
             } else {
                 ticket::park(&self.ticket.state);
@@ -202,8 +205,9 @@ impl<'a> GateAccess<'a> {
         }
     }
 
-    /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow node. `told`: of how
-    /// many failed flushes the client was told, where the request may have to tell it.
+    /// The right to carry out a request that was let in. `lead`: another worker may go on while it waits for a slow
+    /// node. `told`: the number of failed flushes that the client was told of, where the request may have to report
+    /// one.
     pub const fn hold<'s>(&'s self, pass: Pass, lead: Option<&'s Lead>, told: Option<u64>) -> SeatHold<'s, 'a> {
         SeatHold { access: self, pass, lead, told, tells: Cell::new(None) }
     }
@@ -213,7 +217,7 @@ impl<'a> GateAccess<'a> {
         self.gate.flush_errors.load(Acquire)
     }
 
-    /// Number of failed flushes that the users of the file were told of.
+    /// The number of failed flushes that the users of the file were told of.
     pub fn file_told(&self) -> u64 {
         let told = || self.front.flush_errors_told.load(Acquire);
         if told() != self.flush_errors() {
@@ -231,7 +235,7 @@ impl<'a> GateAccess<'a> {
         self.front.flush_errors_told.fetch_max(errors, AcqRel);
     }
 
-    /// Gives the ticket in; `holding`: a request stays unanswered with this worker.
+    /// Parks the ticket. `holding`: a request stays unanswered with this worker.
     pub fn park(&self, holding: bool) {
         if holding {
             self.ticket.suspended.fetch_add(1, Relaxed);
@@ -242,7 +246,7 @@ impl<'a> GateAccess<'a> {
         wake::wake(&self.gate.drained, Who::All);
     }
 
-    /// The worker waits for the lead of its channel, not at the gate: a probe is another's.
+    /// The worker waits for the lead of its channel, not at the gate: another one probes.
     pub fn idle(&self) {
         ticket::away(&self.ticket.state);
     }
@@ -263,12 +267,12 @@ pub struct SeatHold<'s, 'a> {
 }
 
 impl SeatHold<'_, '_> {
-    /// Of how many failed flushes the answer tells the client; `None`: of none that it was not told of before.
+    /// The number of failed flushes that the answer reports to the client; `None`: none that it was not told of before.
     pub const fn tells(&self) -> Option<u64> {
         self.tells.get()
     }
 
-    /// An interface that drains waits for this ticket no longer.
+    /// Wakes an interface that drains: this ticket need not be waited for any longer.
     fn tell(&self) {
         if !self.access.may_read(self.pass) {
             self.access.gate.drained.fetch_add(1, SeqCst);

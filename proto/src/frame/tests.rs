@@ -12,7 +12,8 @@ fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize
     assert_eq!(decode::<B>(text.as_bytes(), fds).unwrap(), frame);
 }
 
-/// What ABI 4 has beside the frames of ABI 1 to 3, byte for byte: who a program is, and the ABI of the segment.
+/// What ABI 4 has in addition to the frames of ABI 1 to 3, byte for byte: a program's identity, and the ABI of the
+/// segment.
 pub(crate) fn golden_frames_of_abi_4(text: &str) {
     let line = |program: &str| Identity::parse(&format!("{program} 0.1.0 (abi 4..4, buffer 2..2)")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
@@ -41,7 +42,7 @@ pub(crate) fn golden_frames_of_abi_4(text: &str) {
     assert_eq!(lines.len(), 2);
 }
 
-/// What was added to ABI 3 as optional: who has a volume's places and nodes, byte for byte.
+/// What was added to ABI 3 as optional, byte for byte: the owner of a volume's places and nodes.
 pub(crate) fn golden_frames_about_owners(text: &str) {
     let identity = Identity::parse("everdisk-core 0.1.0 (abi 3..3, buffer 0..1)").unwrap();
     let id = || Some(FileId { device: 65024, inode: 12, born_ns: Some(1_700_000_000_000_000_001) });
@@ -70,7 +71,7 @@ pub(crate) fn golden_frames_about_owners(text: &str) {
     assert_eq!(lines.len(), 6);
 }
 
-/// What ABI 3 has beside the frames of ABI 1 and 2, byte for byte.
+/// What ABI 3 has in addition to the frames of ABI 1 and 2, byte for byte.
 pub(crate) fn golden_frames_of_abi_3(text: &str) {
     let listen =
         |address: &str| NbdListen { address: address.parse().unwrap(), mode: 0o600, uid: 0, gid: 0, bound: None };

@@ -15,7 +15,7 @@ use super::*;
 
 const RING: u64 = INPUT_BYTES as u64;
 
-/// The byte that stands at a position of a test's stream.
+/// The byte at a position of a test's stream.
 fn byte(position: u64) -> u8 {
     u8::try_from(position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap()
 }
@@ -105,7 +105,7 @@ fn victim() {
         let len = 1 + (step >> 33) % 6000;
         let sent = memory.sent();
         if step >> 62 == 3 {
-            // A file in which the byte of every position below its end stands.
+            // A file whose every byte is the one of its position.
             let _ = memory.send_file(socket.as_fd(), pattern.as_fd(), sent, usize::try_from(len).unwrap());
         } else if step >> 63 == 0 {
             assert!(memory.write_output(at(sent, OUTPUT_BYTES), &bytes(sent, len)));
@@ -159,7 +159,7 @@ fn drain(socket: &mut impl Stream, position: &mut u64, expected: u64) {
     }
 }
 
-/// Kills a process that sends and receives all the time, and counts what came out at the other end.
+/// Kills a process that sends and receives continually, and counts what came out at the other end.
 fn kill_once(ours: impl Stream + Into<OwnedFd>, mut theirs: impl Stream, after: Duration) {
     theirs.set_limit();
     let memory = ConnectionMemory::create().unwrap();
@@ -200,7 +200,8 @@ fn kill_once(ours: impl Stream + Into<OwnedFd>, mut theirs: impl Stream, after: 
     assert_eq!(got, bytes(received - kept_len, kept_len));
 }
 
-/// Beyond 2, beyond 7: whenever a process is killed, the memory says to the byte how far its socket was read and written.
+/// Beyond 2, beyond 7: a process is killed at any moment. The memory then says, exact to the byte, how far its socket
+/// was read and written.
 #[test]
 fn beyond2_beyond7_a_killed_thread_leaves_the_position_behind() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

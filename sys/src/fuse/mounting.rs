@@ -31,9 +31,10 @@ pub struct MountOptions<'a> {
     pub gid: u32,
     /// Let other users in (the kernel then checks the file's mode).
     pub allow_other: bool,
-    /// What the mount is called in the kernel's table: its identity, for the numbers of mounts and connections are used again.
+    /// The mount's name in the kernel's table. It is the mount's identity, because numbers of mounts and connections
+    /// are reused.
     pub source: &'a str,
-    /// The file to mount on; nothing else is, where it is known.
+    /// The file to mount on. Where it is known, nothing is mounted on any other.
     pub target: Option<FileId>,
 }
 
@@ -41,9 +42,9 @@ pub struct MountOptions<'a> {
 /// connection's fd; the INIT request waits in it. On failure nothing is left mounted.
 ///
 /// # Errors
-/// The operating system's, what fusermount3 said, or that something else is at the path by now.
+/// The operating system's; an error of fusermount3; or that the path leads to another file now.
 pub fn mount(path: &Path, options: MountOptions<'_>) -> io::Result<OwnedFd> {
-    // The file is pinned first: between a look at the path and the mount, somebody else could put a link there.
+    // The file is pinned first: otherwise a link could be put at the path between the check and the mount.
     let (directory, name) = file::pin_parent(path)?;
     let target = file::pin(directory.as_fd(), name)?;
     check_target(&file::look(target.as_fd())?, options.target)?;
@@ -52,7 +53,7 @@ pub fn mount(path: &Path, options: MountOptions<'_>) -> io::Result<OwnedFd> {
     } else {
         mount_by_helper(path, options)?
     };
-    // What another mounted there in the same moment is below ours now, hidden: it was there first.
+    // A mount that another process made at the same moment is below ours now, hidden. It was first.
     let table = mounts::all()?;
     let ours = table.iter().find(|mount| mount.source == options.source);
     let below = ours.and_then(|ours| table.iter().find(|mount| mount.id == ours.parent && mount.path == ours.path));
@@ -118,7 +119,7 @@ fn helper_socket() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Unmounts this mount and no other. `lazy`: take it out of the tree at once although somebody uses it.
+/// Unmounts this mount and no other. `lazy`: takes it out of the mount tree at once, although it is in use.
 ///
 /// # Errors
 /// `ResourceBusy` when the file is in use and `lazy` is not asked, else the operating system's; also when something else has been
@@ -152,7 +153,7 @@ pub fn unmount(mount: &Mount, lazy: bool) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What is at the path by now is looked at before anything is mounted.
+    /// The path is checked again before anything is mounted.
     #[test]
     fn only_the_file_that_was_looked_at_is_mounted_on() {
         let dir = tempfile::tempdir().unwrap();
@@ -172,7 +173,7 @@ mod tests {
         assert!(check_target(&directory, None).is_err());
     }
 
-    /// Two that mount at one place: the second finds the first below it, and goes.
+    /// Two processes mount at one place: the second finds the first's mount below its own, and gives up.
     #[test]
     fn what_was_mounted_in_the_same_moment_stays_and_ours_goes() {
         if !rustix::process::geteuid().is_root() || open().is_err() {

@@ -1,4 +1,4 @@
-//! How many requests of a connection nobody has answered.
+//! The number of unanswered requests of a FUSE connection.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,13 +7,13 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
-/// The counter of requests that the kernel has and nobody has answered, of one connection. Its file shows the number at
-/// the first read and can neither seek nor be read at an offset, so what is kept is the connection's directory.
+/// The counter of requests that the kernel has and that are not answered, of one connection. Its file shows the number
+/// at the first read and can neither seek nor be read at an offset, so the connection's directory is kept open instead.
 #[derive(Debug)]
 pub struct WaitingCounter(OwnedFd);
 
 impl WaitingCounter {
-    /// Opens `/sys/fs/fuse/connections/N`, through a mount of fusectl that is visible to nobody else when the
+    /// Opens `/sys/fs/fuse/connections/N`, through a mount of fusectl that is visible to no other process when the
     /// administrator has none. `None` where that is not permitted.
     pub fn open(connection: u32) -> Option<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{clock::monotonic_ns, process, signal};
 
-/// So long a step of another process may take.
+/// Longest duration of a step of another process.
 const LIMIT: Duration = Duration::from_secs(30);
 const VICTIM: &str = "EVERDISK_ROBUST_VICTIM";
 /// Threads of the victim that have a word: the one of the test, and three others.
@@ -74,7 +74,8 @@ fn the_victim() {
     });
 }
 
-/// Kills a victim with this buffer; ns from the kill until every word is marked, and until the pidfd tells.
+/// Kills a victim with this buffer. Returns ns from the kill until every word is marked, and until the pidfd is
+/// readable.
 fn kill(buffer: u64) -> (u64, u64) {
     let (segment, victim, handle) = victim(buffer);
     let running = |word: u32| thread_word::is_running(word) && word != thread_word::STARTING;
@@ -90,7 +91,7 @@ fn kill(buffer: u64) -> (u64, u64) {
     assert!(tids.iter().all(|tid| tasks.binary_search(tid).is_ok()), "{tids:x?} are threads of it: {tasks:x?}");
     let at = monotonic_ns();
     signal::kill(handle.as_fd()).unwrap();
-    // As the interface does: it sleeps on a word, and the kernel wakes it.
+    // As the interface does: sleep on a word until the kernel wakes the sleeper.
     while let Some(word) = segment.cores[0].threads.iter().find(|word| running(word.load(Acquire))) {
         wake::sleep_while(word, word.load(Acquire), LIMIT, Who::All);
         assert!(
@@ -108,7 +109,8 @@ fn kill(buffer: u64) -> (u64, u64) {
     (marked, gone)
 }
 
-/// The marks come before the memory is unmapped, the more so the more there is; a thread that ends by itself leaves none.
+/// The marks come before the memory is unmapped; the lead grows with the memory. A thread that ends by itself leaves no
+/// mark.
 #[test]
 fn d14_a_killed_process_is_marked_thread_by_thread_before_its_memory_is_gone() {
     kill(0);
@@ -117,7 +119,7 @@ fn d14_a_killed_process_is_marked_thread_by_thread_before_its_memory_is_gone() {
     assert!(marked < gone);
 }
 
-/// Outside of a core nothing is taken, and nothing hinders.
+/// In a process that is no core no word is taken, and threads start as usual.
 #[test]
 fn threads_of_a_process_that_is_no_core_have_no_words() {
     drop(enter());
@@ -125,7 +127,7 @@ fn threads_of_a_process_that_is_no_core_have_no_words() {
     assert_eq!(thread::scope(|scope| start_scoped(scope, "plain", || 7).unwrap().join().unwrap()), 7);
 }
 
-/// Words are taken once, the first free one first, and when all are taken that is told.
+/// Words are taken once, the first free one first. When all are taken, the caller is told.
 #[test]
 fn d14_every_word_is_taken_once() {
     let segment = SharedSegment::create(0).unwrap();
@@ -141,7 +143,7 @@ fn d14_every_word_is_taken_once() {
     assert!(take_word(area).is_some_and(|word| std::ptr::eq(word, &raw const area.threads[7])));
 }
 
-/// The C library's list is the thread's again when it has given its word up.
+/// The C library's list is the thread's again after it has given its word up.
 #[test]
 fn d14_the_list_of_the_c_library_is_put_back() {
     let segment: &'static SharedSegment = Box::leak(Box::new(SharedSegment::create(0).unwrap()));

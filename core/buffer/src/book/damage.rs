@@ -1,4 +1,4 @@
-//! What is lost: what the book makes of damage, found by itself or by another core.
+//! Lost ranges: how the book accounts for damage that this core or another one has found.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
@@ -9,9 +9,10 @@ use super::{Book, Live, SEQ_KNOWN_MAX};
 use crate::{area::Area, index::Piece, log, lost::Lost};
 
 impl Book {
-    /// The data of a piece does not have its checksum: what its extent still has is lost. [`Book::settle`] has to follow.
+    /// The data of a piece does not have its checksum: every byte that its extent still holds is lost. [`Book::settle`]
+    /// has to follow.
     pub fn damaged(&mut self, seq: u64) {
-        // It may have been retired, or found damaged by somebody else, since.
+        // Since then it may have been retired, or found damaged by another thread.
         let Some(extent) = self.extent(seq).copied() else { return };
         let range = extent.offset..extent.end();
         let hit: Vec<Piece> = self.index.overlapping(range.clone()).filter(|piece| piece.seq == seq).copied().collect();
@@ -30,12 +31,12 @@ impl Book {
         }
     }
 
-    /// What is lost, for the core that has the gate: what its predecessor knew, and what it has found itself since. Data that
-    /// was written after the damage is in the log behind it.
+    /// Computes the lost ranges, for the core that has the gate: those its predecessor knew, and those it has found
+    /// itself since. Data that was written after the damage is in the log behind it, and is not lost.
     pub(super) fn settle_lost(&mut self, area: &impl Area) {
         self.lost = Lost::load(area);
-        // Of many lost ranges some are joined over what is not lost. What is sound in the buffer is not; where there is no room to say
-        // so, the index still has the bytes.
+        // Where there are many lost ranges, some were joined across data that is not lost. A sound extent of the buffer
+        // is taken out of them. Where there is no room to record that, the index still holds the bytes.
         for range in self.lost.ranges().to_vec() {
             let hit: Vec<Piece> = self.index.overlapping(range.clone()).copied().collect();
             for piece in hit {
@@ -59,13 +60,13 @@ impl Book {
         }
     }
 
-    /// Forgets everything: what was read is worth nothing.
+    /// Forgets everything: what was read is void.
     pub fn forget_all(&mut self) {
         let (epoch, failures) = (self.epoch + 1, self.failures + 1);
         *self = Self { epoch, failures, ..Self::new(self.geometry, self.size) };
     }
 
-    /// Begins anew behind every sequence number that may be known, with nothing certain.
+    /// Begins anew above every sequence number that may be known. Nothing older is certain.
     pub(super) fn begin_anew(&mut self, area: &impl Area, tail: u64, head: u64) {
         let known = [tail, head, self.head()].into_iter().filter(|seq| *seq <= SEQ_KNOWN_MAX).max();
         let seq = known.unwrap_or(0) + self.geometry.slots;

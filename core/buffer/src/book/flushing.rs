@@ -1,4 +1,4 @@
-//! What a flush of the storage nodes makes durable, and what one that fails costs.
+//! What a flush of the storage nodes makes durable, and what is lost when one fails.
 
 use alloc::vec::Vec;
 use core::{ops::Range, sync::atomic::Ordering::Relaxed};
@@ -18,9 +18,9 @@ pub struct Mark {
 }
 
 impl Book {
-    /// A range was written to the storage nodes without coming by here: it is noted, and no longer lost.
+    /// A range was written to the storage nodes past the buffer: it is noted, and no longer lost.
     pub fn written_through(&mut self, area: &impl Area, range: &Range<u64>) {
-        // What was noted before the failure is forgotten first.
+        // What was noted before a failure is cleared first.
         self.settle(area);
         self.noted.note(area, range);
         if self.lost.remove(range) {
@@ -29,21 +29,23 @@ impl Book {
         }
     }
 
-    /// Puts what is lost into the segment. Only for the core that has the gate, and as long as nobody else can be given it.
+    /// Puts the lost ranges into the segment. Only for the core that has the gate, and while no other core can be given
+    /// it.
     pub fn settle(&mut self, area: &impl Area) {
         if core::mem::take(&mut self.is_unsaved) {
             self.lost.save(area);
         }
-        // After that, so that a death in between forgets nothing.
+        // After the save, so that a death in between loses no information.
         self.noted.forget(area, &core::mem::take(&mut self.lost_noted));
     }
 
-    /// Whether there is something for [`Book::settle`].
+    /// Whether there is nothing for [`Book::settle`] to do.
     pub const fn is_settled(&self) -> bool {
         !self.is_unsaved && self.lost_noted.is_empty()
     }
 
-    /// A flush of the storage nodes begins: what it makes durable. `area`: only where the caller may change the segment.
+    /// A flush of the storage nodes begins. Returns what it will make durable. `area`: only where the caller may change
+    /// the segment.
     pub fn begin_flush(&self, area: Option<&impl Area>) -> Mark {
         if let Some(area) = area.filter(|_| self.is_settled()) {
             self.noted.begin_flush(area);
@@ -51,8 +53,8 @@ impl Book {
         Mark { failures: self.failures, written: self.written, set_aside: area.is_some() && self.is_settled() }
     }
 
-    /// The flush has succeeded: retires what it made durable. `may_change`: whether the segment may be changed, but for the tail, which
-    /// may be raised at any time. Whether anything was retired.
+    /// The flush has succeeded: retires what it made durable. `may_change`: whether the segment may be changed, apart
+    /// from the tail, which may be raised at any time. Returns whether anything was retired.
     pub fn flushed(&mut self, area: &impl Area, mark: &Mark, may_change: bool) -> bool {
         if mark.failures != self.failures {
             return false;
@@ -69,9 +71,9 @@ impl Book {
         before < self.tail
     }
 
-    /// A flush has failed on the nodes that `touches` says: what was written to them since the last one that succeeded may be gone.
-    /// What is buffered counts as not written; what was written past the buffer is lost. [`Book::settle`] has to follow. Returns how many
-    /// bytes of the volume are lost by it.
+    /// A flush has failed on the nodes that `touches` selects: what was written to them since the last flush that
+    /// succeeded may be gone. What is buffered counts as not written; what was written past the buffer is lost.
+    /// [`Book::settle`] has to follow. Returns the number of bytes of the volume that are lost by it.
     pub fn flush_failed(&mut self, area: &impl Area, touches: impl Fn(&Range<u64>) -> bool + Copy) -> u64 {
         self.failures += 1;
         self.written = self.tail;
@@ -81,7 +83,7 @@ impl Book {
             self.index.set_written(piece, 0);
         }
         let noted: Vec<Range<u64>> = self.noted.parts(area).into_iter().filter(touches).collect();
-        // What is buffered there is newer: it is written again.
+        // Buffered data in a noted range is newer, and is written again.
         let gone: Vec<Range<u64>> = noted.iter().flat_map(|range| self.gaps(range)).collect();
         self.lost.add_all(gone.iter().cloned());
         self.is_unsaved |= !gone.is_empty();

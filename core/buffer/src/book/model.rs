@@ -1,4 +1,4 @@
-//! Loom: a core that appends, sends and reuses slots and ring, and a standby that follows meanwhile.
+//! Loom: a core that appends, sends and reuses slots and ring, beside a standby that follows.
 
 use loom::{sync::Arc, thread};
 
@@ -14,12 +14,12 @@ fn append(book: &mut Book, area: &LoomArea, offset: u64, value: u64) {
     book.published(area, place.seq, &extent);
 }
 
-/// D3, D4: whatever the interleaving, a follower takes in only what stands: never a half-written extent, never one whose
-/// memory was used again while it was read, and it finds no damage where there is none. Taken over afterwards, it has the
-/// newest value.
+/// D3, D4: under any interleaving a follower accepts only an extent that was complete and in place while it was read:
+/// never a half-written one, and never one whose memory was reused. It reports no damage where there is none. When it
+/// adopts the buffer afterwards, it has the newest value.
 #[test]
 fn a_follower_never_believes_what_is_being_reused() {
-    // Three preemptions find every fault that was put in on purpose, and take seconds; all of them take minutes.
+    // Three preemptions find every bug that was injected, and take seconds. Exploring all of them takes minutes.
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {

@@ -1,4 +1,4 @@
-//! What a reader sees: the buffered bytes of a range, each verified as far as that is worth it, and where there is data.
+//! The reader's view: the buffered bytes of a range, each verified where that is affordable, and where there is data.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -13,7 +13,7 @@ use crate::{area::Area, index::Piece, log};
 pub enum Gaps {
     /// All of it.
     All,
-    /// These.
+    /// These parts.
     Some(Vec<Range<u64>>),
 }
 
@@ -32,25 +32,25 @@ impl Gaps {
 /// Why a range cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
-    /// It is lost, and was not written since.
+    /// It is lost, and has not been written since.
     Lost,
     /// The data of the extent with this sequence number does not have its checksum: see [`Book::damaged`].
     Damaged(u64),
 }
 
-/// What the buffer says of the volume from some offset on.
+/// The buffer's view of the volume from some offset on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// There is data, also where it is lost.
+    /// Data, which may be lost.
     Data,
-    /// There is none: it was discarded.
+    /// A hole: it was discarded.
     Hole,
-    /// What the storage nodes say.
+    /// Nothing: the storage nodes' view counts.
     Below,
 }
 
-/// A partly read extent of at most this many bytes is verified as a whole; of a longer one only what is read whole is: for 4 KiB of it
-/// the checksum of 1 MiB would have to be computed.
+/// An extent of at most this many bytes is verified as a whole even when only a part is read. A longer one is verified
+/// only when all of it is read: for 4 KiB of it the checksum of 1 MiB would have to be computed.
 pub const VERIFIED_IN_PART_MAX: u64 = 64 << 10;
 
 /// Copies the data of a piece out of the buffer. The piece must not be retired yet.
@@ -65,7 +65,7 @@ fn part<'a>(buf: &'a mut [u8], offset: u64, piece: &Piece) -> &'a mut [u8] {
 }
 
 impl Book {
-    /// What the buffer says of the volume from `at` on, and up to where.
+    /// The buffer's view of the volume at `at`, and the offset up to which it holds.
     pub fn shown(&self, at: u64) -> (Shown, u64) {
         let lost = |range: &&Range<u64>| range.end > at;
         let lost = self.lost.ranges().iter().find(lost);
@@ -80,7 +80,8 @@ impl Book {
         }
     }
 
-    /// Fills the part of `into`, the bytes of the volume from `offset` on, that is buffered. Returns what is not.
+    /// Fills the part of `into` (the bytes of the volume from `offset` on) that is buffered. Returns the parts that are
+    /// not.
     ///
     /// # Errors
     /// [`Unreadable`].
@@ -120,7 +121,7 @@ impl Book {
         }
     }
 
-    /// Whether the bytes of a piece, just copied, have their checksum, as far as that is looked at.
+    /// Whether the bytes of a piece, just copied, have their checksum; true where it is not checked.
     fn is_sound(&self, area: &impl Area, piece: &Piece, bytes: &[u8]) -> bool {
         let extent = self.extent(piece.seq).expect("a piece belongs to an extent that is there");
         if piece.len() == extent.len {

@@ -1,4 +1,4 @@
-//! What is sent to the storage nodes next, and what has become of it.
+//! What is sent to the storage nodes next, and the outcome.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -8,18 +8,18 @@ use everdisk_proto::buffer::{Extent, ExtentKind};
 use super::{Book, Live};
 use crate::index::{Index, Piece};
 
-/// What is to be sent to the storage nodes next.
+/// The next batch for the storage nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Failed flushes when it was chosen: it counts only as long as there is no other.
+    /// Failed flushes when it was chosen. After another failure the batch does not count.
     failures: u64,
-    /// The extents that are written when every piece has been sent, in order, with their ranges.
+    /// The extents that will be written once every piece has been sent, in order, with their ranges.
     pub extents: Vec<(u64, Range<u64>)>,
-    /// What the volume holds now in those ranges, and dirty neighbours of it; in order, without overlaps.
+    /// The present content of those ranges, with dirty neighbours; in order, without overlaps.
     pub pieces: Vec<Piece>,
 }
 
-/// What an extent counts as in a batch, in bytes of data: what has none may have to be written as zeros.
+/// The cost of an extent in a batch, in bytes of data. An extent without data may have to be written as zeros.
 const fn effort(extent: &Extent) -> u64 {
     match extent.kind {
         ExtentKind::Data => extent.len,
@@ -28,9 +28,9 @@ const fn effort(extent: &Extent) -> u64 {
 }
 
 impl Book {
-    /// Chooses what is sent next: of the extents that are not written the oldest, at least one if any is published and up to `bytes` of
-    /// them, none above `through`. Pieces that touch others are joined by their dirty neighbours, up to `run` bytes in one run, so that what was
-    /// written in small parts reaches the storage nodes in large ones.
+    /// Chooses what is sent next: the oldest extents that are not written, at least one if any is published, about
+    /// `bytes` of them, none above `through`. Dirty neighbours are joined to the pieces, up to `run` bytes in one run,
+    /// so that small writes reach the storage nodes in large ones.
     pub fn batch(&self, bytes: u64, through: u64, run: u64) -> Batch {
         let mut batch = Batch { failures: self.failures, ..Batch::default() };
         let mut taken = 0;
@@ -52,7 +52,7 @@ impl Book {
         let mut pieces = Index::default();
         for (_, range) in &batch.extents {
             for piece in self.index.overlapping(range.clone()).filter(|piece| self.is_dirty(piece)) {
-                // Whole: its other parts lie beside it.
+                // The whole piece: its other parts are adjacent.
                 pieces.insert(*piece);
             }
         }
@@ -72,7 +72,7 @@ impl Book {
         for piece in chosen {
             let touches = joined.last().is_some_and(|last| last.end == piece.start);
             if joined.last().is_some_and(|last| last.end > piece.start) {
-                // Joined already, as a neighbour of the one before.
+                // It was joined already, as a neighbour of the piece before.
                 continue;
             }
             if !touches {
@@ -103,8 +103,9 @@ impl Book {
         joined
     }
 
-    /// What has become of a batch: every piece but those in `failed` was written to the storage nodes. Whether the mark of what is
-    /// written moved on. Where a flush has failed meanwhile the batch counts for nothing: the failure may have been its.
+    /// The outcome of a batch: every piece but those in `failed` was written to the storage nodes. Returns whether the
+    /// mark `written` moved on. If a flush has failed since the batch was chosen, the batch does not count: the failure
+    /// may concern its data.
     pub fn sent(&mut self, batch: &Batch, failed: &[Range<u64>]) -> bool {
         if batch.failures != self.failures {
             return false;
@@ -123,7 +124,7 @@ impl Book {
         true
     }
 
-    /// Virtual position behind an extent that is not retired, or where the retired ones end.
+    /// Virtual position behind an extent that is not retired, or the end of the retired ones.
     pub(super) fn position_behind(&self, seq: u64) -> u64 {
         let upto = self.place(seq).map_or(0, |place| place + 1).min(self.live.len());
         let behind = self.live.range(..upto).rev().find_map(|live| match live {

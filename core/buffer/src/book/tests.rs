@@ -14,14 +14,14 @@ mod core;
 use self::core::{Core, Node, content, index};
 
 const SIZE: u64 = 4000;
-/// Small, so that slots and ring are used again and again.
+/// Small, so that slots and ring are reused again and again.
 const TINY: Geometry = Geometry { capacity: 1024, slots: 6 };
 
 #[derive(Clone, Debug)]
 enum Op {
     Write(u64, u64, u8),
     Zero(ExtentKind, u64, u64),
-    /// Past the buffer.
+    /// A write past the buffer.
     Through(u64, u64, u8),
     Send(u64),
     SendAndFail(u64, u64),
@@ -46,7 +46,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Whether `found` is `old` with all of the write in it or none of it.
+/// Whether `found` is `old` with the whole write in it, or with nothing of it.
 fn is_before_or_after(found: &[u8], old: &[u8], write: Option<(u64, &[u8])>) -> bool {
     let Some((offset, data)) = write else { return found == old };
     let mut new = old.to_vec();
@@ -58,9 +58,10 @@ fn is_before_or_after(found: &[u8], old: &[u8], write: Option<(u64, &[u8])>) -> 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// D5, beyond 2: any sequence of writes, sends that fail in part, flushes that succeed or fail, and hand-overs to a core that has
-    /// followed; at one store of it the core dies and the standby takes over. What was acknowledged is there; what was not, is there
-    /// wholly or not at all. Lost is only what a flush that failed may have taken, and that was written past the buffer.
+    /// D5, beyond 2: any sequence of writes, of sends that fail in part, of flushes that succeed or fail, and of
+    /// hand-overs to a core that has followed. At one store the core dies and the standby adopts the buffer. What was
+    /// acknowledged is there. What was not is there wholly or not at all. Nothing is lost but what was written past the
+    /// buffer and a failed flush may have taken.
     #[test]
     fn acknowledged_data_survives_a_death_at_any_store(
         ops in prop::collection::vec(any_op(), 1..60),
@@ -114,7 +115,7 @@ proptest! {
             let pending = in_flight.as_ref().map(|(at, data)| (*at, &data[..]));
             if area.revive() {
                 deaths += 1;
-                // The standby takes over, dies in that too, and a third core does.
+                // The standby adopts the buffer and dies during that, and then a third core adopts it.
                 generation += 1;
                 if deaths == 1 && again > 0 {
                     standby.generation = generation;
@@ -127,7 +128,7 @@ proptest! {
                 core = standby;
                 standby = Core::new(&area, 0);
                 if matches!(op, Op::FailFlush) {
-                    // The successor's own open file is told of the error as well.
+                    // The successor's own open file reports the error as well.
                     core.flush(&area, &mut node, true);
                 }
                 let found = core.read_whole(&area, &node, &acknowledged);
@@ -138,14 +139,14 @@ proptest! {
                 acknowledged[at..at + data.len()].copy_from_slice(data);
             }
             prop_assert!(passed || core.book.lost().is_empty(), "{op:?} lost what was buffered");
-            // A standby does not know yet what is lost.
+            // A standby does not know yet which ranges are lost.
             prop_assert_eq!(Lost::load(&area), core.book.lost().clone());
             passed &= !matches!(op, Op::Flush) || !core.book.lost().is_empty();
             let found = core.read_whole(&area, &node, &acknowledged);
             prop_assert!(found == acknowledged, "{op:?}");
             prop_assert_eq!(core.book.bytes(), area.load(word::BYTES, Relaxed));
         }
-        // Everything reaches the node at last.
+        // In the end everything reaches the node.
         for _ in 0..100 {
             core.send(&area, &mut node, 500, None);
         }
@@ -157,7 +158,8 @@ proptest! {
         prop_assert!(core.read_whole(&area, &node, &acknowledged) == acknowledged, "a flush that succeeded means durable");
     }
 
-    /// One changed bit anywhere in slots or data: the byte it concerns is served rightly or not at all, and it is reported.
+    /// One bit is changed anywhere in slots or data: the bytes concerned are served correctly or not at all, and the
+    /// damage is reported.
     #[test]
     fn damage_is_reported_and_never_served(
         writes in prop::collection::vec((0..SIZE - 300, 1u64..300, any::<u8>()), 1..6),
@@ -194,8 +196,8 @@ proptest! {
                 Err(_) => wrong += 1,
             }
         }
-        prop_assert!(wrong == 0 || followed.damaged > 0, "{} bytes are lost and nobody says so", wrong);
-        // Written anew it is whole again.
+        prop_assert!(wrong == 0 || followed.damaged > 0, "{} bytes are lost without a report", wrong);
+        // After it was written anew it is whole again.
         let mut node = node;
         for _ in 0..10 {
             next.send_and_flush(&area, &mut node, 500);
@@ -208,7 +210,7 @@ proptest! {
         prop_assert!(next.read_all(&area, &node).is_ok());
     }
 
-    /// Arbitrary bytes in header, slots and data: no panic, and nothing is served that no checksum vouches for.
+    /// Arbitrary bytes in header, slots and data: no panic, and nothing is served without a valid checksum.
     #[test]
     fn arbitrary_memory_never_panics(
         header in prop::collection::vec((0usize..200, prop_oneof![any::<u64>(), 0u64..20]), 0..20),
@@ -241,7 +243,7 @@ proptest! {
     }
 }
 
-/// What lies beside what is sent goes with it, and need not be sent again.
+/// Neighbours of a batch are sent with it, and need not be sent again.
 #[test]
 fn neighbours_are_sent_in_one_run() {
     let area = MortalArea::new(2 << 20);
@@ -259,7 +261,7 @@ fn neighbours_are_sent_in_one_run() {
     assert_eq!((rest.extents.len(), rest.pieces.len()), (19, 10));
 }
 
-/// A block that is written all the time does not keep its log from being retired.
+/// A block that is rewritten continually does not prevent the log from being retired.
 #[test]
 fn what_is_overwritten_while_it_is_sent_is_retired_all_the_same() {
     let area = MortalArea::new(2 << 20);
@@ -277,7 +279,7 @@ fn what_is_overwritten_while_it_is_sent_is_retired_all_the_same() {
     assert_eq!((core.book.tail(), core.book.bytes()), (1, 100));
 }
 
-/// Damage that comes after the data was verified is found when it is sent; the rest of the buffer goes on.
+/// Damage after the data was verified is found when the data is sent. The rest of the buffer goes on.
 #[test]
 fn damage_found_by_the_sender_is_told_to_the_next_core() {
     let area = MortalArea::new(2 << 20);
@@ -302,8 +304,9 @@ fn damage_found_by_the_sender_is_told_to_the_next_core() {
     assert!(Lost::load(&area).is_empty());
 }
 
-/// A hand-over while the predecessor's sender is at work: it retires after its successor has taken the buffer over, and the
-/// successor's first batch is a smaller one. Whoever follows has seen the higher mark, and takes the buffer over all the same.
+/// A hand-over during the predecessor's send. The predecessor retires after its successor has adopted the buffer, and
+/// the successor's first batch is a smaller one. A follower has seen the higher mark, and adopts the buffer
+/// nevertheless.
 #[test]
 fn what_a_predecessor_retires_late_does_not_make_the_log_go_back() {
     let area = MortalArea::new(2 << 20);
@@ -326,7 +329,8 @@ fn what_a_predecessor_retires_late_does_not_make_the_log_go_back() {
     }
 }
 
-/// A core that was not there when most of the log was written numbers its places anew; one that was there takes over from it.
+/// A core that was absent while most of the log was written numbers its positions anew. A core that was present takes
+/// over from it.
 #[test]
 fn a_core_that_remembers_higher_places_finds_the_room_there_is() {
     let area = MortalArea::with(TINY);
@@ -345,7 +349,7 @@ fn a_core_that_remembers_higher_places_finds_the_room_there_is() {
     assert!(first.write(&area, 100, &content(3, 64)));
 }
 
-/// A mark that nothing can follow is damage like any other.
+/// A tail that no head can match is damage like any other.
 #[test]
 fn the_last_number_is_no_end_of_the_world() {
     for word in [word::HEAD, word::TAIL] {
@@ -363,7 +367,7 @@ fn the_last_number_is_no_end_of_the_world() {
     }
 }
 
-/// D5: what a flush that failed may have taken is written again, in full, before anything of it is retired.
+/// D5: data that a failed flush may have taken is written again, in full, before any of it is retired.
 #[test]
 fn after_a_failed_flush_everything_above_the_tail_is_written_again() {
     let area = MortalArea::new(2 << 20);
@@ -384,7 +388,7 @@ fn after_a_failed_flush_everything_above_the_tail_is_written_again() {
     assert!(!core.book.sent(&batch, &[]), "a batch that was under way then counts for nothing");
 }
 
-/// What was written past the buffer is lost when a flush fails; what was buffered over it since is not.
+/// What was written past the buffer is lost when a flush fails, except where newer data is buffered over it.
 #[test]
 fn what_was_written_past_the_buffer_is_lost_with_a_flush() {
     let area = MortalArea::new(2 << 20);
@@ -398,14 +402,16 @@ fn what_was_written_past_the_buffer_is_lost_with_a_flush() {
     assert_eq!(core.book.shown(10), (Shown::Data, 50), "lost is not a hole");
     core.flush(&area, &mut node, true);
     assert_eq!(core.book.lost().ranges(), [0..50, 150..SIZE]);
-    // Written anew, past the buffer and into it, it is there again, and another flush that fails takes the former only.
+    // Written anew, past the buffer and into it, the range is whole again. Another flush that fails takes only the part
+    // past the buffer.
     assert!(core.through(&area, &mut node, 0, &content(3, 50)) && core.write(&area, 150, &content(4, SIZE - 150)));
     assert!(core.book.lost().is_empty() && Lost::load(&area).is_empty());
     core.flush(&area, &mut node, true);
     assert_eq!(core.book.lost().ranges(), std::slice::from_ref(&(0..50)));
 }
 
-/// Semantics 1: lost ranges that are joined because there are many cost nothing that is buffered between them, in the next core neither.
+/// Semantics 1: lost ranges that are joined because there are many cost no data that is buffered between them, in the
+/// next core either.
 #[test]
 fn lost_ranges_that_are_joined_leave_what_is_buffered_alone() {
     let area = MortalArea::new(2 << 20);
@@ -423,7 +429,8 @@ fn lost_ranges_that_are_joined_leave_what_is_buffered_alone() {
     assert_eq!(Lost::load(&area).ranges(), [0..100, 200..1000]);
 }
 
-/// D5: wherever a core dies while it puts into the segment what a failed flush has cost, the next one, whose own flush fails as well, knows it.
+/// D5: a core dies at any point while it puts the losses of a failed flush into the segment. The next core, whose own
+/// flush fails as well, knows them.
 #[test]
 fn what_a_failed_flush_has_cost_survives_a_death_at_any_store() {
     let mut deaths = 0;
@@ -446,7 +453,8 @@ fn what_a_failed_flush_has_cost_survives_a_death_at_any_store() {
     assert!(deaths > 5);
 }
 
-/// D5: an extent is there wholly or not at all: wherever a core dies in an append, the next one finds no damage.
+/// D5: an extent is there wholly or not at all: a core dies at any point of an append, and the next core finds no
+/// damage.
 #[test]
 fn a_death_at_any_store_of_an_append_is_no_damage() {
     for stores in 0..14 {
@@ -461,7 +469,7 @@ fn a_death_at_any_store_of_an_append_is_no_damage() {
     }
 }
 
-/// A discard makes what is buffered of its range moot, and finds room in a buffer that is full of data.
+/// A discard supersedes what is buffered of its range, and finds a slot in a buffer that is full of data.
 #[test]
 fn a_discard_drops_what_is_buffered_and_finds_room() {
     let area = MortalArea::new(2 << 20);

@@ -17,12 +17,12 @@ use parking_lot::Mutex;
 use super::Buffer;
 use crate::{Engine, IoError, policy::RUN_BYTES};
 
-/// After so many writes of one batch that slept, nodes that were thought to be quick are not.
+/// After this many writes of one batch that slept, nodes that counted as quick count as slow.
 const SLOW_WRITES: u64 = 3;
-/// So many at once.
+/// Threads that send at once, at most.
 const SENDERS_MAX: usize = 32;
-/// Of so many batches to slow nodes, one begins with a write that has the nodes to itself and shows whether they still are slow:
-/// of writes beside each other one cannot tell, they wait for each other where a node takes one at a time.
+/// One batch to slow nodes in this many begins with a write that has the nodes to itself. That write shows whether they
+/// still are slow. Parallel writes cannot show it: they wait for each other where a node takes one at a time.
 const LONE_EVERY: u64 = 8;
 
 impl Buffer {
@@ -43,7 +43,7 @@ impl Buffer {
         };
         let mut data = Vec::new();
         if self.nodes_are_quick() || runs.len() == 1 {
-            // Until the nodes turn out to be slow: then others help.
+            // One thread, until the nodes turn out to be slow. Then others help.
             let before = voluntary_switches();
             while voluntary_switches() - before < SLOW_WRITES && send_next(&mut data, true) {}
         } else if self.progress().batches.is_multiple_of(LONE_EVERY) {
@@ -57,7 +57,7 @@ impl Buffer {
             };
             thread::scope(|scope| {
                 for _ in 1..left.min(SENDERS_MAX) {
-                    // Where no thread can be started, those that run do the work; at least this one does.
+                    // Where no further thread can be started, those that run do the work; this one at least.
                     let _ = robust::start_scoped(scope, "send", work);
                 }
                 work();
@@ -141,7 +141,7 @@ impl Buffer {
     }
 }
 
-/// How the runs of a batch went.
+/// The outcome of the runs of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) failed: Vec<Range<u64>>,
@@ -149,7 +149,8 @@ pub(super) struct Outcome {
     pub(super) error: Option<IoError>,
 }
 
-/// The pieces of a batch by runs of one kind without a gap, of data at most [`RUN_BYTES`], as ranges of their indices.
+/// Groups the pieces of a batch into runs: of one kind, without a gap, of data at most [`RUN_BYTES`]. Ranges of
+/// indices.
 pub(super) fn runs(pieces: &[Piece]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut run: Option<Piece> = None;

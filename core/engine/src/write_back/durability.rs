@@ -1,4 +1,4 @@
-//! Flushes that fail, on storage nodes that do as Linux does ([`super::linux`]).
+//! Flushes that fail, on storage nodes that behave as Linux does ([`super::linux`]).
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
@@ -15,7 +15,8 @@ use super::{
     *,
 };
 
-/// Semantics 5 and 7, D5: a flush that succeeds after one that failed means durable; buffered data is kept and written again.
+/// Semantics 5 and 7, D5: a flush that succeeds after a failed one means durable. Buffered data is kept and written
+/// again.
 #[test]
 fn d5_after_a_failed_flush_buffered_data_is_written_again() {
     let bench = Bench::new();
@@ -35,8 +36,8 @@ fn d5_after_a_failed_flush_buffered_data_is_written_again() {
     assert_eq!(bench.byte(4096).unwrap(), 7, "it was durable");
 }
 
-/// Semantics 7: what was written past the buffer cannot be written again. It reads as an error, and every flush fails, for everybody
-/// and also in the next core, until it is written anew.
+/// Semantics 7: what was written past the buffer cannot be written again. Until it is written anew, reads of it fail,
+/// and every flush fails, for every client and also in the next core.
 #[test]
 fn d5_what_passed_the_buffer_is_lost_when_a_flush_fails() {
     for buffer in [2 << 20, 0] {
@@ -65,7 +66,7 @@ fn d5_what_passed_the_buffer_is_lost_when_a_flush_fails() {
     }
 }
 
-/// Of a volume on two nodes, only what lies on the one that failed is lost or written again.
+/// On a volume of two nodes, only the data on the node that failed is lost or written again.
 #[test]
 fn d5_a_failed_flush_concerns_the_node_that_failed() {
     let bench = Bench::with(2 << 20, Bypass::Auto, 2);
@@ -81,8 +82,8 @@ fn d5_a_failed_flush_concerns_the_node_that_failed() {
     assert!(bench.files.iter().all(|file| file.flushes.load(SeqCst) == 1), "every node was flushed");
 }
 
-/// Semantics 7: each client is told once of a flush that failed, also when another's flush met the error, as errseq_t has it; and
-/// who was told and wrote nothing since is not told of the same failure again.
+/// Semantics 7: each client is told once of a failed flush, also when another client's flush met the error, as with
+/// errseq_t. A client that was told and has written nothing since is not told of the same failure again.
 #[test]
 fn d5_every_client_is_told_of_a_failed_flush_once() {
     let bench = Bench::new();
@@ -98,7 +99,8 @@ fn d5_every_client_is_told_of_a_failed_flush_once() {
     bench.flush(&new).unwrap();
 }
 
-/// D3: the node told the core of an error, and the core died before it could do anything. Its successor's own opening is told as well.
+/// D3: the node reported an error to the core, which died before it could act on it. The error is reported to the
+/// successor's own opening as well.
 #[test]
 fn d3_a_core_that_dies_with_a_failed_flush_leaves_it_to_its_successor() {
     let mut bench = Bench::new();
@@ -106,7 +108,7 @@ fn d3_a_core_that_dies_with_a_failed_flush_leaves_it_to_its_successor() {
     bench.core.write(&front(), 0, &[7; 4096]).unwrap();
     bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
     bench.fails(true);
-    // All it did before its death: nothing of it is in the segment.
+    // The predecessor did nothing else before its death: the segment records nothing of the error.
     while matches!(bench.core.turn(1 << 20), crate::sender::Destaged::Sent) {}
     assert!(bench.core.engine.flush().is_err());
     bench.fails(false);
@@ -117,7 +119,8 @@ fn d3_a_core_that_dies_with_a_failed_flush_leaves_it_to_its_successor() {
     assert_eq!(bench.byte(0).unwrap(), 7);
 }
 
-/// An error that a core has dealt with is not told again by the standby's opening, which is older: nothing is lost by a kill.
+/// An error that a core has dealt with is not reported again through the standby's opening, although that is older.
+/// Nothing is lost by a kill.
 #[test]
 fn d3_a_successor_is_not_told_of_what_was_dealt_with() {
     let mut bench = Bench::new();
@@ -128,15 +131,15 @@ fn d3_a_successor_is_not_told_of_what_was_dealt_with() {
     bench.fails(false);
     bench.core.flush_within(Duration::from_secs(5)).unwrap();
     bench.core.write(&synchronous(), 8192, &[8; 4096]).unwrap();
-    // Its flusher looks several times a second.
+    // The standby's flusher checks several times a second.
     standby.0.forget_told_errors();
     bench.succeeded_by(standby);
     bench.flush(&Front { told: AtomicU64::new(1), ..front() }).unwrap();
     assert_eq!(bench.byte(8192).unwrap(), 8);
 }
 
-/// D3: a core that has lost the gate while it flushed is told of an error, and can put nothing into the segment. The one that has the gate
-/// is told as well, by its own opening: an error that nobody dealt with counts as none that was.
+/// D3: a core that has lost the gate during a flush is told of an error and can put nothing into the segment. The core
+/// that has the gate is told as well, through its own opening. An error that no core dealt with is not counted.
 #[test]
 fn d3_an_error_that_a_core_was_told_of_too_late_is_its_successors_as_well() {
     let mut bench = Bench::new();
@@ -156,7 +159,8 @@ fn d3_an_error_that_a_core_was_told_of_too_late_is_its_successors_as_well() {
     assert!(bench.flush(&front()).is_err());
 }
 
-/// A flush under a closed gate, that succeeds: what was noted before is forgotten by the next one, and not thought to be lost long after.
+/// A flush under a closed gate succeeds. The next flush forgets what was noted before it; that does not count as lost
+/// long afterwards.
 #[test]
 fn d2_what_is_durable_by_a_flush_under_a_closed_gate_is_not_lost_later() {
     let bench = Bench::new();
@@ -173,7 +177,8 @@ fn d2_what_is_durable_by_a_flush_under_a_closed_gate_is_not_lost_later() {
     assert_eq!(bench.byte(8192).unwrap(), 8);
 }
 
-/// A write past the buffer that ends while a flush fails beside it is written again: the flush was told of the error that was its.
+/// A write past the buffer ends while a flush fails beside it. It is written again: the flush may have been told of the
+/// error of this very write.
 #[test]
 fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
     let bench = Bench::new();
@@ -203,7 +208,7 @@ fn d5_a_write_that_passes_beside_a_failed_flush_is_written_again() {
     assert_eq!(bench.byte(4096).unwrap(), 7);
 }
 
-/// A flush during which something is written makes nothing of it durable for certain.
+/// A write that is under way during a flush is not certain to be durable by it.
 #[test]
 fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
     let bench = Bench::new();
@@ -225,7 +230,8 @@ fn d5_what_is_written_during_a_flush_is_not_durable_by_it() {
     assert!(bench.core.buffer.read_book().noted().ranges(&bench.core.buffer.area).is_empty());
 }
 
-/// While the gate is closed the segment may not be changed: what is lost is told at once, and put there when the gate is open again.
+/// While the gate is closed the segment must not be changed. A lost range is reported at once, and put into the segment
+/// when the gate is open again.
 #[test]
 fn d2_a_flush_that_fails_under_a_closed_gate_is_settled_later() {
     let mut bench = Bench::new();
@@ -245,7 +251,7 @@ fn d2_a_flush_that_fails_under_a_closed_gate_is_settled_later() {
     assert!(bench.byte(8192).is_err() && bench.byte(0).is_ok());
 }
 
-/// A flush that fails under a closed gate, of the operator's say: the clients are told when the same core serves on.
+/// A flush fails while the operator has closed the gate. The clients are told when the same core serves on.
 #[test]
 fn d2_a_flush_that_fails_under_a_closed_gate_is_told_to_the_clients() {
     let bench = Bench::new();
@@ -261,7 +267,7 @@ fn d2_a_flush_that_fails_under_a_closed_gate_is_told_to_the_clients() {
     assert_eq!(bench.byte(0).unwrap(), 7);
 }
 
-/// A volume whose nodes are not to be trusted: nothing is acknowledged from their page cache alone.
+/// A volume whose nodes are not trusted: nothing is acknowledged from their page cache alone.
 #[test]
 fn d5_a_volume_that_never_bypasses_acknowledges_nothing_that_can_be_lost() {
     for buffer in [2 << 20, 0] {
@@ -273,7 +279,8 @@ fn d5_a_volume_that_never_bypasses_acknowledges_nothing_that_can_be_lost() {
     }
 }
 
-/// A flush fails while such a write waits for one that succeeds: the write may have been taken by the failure, and is written again.
+/// A flush fails while such a write waits for one that succeeds. The failure may have taken the write, so it is written
+/// again.
 #[test]
 fn d5_a_write_that_never_bypasses_is_written_again_when_a_flush_failed_beside_it() {
     let bench = Bench::with(0, Bypass::Never, 1);
@@ -291,7 +298,7 @@ fn d5_a_write_that_never_bypasses_is_written_again_when_a_flush_failed_beside_it
     assert_eq!(times.load(SeqCst), 2);
 }
 
-/// Architecture, "what waits for a storage node holds up nobody": the flush's limit holds although the node hangs.
+/// Architecture, "what waits for a storage node holds up nobody": the flush ends at its limit although the node hangs.
 #[test]
 fn d5_a_limit_bounds_a_flush_that_hangs() {
     for in_flush in [false, true] {
@@ -325,7 +332,7 @@ fn d5_a_limit_bounds_a_flush_that_hangs() {
     }
 }
 
-/// The flusher makes room by itself, and makes durable what has waited for long enough that somebody might notice.
+/// The flusher makes room by itself, and makes durable what has waited for long.
 #[test]
 fn d5_room_is_made_by_flushes_that_nobody_asks_for() {
     let bench = Bench::new();
@@ -342,7 +349,7 @@ fn d5_room_is_made_by_flushes_that_nobody_asks_for() {
     assert!(bench.files[0].flushes.load(SeqCst) > 0);
 }
 
-/// Semantics 12: damage that comes after an extent was taken over is found when it is read.
+/// Semantics 12: damage to an extent after its adoption is found when the extent is read.
 #[test]
 fn d5_damaged_buffered_data_is_never_served() {
     let bench = Bench::new();
@@ -356,7 +363,7 @@ fn d5_damaged_buffered_data_is_never_served() {
     assert!(bench.flush(&front()).is_err());
 }
 
-/// Semantics 12: damage that comes between the append and the sending is found before it is sent; what lies beside it is sent.
+/// Semantics 12: damage between append and sending is found before the extent is sent. Its neighbours are sent.
 #[test]
 fn d5_damaged_buffered_data_is_never_sent() {
     let bench = Bench::new();
@@ -373,7 +380,7 @@ fn d5_damaged_buffered_data_is_never_sent() {
     assert!(bench.byte(65_536).is_err(), "the next core knows it");
 }
 
-/// lseek: SEEK_HOLE never names a byte that was written and acknowledged before.
+/// lseek: SEEK_HOLE never names a byte that was written and acknowledged before the call.
 #[test]
 fn a_hole_is_never_found_where_acknowledged_data_is() {
     let bench = Bench::new();
@@ -386,7 +393,8 @@ fn a_hole_is_never_found_where_acknowledged_data_is() {
     assert!(bench.files[0].at_hole.lock().is_none(), "the flush came in between");
 }
 
-/// A discard is acknowledged although the node hangs or is full, drops what is buffered, and keeps no write out of the buffer.
+/// A discard is acknowledged although the node hangs or is full. It drops what is buffered, and keeps no write out of
+/// the buffer.
 #[test]
 fn d5_a_discard_of_buffered_data_needs_no_node() {
     let bench = Bench::new();
@@ -429,9 +437,9 @@ fn any_op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Semantics 2, 5, 6, 7, over any sequence of writes through and buffered, flushes that fail, and deaths: what can be read is what was
-    /// acknowledged last; a byte is lost only after a flush that failed; and what was acknowledged when a flush succeeded is found
-    /// on the node when everything is gone and the page cache is dropped.
+    /// Semantics 2, 5, 6, 7, over any sequence of writes, through and buffered, of failed flushes and of deaths. What
+    /// can be read is what was acknowledged last. A byte is lost only after a failed flush. What was acknowledged when
+    /// a flush succeeded is on the node when every process is gone and the page cache is dropped.
     #[test]
     fn d5_a_flush_that_succeeds_means_durable(ops in prop::collection::vec(any_op(), 1..60)) {
         let mut bench = Bench::new();
@@ -452,7 +460,7 @@ proptest! {
                 Op::Send => drop(bench.core.turn(100_000)),
                 Op::Flush(fails) => {
                     bench.fails(fails);
-                    // The control module's: it is told of its own failure only.
+                    // The control module's flush: only its own failure is reported to it.
                     match bench.core.flush_within(Duration::from_secs(20)) {
                         Ok(done) => {
                             prop_assert!(done);

@@ -1,15 +1,17 @@
-//! Flushes: everything acknowledged is sent, then the storage nodes are flushed, then what that made durable is retired.
+//! Flushes: everything acknowledged is sent, then the storage nodes are flushed, then the extents that are now durable
+//! are retired.
 //!
 //! ```text
-//!  who wants a flush ─► waits for one that begins from now on ─► its outcome
-//!                         │ nobody flushes, and flushes are quick: runs it here
-//!                         └ else: the flusher's thread runs it; who waits has a deadline
+//!  a flush is wanted ─► waits for one that begins from now on ─► its outcome
+//!                         │ none runs, and flushes are quick: it runs here
+//!                         └ else: the flusher's thread runs it; the wait has a deadline
 //!
 //!  a flush: how far is everything written? ─► fdatasync on every node ─┬─ all succeed: retire up to there
 //!                                                                      └─ one fails: what was written to it counts as not written;
-//!                                                                         what passed the buffer is lost; everybody is told once
+//!                                                                         what passed the buffer is lost; clients are told once
 //! ```
-//! One runs at a time: of two at once on one open file, only one is told of an error (lib/errseq.c).
+//! Flushes run one at a time. Linux reports a writeback error once for each open file (lib/errseq.c): of two concurrent
+//! flushes on one open file only one would see it.
 
 use std::{
     sync::atomic::{
@@ -31,16 +33,16 @@ use crate::{
     sender::Destaged,
 };
 
-/// A flush that an application waits for ends after this time.
+/// A flush for an application times out after this.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
-/// A core that is given the gate has taken the buffer over within this time, or something is amiss.
+/// A core that is given the gate adopts the buffer within this time, unless something is wrong.
 const TAKEN_SOON: Duration = Duration::from_secs(1);
-/// What was written to the nodes is made durable after this time, when nothing else asks for it.
+/// What was written to the nodes is made durable after this time if nothing asks for it earlier.
 const UNDURABLE_MAX: Duration = Duration::from_secs(5);
-/// The flusher looks around this often, and while its core does not have the gate.
+/// Interval at which the flusher polls; and the same while its core does not have the gate.
 const FLUSHER_LOOK: Duration = Duration::from_millis(100);
 const IDLE_LOOK: Duration = Duration::from_millis(250);
-/// After a failure nobody but who waits for it flushes, at first for this long, then twice as long each time.
+/// After a failure only a flush that is waited for is tried, at first for this long, then twice as long each time.
 const BACK_OFF_MIN: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(8);
 
@@ -49,26 +51,27 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(8);
 pub(super) struct Flushes {
     state: Mutex<State>,
     changed: Condvar,
-    /// Failed flushes of which the stores of this core would tell no more, see [`Store::forget_errors`](everdisk_store::Store).
+    /// The number of failed flushes that this core's stores will not report again, see
+    /// [`Store::forget_errors`](everdisk_store::Store).
     known_errors: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Flushes begun, the one that runs among them.
+    /// Flushes begun, including the one that runs.
     begun: u64,
     runs: bool,
-    /// The number of the last one that ended, and its outcome.
+    /// The number of the last flush that ended, and its outcome.
     ended: u64,
     outcome: Option<Failure>,
-    /// Somebody waits for this one.
+    /// The number of the flush that is waited for.
     wanted: u64,
-    /// Room is wanted, or will be.
+    /// Room is wanted, now or soon.
     soon: bool,
     stop: bool,
-    /// How much had been written when one failed; `None` after one that succeeded.
+    /// How much had been written when the last flush failed; `None` after a success.
     failed_at: Option<(u64, u64)>,
-    /// One failed in this tenure that could not be counted yet, because the gate was closed.
+    /// The generation in which a flush failed and could not be counted yet, because the gate was closed.
     uncounted: Option<u64>,
 }
 
@@ -87,7 +90,7 @@ impl Failure {
 }
 
 impl Flushes {
-    /// None yet. `errors`: how many failed flushes there were when the stores were opened.
+    /// No flush so far. `errors`: the number of failed flushes when the stores were opened.
     pub(super) fn new(errors: u64) -> Self {
         Self { state: Mutex::default(), changed: Condvar::new(), known_errors: AtomicU64::new(errors) }
     }
@@ -97,8 +100,8 @@ impl WriteBack {
     /// Makes everything acknowledged before durable on every node.
     ///
     /// # Errors
-    /// [`Stopped`]; what is buffered stays so. [`IoError::FailedBefore`] when it is durable, and an earlier flush failed of which the
-    /// client was not told.
+    /// [`Stopped`]; what is buffered stays buffered. [`IoError::FailedBefore`] when everything is durable, but an
+    /// earlier flush failed and the client was not told.
     pub fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         away(hold, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
         let flushed = self.flush_now(Instant::now() + FLUSH_LIMIT, true);
@@ -115,13 +118,13 @@ impl WriteBack {
         }
     }
 
-    /// As [`WriteBack::flush`], for the control module, which is told of no failure but its own: false when it takes longer than
-    /// `limit`, also where a node's flush hangs.
+    /// As [`WriteBack::flush`], for the control module, which is told only of its own failure. False when it takes
+    /// longer than `limit`, also where a node's flush hangs.
     ///
     /// # Errors
     /// [`IoError`].
     pub fn flush_within(&self, limit: Duration) -> Result<bool, IoError> {
-        // A core that was given the gate just now does not know yet what there is to flush.
+        // A core that has just been given the gate does not know yet what there is to flush.
         let deadline = Instant::now() + TAKEN_SOON.min(limit);
         while !self.serves() {
             if Instant::now() >= deadline {
@@ -131,7 +134,8 @@ impl WriteBack {
         }
         let deadline = Instant::now() + limit;
         match self.flush_now(deadline, false) {
-            // It may have met the error of an attempt that came before; everything is still there to be tried again.
+            // This flush may have met the error of an earlier attempt. The data is still buffered and can be tried
+            // again.
             Err(IoError::NotDurable { lost_bytes: 0, .. }) => self.flush_now(deadline, false),
             done => done,
         }
@@ -145,7 +149,7 @@ impl WriteBack {
         if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }.into()) }
     }
 
-    /// `here`: what is quick may be done on this thread.
+    /// `here`: a quick operation may run on this thread.
     fn flush_now(&self, deadline: Instant, here: bool) -> Result<bool, IoError> {
         let target = self.buffer.read_book().head();
         loop {
@@ -156,17 +160,17 @@ impl WriteBack {
             if !book.lost().is_empty() {
                 return Err(IoError::DataLost { ranges: book.lost().ranges().len() });
             }
-            // Less, when a flush had failed in between: what it may have taken is written again first.
+            // The tail is lower when a flush failed in between: what that may have taken is written again first.
             if book.tail() >= target {
                 return Ok(true);
             }
         }
     }
 
-    /// Sends until everything up to `target` is written to the nodes; false when that takes too long.
+    /// Sends until everything up to `target` is written to the nodes; false on reaching the deadline.
     fn send_up_to(&self, target: u64, deadline: Instant, here: bool) -> Result<bool, IoError> {
         let buffer = &self.buffer;
-        // A batch that was under way already says nothing about the nodes as they are now.
+        // A batch that was already under way says nothing about the nodes' present state.
         let begun = buffer.progress().begun;
         buffer.progress().try_again();
         while buffer.read_book().written() < target {
@@ -250,15 +254,15 @@ impl WriteBack {
         self.flushes.changed.notify_all();
     }
 
-    /// Flushes the nodes, and draws the conclusions.
+    /// Flushes the nodes, and updates the book and the counts by the outcome.
     fn flush_once(&self) -> Option<Failure> {
         let (buffer, taken) = (&self.buffer, self.taken.load(Acquire));
         if !self.serves() {
-            // What another core wrote is that one's to flush, and its errors are that one's to be told of.
+            // What another core wrote is for that core to flush, and its errors are for that core to be told of.
             let reason = IoError::NoGate.to_string();
             return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0 });
         }
-        // One that failed under a closed gate, which is open again for the same core.
+        // A flush failed under a closed gate, which is now open again for the same core.
         if self.flushes.state.lock().uncounted == Some(taken) && self.count_failure(taken, true) {
             self.flushes.state.lock().uncounted = None;
         }
@@ -288,7 +292,7 @@ impl WriteBack {
         if may_change {
             self.gate.leave(Work::Flushing);
         } else {
-            // What was noted before is still there.
+            // What was noted before the flush is still in the segment.
             buffer.keep_noted();
         }
         buffer.set_flushed(passed);
@@ -299,7 +303,7 @@ impl WriteBack {
 
     fn flush_failed(&self, failure: &NotFlushed, taken: u64) -> Failure {
         let buffer = &self.buffer;
-        // Before what was noted is looked at: who notes later sees it, and writes again.
+        // Counted before the noted ranges are examined. A thread that notes one later sees the count, and writes again.
         buffer.note_failure();
         let (head, lost_bytes) = {
             let mut book = buffer.write_book();
@@ -307,13 +311,14 @@ impl WriteBack {
             buffer.note_lost(&book);
             (book.head(), lost)
         };
-        // Again: who has looked in between did not see yet that something is lost.
+        // Counted again, for a thread that checked in between and did not see yet that something is lost.
         buffer.note_failure();
-        // Who was told, and has written nothing since, need not be told of the same again.
+        // A client that was told, and has written nothing since, need not be told of the same failure again.
         let now = (head, buffer.passed());
         let is_news = self.flushes.state.lock().failed_at.replace(now) != Some(now);
-        // It is counted when what is lost is in the segment, by the core that has the gate. Where this one has lost it the one that has it
-        // is told of the error by its own opening, which forgets only what was counted.
+        // The failure is counted once the lost ranges are in the segment, by the core that has the gate. Where this
+        // core has lost the gate, the core that has it is told of the error by its own opening, which forgets only what
+        // was counted.
         if !self.count_failure(taken, is_news) && is_news {
             self.flushes.state.lock().uncounted = Some(taken);
         }
@@ -337,7 +342,8 @@ impl WriteBack {
         failed
     }
 
-    /// Puts what a failed flush has cost into the segment, and counts it. False: this core may not change the segment now.
+    /// Puts the lost ranges of a failed flush into the segment, and counts the failure. False: this core may not change
+    /// the segment now.
     fn count_failure(&self, taken: u64, is_news: bool) -> bool {
         if !self.gate.enter(Work::Flushing, taken) {
             return false;
@@ -354,19 +360,19 @@ impl WriteBack {
         true
     }
 
-    /// Somebody waits until everything up to here is written to the nodes.
+    /// A thread waits until everything up to here is written to the nodes.
     fn want_sent(&self, target: u64) {
         self.wanted.fetch_max(target, Relaxed);
         self.rouse_sender();
     }
 
-    /// Somebody waits for room.
+    /// A thread waits for room.
     pub(super) fn want_room(&self) {
         self.want_sent(self.buffer.read_book().head());
         self.want_flush();
     }
 
-    /// What is written is to be made durable soon.
+    /// Written data is to be made durable soon.
     pub(super) fn want_flush(&self) {
         let mut state = self.flushes.state.lock();
         if !std::mem::replace(&mut state.soon, true) {
@@ -374,7 +380,8 @@ impl WriteBack {
         }
     }
 
-    /// The flusher's thread: flushes when somebody waits for it, when much is written and not durable, and when it has been so for long.
+    /// The flusher's thread. It flushes when a flush is waited for, when much data is written and not durable, and when
+    /// some has been so for long.
     pub fn run_flusher(&self) {
         let (mut since, mut not_before): (Option<Instant>, Option<Instant>) = (None, None);
         let mut back_off = Duration::ZERO;
@@ -382,7 +389,7 @@ impl WriteBack {
         loop {
             let (wanted, soon) = {
                 let mut state = self.flushes.state.lock();
-                // While another thread flushes there is nothing to do: its end is told.
+                // Nothing to do while another thread flushes: the end of that flush wakes this thread.
                 let quiet =
                     |state: &mut State| !state.stop && (state.runs || (state.wanted <= state.begun && !state.soon));
                 let look = if self.serves() { FLUSHER_LOOK } else { IDLE_LOOK };
@@ -403,14 +410,14 @@ impl WriteBack {
                 back_off = if failed { (back_off * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX) } else { Duration::ZERO };
                 not_before = failed.then(|| Instant::now() + back_off);
             } else if soon {
-                // There is nothing to flush yet, or not again so soon: whoever waits asks again.
+                // There is nothing to flush yet, or it is too early for another flush. A thread that waits asks again.
                 thread::sleep(Duration::from_millis(1));
             }
         }
     }
 
-    /// A core that does not have the gate: of errors that the one that has it was told of and has dealt with, its own openings of the nodes
-    /// tell no more when it is given the gate.
+    /// For a core that does not have the gate. The core that has it has been told of some errors and has dealt with
+    /// them. This core's own openings of the nodes must not report those again when it is given the gate.
     pub(super) fn forget_told_errors(&self) {
         let errors = self.buffer.area.flush_errors().load(Acquire);
         if self.flushes.known_errors.load(Acquire) == errors {
@@ -418,12 +425,12 @@ impl WriteBack {
         }
         match self.engine.forget_errors() {
             Ok(()) => self.flushes.known_errors.store(errors, Release),
-            // They are told again then, and what passed the buffer by is thought to be lost.
+            // The errors will be reported again, and what was written past the buffer will count as lost.
             Err(error) => tracing::debug!(%error, "a storage node cannot be opened anew"),
         }
     }
 
-    /// Whether to flush, although nobody waits for it. `since`: since when something has not been durable.
+    /// Whether to flush although no thread waits for it. `since`: since when something has not been durable.
     fn is_flush_due(&self, soon: bool, since: &mut Option<Instant>) -> bool {
         let (fill, undurable) = {
             let book = self.buffer.read_book();

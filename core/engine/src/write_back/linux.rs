@@ -1,6 +1,6 @@
-//! For tests: a storage node as Linux shows it, a volume on such nodes, and cores that serve it one after the other. What was written since the
-//! last flush is in the page cache only; a flush that fails tells so once for each opening, and the pages count as clean from then on
-//! and are dropped (mm/filemap.c, lib/errseq.c).
+//! For tests: a storage node as Linux presents it, a volume on such nodes, and cores that serve it one after the other.
+//! What was written since the last flush is in the page cache only. A flush that fails reports the error once for each
+//! opening; from then on the pages count as clean, and are dropped (mm/filemap.c, lib/errseq.c).
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
@@ -23,10 +23,10 @@ pub(super) const SIZE: u64 = 1 << 20;
 
 pub(super) type Then = Box<dyn FnOnce() + Send>;
 
-/// What all openings of a node have in common.
+/// What all openings of a node share.
 #[derive(Default)]
 pub(super) struct File {
-    /// What stood where something was written since the last flush, in order.
+    /// The old content of each range written since the last flush, in order.
     pub(super) before: Mutex<Vec<(u64, Vec<u8>)>>,
     pub(super) errors: AtomicU64,
     pub(super) fails: AtomicBool,
@@ -34,7 +34,7 @@ pub(super) struct File {
     pub(super) hangs: AtomicBool,
     pub(super) flush_hangs: AtomicBool,
     pub(super) flushes: AtomicU32,
-    /// Called at the next look for a hole, and in the middle of the next flush.
+    /// Called at the next search for a hole, and in the middle of the next flush.
     pub(super) at_hole: Mutex<Option<Then>>,
     pub(super) in_flush: Mutex<Option<Then>>,
 }
@@ -42,7 +42,7 @@ pub(super) struct File {
 pub(super) struct Linux {
     inner: Box<dyn Store>,
     file: Arc<File>,
-    /// Errors that this opening was told of.
+    /// Errors that were reported to this opening.
     seen: AtomicU64,
 }
 
@@ -245,7 +245,7 @@ impl Bench {
         self.core.read(&front(), at, &mut byte).map(|()| byte[0])
     }
 
-    /// The core dies; a successor that was there all the time takes over.
+    /// The core dies; a successor that was present all along adopts its buffer.
     pub(super) fn succeeded_by(&mut self, successor: (Arc<WriteBack>, Place)) {
         self.place.0.store(0, SeqCst);
         let generation = self.core.taken.load(SeqCst) + 1;
@@ -258,7 +258,7 @@ pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Ar
     let next = AtomicU32::new(0);
     let wrap = |inner| -> Box<dyn Store> {
         let file = Arc::clone(&files[next.fetch_add(1, SeqCst) as usize]);
-        // An opening is told of no error that somebody was told of before.
+        // An opening is not told of an error that another opening was told of before.
         let seen = AtomicU64::new(file.errors.load(SeqCst));
         Box::new(Linux { inner, file, seen })
     };
@@ -273,7 +273,7 @@ pub(super) fn give(core: &WriteBack, place: &Place, generation: u64) {
     core.adopt(generation);
 }
 
-/// Does something that must not wait for a node that hangs. If it does, the nodes are let go, and the test fails.
+/// Runs something that must not wait for a node that hangs. If it does wait, the nodes are released and the test fails.
 pub(super) fn without_nodes<T: Send>(files: &[Arc<File>], what: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let does = scope.spawn(what);

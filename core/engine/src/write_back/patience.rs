@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 use super::unsent;
 use crate::{IoError, sender::Buffer};
 
-/// A write that finds no room waits this long at most without anything becoming durable: below the kernel's warning about hung tasks.
+/// A write that finds no room times out when nothing has become durable for this long: below the kernel's warning about
+/// hung tasks (120 s).
 pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(60);
-/// The same when a storage node says that it is full: more time mends nothing.
+/// The same when a storage node reports that it is full: more time does not help.
 const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
 /// Linux's ENOSPC.
 pub(super) const ENOSPC: i32 = 28;
 
-/// How long a write waits without anything becoming durable.
+/// How long a write waits without progress in durability.
 pub(super) struct Patience {
     retired: u64,
     since: Instant,
@@ -23,7 +24,7 @@ impl Patience {
         Self { retired: buffer.progress().retired, since: Instant::now() }
     }
 
-    /// Whether to wait on.
+    /// Whether to go on waiting.
     ///
     /// # Errors
     /// The nodes' last error, when nothing became durable for too long.

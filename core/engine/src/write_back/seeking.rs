@@ -1,4 +1,4 @@
-//! Data and holes: what the buffer says laid over what the storage nodes say.
+//! Data and holes: the buffer's overlaid on the storage nodes'.
 
 use everdisk_buffer::book::Shown;
 use everdisk_store::Sought;
@@ -10,8 +10,9 @@ use crate::{
 };
 
 impl WriteBack {
-    /// Offset of the next data or hole at or after `offset`, as [`Engine::seek`](crate::Engine::seek) has it. What is buffered is data,
-    /// and so is what is lost: whoever copies the volume has to meet the error. What was discarded is a hole at once.
+    /// Offset of the next data or hole at or after `offset`, as in [`Engine::seek`](crate::Engine::seek). Buffered data
+    /// is data. A lost range is data as well: a program that copies the volume has to meet the error. A discarded range
+    /// is a hole at once.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -24,8 +25,8 @@ impl WriteBack {
 
     fn seek_now(&self, offset: u64, what: Sought) -> Result<Option<u64>, IoError> {
         let size = self.engine.size();
-        // What the nodes said last, and how much was retired then: what was sent and retired since is not in the buffer any more, and
-        // was not on the nodes yet.
+        // The nodes' last answer, and how much was retired by then. What was sent and retired since is no longer in the
+        // buffer, and was not on the nodes at that time.
         let mut known: Option<(u64, u64)> = None;
         let mut at = offset;
         while at < size {

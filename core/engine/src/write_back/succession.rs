@@ -22,7 +22,7 @@ const LEN: usize = 4096;
 /// A write that begins with this byte waits at the node.
 const STUCK: u8 = 0xEE;
 
-/// A storage node at which some writes wait until they are let go.
+/// A storage node at which some writes wait until they are released.
 struct Node {
     inner: Box<dyn Store>,
     stuck: Arc<AtomicBool>,
@@ -145,7 +145,7 @@ impl Setting {
     }
 }
 
-/// Another core has the gate no longer, and this one has it.
+/// The gate goes from another core to this one.
 fn give(core: &(WriteBack, Place), generation: u64) {
     core.1.0.store(generation, SeqCst);
     core.0.adopt(generation);
@@ -165,7 +165,8 @@ fn read(core: &(WriteBack, Place)) -> u8 {
     byte[0]
 }
 
-/// D6: a core whose write hangs at a node loses the gate and is given it again. What it buffers and sends then is newer.
+/// D6: a core whose write hangs at a node loses the gate and is given it again. What it then buffers and sends is
+/// newer.
 #[test]
 fn a_write_that_was_abandoned_does_not_land_on_what_the_same_core_sends_later() {
     let setting = Setting::new();
@@ -192,7 +193,8 @@ fn a_write_that_was_abandoned_does_not_land_on_what_the_same_core_sends_later() 
     });
 }
 
-/// D5, D6: a core is given the gate again, and a flush comes before it has taken over what was buffered and sent meanwhile.
+/// D5, D6: a core is given the gate again. A flush comes before the core has adopted what was buffered and sent in
+/// between.
 #[test]
 fn nothing_is_sent_before_it_is_known_what_there_is() {
     let setting = Setting::new();
@@ -212,7 +214,8 @@ fn nothing_is_sent_before_it_is_known_what_there_is() {
     assert_eq!(read(&first), 2);
 }
 
-/// D3: a core comes to its probe when the gate was taken from it, and another appends: it believes nothing of what it saw.
+/// D3: a core comes to its probe after the gate was taken from it, while another appends. It discards everything it
+/// saw.
 #[test]
 fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     let setting = Setting::new();
@@ -230,7 +233,7 @@ fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     assert_eq!(read(&late), 7);
 }
 
-/// D5: a write that is buffered while one past the buffer is under way in the same range waits for it: what is read does not
+/// D5: a write that is buffered while a bypass is under way in the same range waits for it. What is read does not
 /// change any more once both are acknowledged.
 #[test]
 fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
@@ -257,8 +260,8 @@ fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
     });
 }
 
-/// D6: a worker is off the CPU between its word that it writes and the fence, while the gate goes away and comes back. Its own pass
-/// is one of the past then, and it must not wait for itself.
+/// D6: a worker is off the CPU between its announcement that it writes and the fence, while the gate goes away and
+/// comes back. Its own bypass then is one of an earlier tenure, and it must not wait for itself.
 struct Preempted<'a> {
     core: &'a (WriteBack, Place),
     over: AtomicBool,

@@ -1,4 +1,4 @@
-//! What goes on without a request: sending what has grown old or too much, and following another core.
+//! Work without a request: sending data that is old or plentiful, and following another core.
 
 use std::{
     sync::atomic::Ordering::Relaxed,
@@ -13,15 +13,15 @@ use crate::{
 
 /// Buffered data is sent after this time, when nothing else asks for it. (The kernel's page cache takes 5 to 30 s.)
 const AGE_MAX: Duration = Duration::from_secs(5);
-/// A core that does not have the gate follows the buffer this often; near a hand-over, this often.
+/// Interval at which a core without the gate follows the buffer; near a hand-over, the second.
 const FOLLOW: Duration = Duration::from_millis(50);
 const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
-/// It stays close for this long after it was asked to.
+/// The core stays close for this long after it was asked to.
 const CLOSE_FOR: Duration = Duration::from_secs(2);
-/// Extents taken in while the book is locked.
+/// Extents followed in one hold of the book's lock.
 const FOLLOW_AT_ONCE: u64 = 256;
 
-/// What the sender's thread is told.
+/// Orders to the sender's thread.
 #[derive(Debug, Default)]
 pub(super) struct SenderState {
     stop: bool,
@@ -29,7 +29,8 @@ pub(super) struct SenderState {
 }
 
 impl WriteBack {
-    /// Asks a core that does not have the gate to stay close behind; returns when it is, with the bytes it knows of.
+    /// Asks a core that does not have the gate to follow closely. Returns when it has caught up, with the bytes it
+    /// knows of.
     pub fn follow(&self) -> u64 {
         self.sender.lock().close_until = Some(Instant::now() + CLOSE_FOR);
         self.rouse_sender();
@@ -37,7 +38,7 @@ impl WriteBack {
         self.buffered_bytes()
     }
 
-    /// Takes in what the core that has the gate has buffered since.
+    /// Follows what the core that has the gate has buffered since.
     fn follow_now(&self) {
         let buffer = &self.buffer;
         while buffer.write_book().follow(&buffer.area, FOLLOW_AT_ONCE).extents >= FOLLOW_AT_ONCE {}
@@ -55,7 +56,8 @@ impl WriteBack {
         self.stop_flusher();
     }
 
-    /// The sender's thread: sends what has grown old or too much while this core has the gate, follows while another has it.
+    /// The sender's thread: sends data that is old or plentiful while this core has the gate, and follows while another
+    /// core has it.
     pub fn run_sender(&self) {
         let mut aging = Aging { seq: 0, since: Instant::now() };
         let mut sending = Sending::Rests;

@@ -1,5 +1,5 @@
-//! A volume with its buffer on real directories that can be told to fail, served by one core after another on the same
-//! segment, against the reference disk.
+//! A volume with its buffer on real directories that can be made to fail. Cores serve it one after another on the same
+//! segment. It is compared with the reference disk.
 
 use std::{
     cell::Cell,
@@ -33,7 +33,7 @@ const NODES: usize = 2;
 const BLOCKS: u64 = 96;
 const SIZE: u64 = BLOCKS * BLOCK;
 
-/// Who has the gate, and who writes: what the segment says of two cores.
+/// Which core has the gate, and which ones write: what the segment says of two cores.
 #[derive(Debug, Default)]
 struct Words {
     /// Core and generation.
@@ -75,7 +75,7 @@ impl Gate for TestGate {
     }
 }
 
-/// A request that is let in again as often as is wanted.
+/// A request that is let in again as often as wanted.
 struct Request {
     synchronous: bool,
     returns: Cell<u32>,
@@ -139,7 +139,7 @@ impl Bench {
         Self { spec, segment, words, core, generation: 1, _directory: directory }
     }
 
-    /// A core that has the gate no longer, and its successor, which has followed or not.
+    /// The core loses the gate to its successor, which has followed or not.
     fn hand_over(&mut self, follows: bool) -> WriteBack {
         let next = (self.words.word.load(SeqCst) & 1) ^ 1;
         let successor = start(&self.spec, &self.segment, &self.words, usize::try_from(next).unwrap());
@@ -227,8 +227,8 @@ fn index(at: u64) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// D5, M7: whatever is written, buffered or through, discarded, sent in part, flushed, by whichever core: every read shows
-    /// it, and what was flushed is on the nodes.
+    /// D5, M7: data is written (buffered or through), discarded, sent in part and flushed, by any core. Every read
+    /// shows it, and what was flushed is on the nodes.
     #[test]
     fn a_volume_with_a_buffer_agrees_with_the_reference_disk(ops in prop::collection::vec(any_op(), 1..50)) {
         let mut bench = Bench::new(2 << 20);
@@ -276,7 +276,7 @@ proptest! {
                 }
                 Op::SendAndFail(bytes) => {
                     bench.faults("write fail=EIO");
-                    // What went along with an earlier batch is retired without another write.
+                    // What was sent along with an earlier batch is retired without another write.
                     let _ = bench.turn(bytes);
                     bench.faults("");
                 }
@@ -287,7 +287,8 @@ proptest! {
     }
 }
 
-/// M3: in synchronous mode nothing is added to what is buffered, and what overlaps it waits until it was sent.
+/// M3: in synchronous mode nothing is added to the buffer. A write that overlaps buffered data waits until that was
+/// sent.
 #[test]
 fn m3_a_synchronous_write_goes_through_and_the_buffer_only_shrinks() {
     let bench = Bench::new(2 << 20);
@@ -302,7 +303,7 @@ fn m3_a_synchronous_write_goes_through_and_the_buffer_only_shrinks() {
     drop(bench);
 }
 
-/// D6: what a predecessor still writes to a node is over before its successor writes.
+/// D6: a predecessor's write to a node is over before its successor writes.
 #[test]
 fn d6_a_successor_sends_nothing_while_its_predecessor_still_does() {
     let mut bench = Bench::new(2 << 20);
@@ -339,12 +340,12 @@ fn m1_a_request_that_is_not_let_in_again_is_abandoned() {
     assert!(matches!(bench.core.read(&gone, 0, &mut [0; 10]), Err(Stopped::Abandoned)));
     assert!(matches!(bench.core.flush(&gone), Err(Stopped::Abandoned)));
     assert!(bench.read_all()[..4096] == content(1, 4096)[..]);
-    // A write that goes through is done again by the next core.
+    // The next core repeats a write that goes through.
     let gone = Request { synchronous: true, returns: Cell::new(0) };
     assert!(matches!(bench.core.write(&gone, 0, &content(2, 4096)), Err(Stopped::Abandoned)));
 }
 
-/// D5: writes go on into the buffer while the nodes hang, and what finds no room waits until they answer again.
+/// D5: writes go on into the buffer while the nodes hang. A write that finds no room waits until they answer again.
 #[test]
 fn d5_a_full_buffer_holds_writers_back_without_an_error() {
     let bench = Bench::new(2 << 20);
@@ -376,7 +377,7 @@ fn d5_a_full_buffer_holds_writers_back_without_an_error() {
     assert!(bench.stored()[..65_536] == content(4, 64 << 10)[..]);
 }
 
-/// D5: a node that fails is tried again by itself, and the client that asked for a flush is told.
+/// D5: a node that fails is retried without a request, and the client that asked for a flush is told.
 #[test]
 fn d5_a_failed_flush_is_told_and_the_sender_tries_again() {
     let bench = Bench::new(2 << 20);

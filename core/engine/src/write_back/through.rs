@@ -1,5 +1,5 @@
-//! Past the buffer: operations that write to the storage nodes before they are acknowledged, behind the fence; and what waits for
-//! room or for a range.
+//! Past the buffer: operations that write to the storage nodes before they are acknowledged, behind the fence; and
+//! requests that wait for room or for a range.
 
 use std::{
     ops::Range,
@@ -22,15 +22,16 @@ use crate::{
     sender::Destaged,
 };
 
-/// So many writes past the buffer at once hardly wait for each other.
+/// Up to this number, writes past the buffer at the same time hardly wait for each other.
 const BESIDE_MAX: usize = 4;
-/// A range in which a write past the buffer is under way is looked at again after this time.
+/// A request that is blocked by a bypass in the same range polls at this interval.
 const BLOCKED_LOOK: Duration = Duration::from_micros(100);
-/// A write past the buffer is repeated so often when flushes fail beside it.
+/// A bypass is repeated up to this often when flushes fail beside it.
 const REPEATS_MAX: u32 = 3;
 
 impl WriteBack {
-    /// Does an operation that writes to the nodes, behind the fence. It was taken under the gate. `range`: what it changes.
+    /// Does an operation that writes to the nodes, behind the fence. The operation was taken under the gate. `range`:
+    /// what it changes.
     pub(super) fn through(
         &self,
         hold: &dyn Hold,
@@ -49,7 +50,7 @@ impl WriteBack {
                 self.fence(bypassing).and_then(|ours| if ours { Ok(Some(operation(&self.engine)?)) } else { Ok(None) });
             back(hold)?;
             match done {
-                // The gate came back meanwhile: the operation is kept and done then.
+                // The gate went away and came back: the operation is kept, and done then.
                 Ok(None) => return Err(Stopped::Abandoned),
                 done => done?,
             };
@@ -63,11 +64,12 @@ impl WriteBack {
             if self.buffer.is_much_passed() {
                 self.want_flush();
             }
-            // A flush that failed meanwhile may have taken it: it had been told of the error, and this range was not noted yet.
+            // A flush that failed during the write may have taken it. That flush was told of the error, and this range
+            // was not noted yet.
             if self.buffer.failures() == failures && self.bypass == Bypass::Never {
                 self.make_durable(hold)?;
             }
-            // Nor is it durable by a flush that succeeded after one that failed.
+            // Nor is the range durable by a flush that succeeded after a failed one.
             if self.buffer.failures() == failures {
                 return Ok(());
             }
@@ -75,9 +77,9 @@ impl WriteBack {
         Err(IoError::Late { what: "a write beside which no flush fails", limit_s: 0 }.into())
     }
 
-    /// Waits until no other core writes to the nodes any more; false when this core has lost the gate, or lost it and was given it again
-    /// since `bypassing` was taken: then what that is for was abandoned, and would wait for itself. This core's worker has announced
-    /// itself.
+    /// Waits until no other core writes to the nodes any more. False when this core has lost the gate, or has lost it
+    /// and been given it again since `bypassing` was taken: then the request is abandoned, and would wait for itself.
+    /// This core's worker has announced itself.
     fn fence(&self, bypassing: &Bypassing<'_>) -> Result<bool, IoError> {
         let taken = self.taken.load(Acquire);
         if self.fenced.load(Acquire) == taken {
@@ -99,31 +101,32 @@ impl WriteBack {
         }
     }
 
-    /// Whether nobody writes to the nodes any more but this core under this generation.
+    /// Whether no core but this one, under this generation, writes to the nodes any more.
     fn may_write(&self) -> bool {
         self.bypasses.are_past_over() && self.gate.may_write()
     }
 
-    /// Sends one batch of about `bytes`, if the role is free and this core has taken over what it sends.
+    /// Sends one batch of about `bytes`, if the role is free and this core has adopted what it sends.
     pub(super) fn turn(&self, bytes: u64) -> Destaged {
         let taken = self.taken.load(Acquire);
         self.buffer.turn(&self.engine, &*self.gate, taken, || self.may_write(), bytes)
     }
 
-    /// A write past the buffer is under way in the same range; they end soon, or hang with their node.
+    /// A bypass is under way in the same range. It ends soon, or hangs with its node.
     pub(super) fn blocked(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         away(hold, self.engine.is_slow_to_change());
         thread::sleep(BLOCKED_LOOK);
         back(hold)
     }
 
-    /// Sends a batch and flushes, or waits for it: for room, or for a range that is buffered.
+    /// Sends a batch and flushes, or waits for another thread to do so: for room, or for a range that is buffered.
     pub(super) fn wait(&self, hold: &dyn Hold, patience: &mut Option<Patience>) -> Result<(), Stopped> {
         away(hold, self.engine.is_slow_to_change() || self.engine.is_slow_to_flush());
         let buffer = &self.buffer;
         let patience = patience.get_or_insert_with(|| Patience::new(buffer));
         let seen = buffer.seen();
-        // What fails is tried again by the threads that have patience, not by everybody who waits.
+        // A failed operation is retried by the sender's and the flusher's threads, which back off, not by every request
+        // that waits.
         let fails = {
             let progress = buffer.progress();
             progress.is_backing_off() || progress.flush_error.is_some()
@@ -136,7 +139,7 @@ impl WriteBack {
             }
             if self.is_undurable() {
                 if self.may_do_it_here(self.engine.is_quick_to_flush()) {
-                    // What comes of it is in the progress.
+                    // The outcome is in the progress.
                     drop(self.flush_nodes(Instant::now() + POLL_INTERVAL, true));
                 } else {
                     self.want_flush();
@@ -152,7 +155,7 @@ impl WriteBack {
         Ok(verdict?)
     }
 
-    /// Whether what is wanted may be done on this thread: where that is quick, or nobody else does it.
+    /// Whether the work may be done on this thread: where it is quick, or no other thread does it.
     pub(super) fn may_do_it_here(&self, is_quick: bool) -> bool {
         is_quick || !self.tended.load(Acquire)
     }

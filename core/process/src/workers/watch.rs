@@ -1,8 +1,9 @@
-//! Looks after the workers: brings more where a leader calls for one because its request will take long, or where it takes long all
-//! the same; and ends those that are not needed any more. So requests that wait for a storage node do not keep others waiting.
+//! Watches the workers. It starts stand-ins where a leader asks for one because its request will take long, or where a
+//! request takes long unexpectedly. It ends workers that are no longer needed. So requests that wait for a storage node
+//! do not hold up others.
 //!
-//! Everything that is served gets as many stand-ins as it can use. When there are no more and one that is served lacks some, those
-//! that do nothing give theirs back, and the others what is above an equal share.
+//! Every channel and connection gets as many stand-ins as it can use. When none are left and one lacks some, the idle
+//! ones give theirs back, and the others give back what exceeds an equal share.
 
 use std::{
     sync::{
@@ -20,19 +21,19 @@ use everdisk_proto::{
 
 use super::{START_LIMIT, Served, Shared};
 
-/// A request that takes longer than this takes long, from when it was first looked at. While there is something to do, the looks are so
-/// far apart.
+/// A request that takes longer than this, from the first sample at which it was seen, takes long. This is the sampling
+/// interval while requests are executed.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// After one at which nothing was asked for, the next look is this much later.
+/// The sampling interval after a sample that has shown no requests.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// When the lead has stayed where it is for so long, workers that stand in end, one at each look.
+/// When the lead has stayed with one worker for this long, its stand-ins end, one at each sample.
 const KEPT: Duration = Duration::from_secs(10);
 
-/// Looks after the workers until the core ends.
+/// Watches the workers until the core ends.
 pub(super) fn watch(shared: &Arc<Shared>) {
     let mut watched: Vec<Watched> = Vec::new();
     let mut pause = POLL_INTERVAL;
-    // When there was no memory that may be locked, or no thread, for another worker.
+    // The last time that a worker could not be started, for lack of lockable memory or of a thread.
     let mut refused: Option<Instant> = None;
     while !shared.stop.load(Acquire) {
         thread::park_timeout(pause);
@@ -63,27 +64,27 @@ pub(super) fn watch(shared: &Arc<Shared>) {
     }
 }
 
-/// Something that is served, and what the last look at it has shown.
+/// A channel or connection, and the result of the last sample.
 struct Watched {
     served: Arc<Served>,
-    /// Who led, and the requests that one had executed.
+    /// The leader, and the number of requests it had executed.
     leader: (usize, u64),
-    /// Since when it was seen at work on the same request.
+    /// Since when the leader has been seen at work on the same request.
     at_work: Option<Instant>,
-    /// It lacked a worker, and there were no more.
+    /// It lacked a worker, and no ticket was left.
     starves: bool,
-    /// How often the lead had been passed on, and when that was seen to change.
+    /// How often the lead had been passed on, and when that was last seen to change.
     passed: (u64, Instant),
 }
 
-/// What a look shows.
+/// The result of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// Nothing happens.
+    /// There are no requests.
     Idle,
-    /// Requests come and go.
+    /// Requests begin and end.
     Busy,
-    /// The leader is at the same request as at the last look.
+    /// The leader is at the same request as at the last sample.
     TakesLong,
 }
 
@@ -92,7 +93,7 @@ impl Watched {
         Self { served, leader: (usize::MAX, 0), at_work: None, starves: false, passed: (0, Instant::now()) }
     }
 
-    /// Looks, and does what is to be done. `share`: others lack workers, and this is a fair share of them.
+    /// Samples, and starts or ends workers. `share`: others lack workers, and this is an equal share of them.
     fn look_after(
         &mut self,
         shared: &Arc<Shared>,
@@ -132,7 +133,7 @@ impl Watched {
         }
     }
 
-    /// The lead has been with the same worker for long.
+    /// Whether the lead has been with the same worker for long.
     fn is_quiet(&mut self) -> bool {
         let passed = self.served.lead().passed();
         if passed != self.passed.0 {

@@ -1,5 +1,5 @@
-//! Making, recognising, growing and removing the files of a dir store, so that a crash at any point leaves a node that
-//! is whole or is recognised as none: the superblock appears last, by rename, and goes last.
+//! Making, recognising, growing and removing the files of a dir store. A crash at any point leaves a node that is
+//! whole, or that is recognised as none: the superblock appears last, by rename, and is removed last.
 
 use std::{
     fs::{self, File},
@@ -23,18 +23,18 @@ use crate::{NodeFormat, OpenError};
 
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_NEW: &str = "superblock.new";
-/// Stands for the data file while it is tried out how long that may be.
+/// Stands for the data file while the maximum length is tried.
 const DATA_TRY: &str = "data.try";
-/// What an empty directory may hold: mkfs makes it in every ext file system.
+/// An empty directory may hold this: mkfs makes it in every ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
 const ADVICE_LAYOUT: &str = "Give the storage nodes as they were when the volume was created";
 const ADVICE_RESIZE: &str = "If a resize was interrupted, repeat it; else restore the storage node from a backup";
 
-/// Makes the node in the directory `path`, and the directory and those above it if need be.
+/// Makes the node in the directory `path`, with the directory and those above it where they are missing.
 ///
 /// # Errors
-/// [`OpenError`]; then nothing is left of the attempt.
+/// [`OpenError`]; then everything that was made is removed again.
 pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
     let mut undo = Created::default();
     make_directory(path, &mut undo)?;
@@ -52,8 +52,8 @@ pub fn create(path: &Path, format: &NodeFormat) -> Result<Created, OpenError> {
     Ok(undo)
 }
 
-/// Whether the node in the directory `path` can be brought from `old` to `new`: it is this node, may be changed, and its file system
-/// holds a file of that length. Changes nothing.
+/// Checks that the node in the directory `path` can be brought from `old` to `new`: it is this node, it may be changed,
+/// and its file system holds a file of that length. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -66,8 +66,8 @@ pub fn check_resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(
     Ok(())
 }
 
-/// Brings the node in the directory `path` to `new`, wherever an interrupted resize from `old` left it. What it has above `new` nobody has
-/// written to.
+/// Brings the node in the directory `path` to `new`, wherever an interrupted resize from `old` left it. Nothing has
+/// been written to what it has above `new`.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -80,11 +80,12 @@ pub fn resize(path: &Path, old: &NodeFormat, new: &NodeFormat) -> Result<(), Ope
     if node.size == new.superblock.size {
         return Ok(());
     }
-    // Undone is only the new name: after the rename nothing bears it any more.
+    // Only the temporary name is undone: after the rename no file bears it any more.
     put_superblock(node.directory.as_fd(), path, &new.superblock, &mut Created::default())
 }
 
-/// A node that may be resized: an interrupted resize may have left superblock and data larger, everything else is as it was.
+/// A node that may be resized. An interrupted resize may have left superblock and data larger; everything else is
+/// unchanged.
 struct Resizable {
     directory: OwnedFd,
     data: File,
@@ -113,22 +114,22 @@ impl Resizable {
     }
 }
 
-/// Whether anything was written at `offset` or above.
+/// Whether anything has been written at `offset` or above.
 fn has_data_from(data: &File, path: &Path, offset: u64) -> Result<bool, OpenError> {
     match retry_on_intr(|| rustix::fs::seek(data, SeekFrom::Data(offset))) {
         Ok(_) => Ok(true),
         Err(Errno::NXIO) => Ok(false),
-        Err(e) => Err(os_error(&path.join(DATA), "look for data in it", e)),
+        Err(e) => Err(os_error(&path.join(DATA), "find data in it", e)),
     }
 }
 
-/// Whether the file system holds a file of `len` bytes, tried with one that is gone afterwards.
+/// Checks that the file system holds a file of `len` bytes, by means of a temporary file.
 fn try_length(directory: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), OpenError> {
     let mode = Mode::RUSR | Mode::WUSR;
     let nameless = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = match retry_on_intr(|| rustix::fs::openat(directory, ".", nameless, mode)) {
         Ok(file) => File::from(file),
-        // The file system knows no files without a name.
+        // The file system does not support unnamed files.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
             let named = OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
             let tried = path.join(DATA_TRY);
@@ -142,14 +143,14 @@ fn try_length(directory: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), Op
     set_length(&file, path, len)
 }
 
-/// Whether this user may make and remove files in the directory.
+/// Checks that this user may make and remove files in the directory.
 fn may_change(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
     let wanted = Access::WRITE_OK | Access::EXEC_OK;
     retry_on_intr(|| rustix::fs::accessat(directory, ".", wanted, AtFlags::EACCESS))
         .map_err(|e| os_error(path, "change what is in it", e))
 }
 
-/// Whether the node in the directory `path` is there, is this one and may be removed; changes nothing.
+/// Checks that the node in the directory `path` is there, is this one and may be removed. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -159,7 +160,7 @@ pub fn check_destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenEr
     may_change(directory.as_fd(), path)
 }
 
-/// Whether a core could serve from the node in the directory `path`; changes nothing.
+/// Checks that a core could serve from the node in the directory `path`. Changes nothing.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -169,10 +170,10 @@ pub fn check_open(path: &Path, format: &NodeFormat) -> Result<(), OpenError> {
     check_length(&open_data(directory.as_fd(), path)?, format.len, path)
 }
 
-/// Removes the node's data and its superblock; the directory stays. False: nothing of a node was there.
+/// Removes the node's data and its superblock; the directory stays. Returns false when nothing of a node was there.
 ///
 /// # Errors
-/// [`OpenError`] when the directory belongs to another volume or node, or the operating system's word.
+/// [`OpenError`] when the directory belongs to another volume or node, or when the operating system fails.
 pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     let directory = match open_directory(path) {
         Err(OpenError::Missing { .. }) => return Ok(false),
@@ -183,7 +184,7 @@ pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<bool, OpenError>
         Err(OpenError::NoSuperblock { .. }) => return Ok(false),
         Err(e) => return Err(e),
     }
-    // An interrupted removal has taken the data, and then nobody can serve the node.
+    // An interrupted removal may have taken the data. Then no core can serve the node.
     let data = open_file(directory.as_fd(), path, DATA, OFlags::RDWR)?;
     data.as_ref().map_or(Ok(()), |data| take_lock(data, path))?;
     for name in [DATA, DATA_TRY, SUPERBLOCK_NEW, SUPERBLOCK] {
@@ -223,7 +224,7 @@ pub(super) fn read_superblock(directory: BorrowedFd<'_>, path: &Path) -> Result<
     }
 }
 
-/// Takes the node for as long as the file is open: nobody else serves, grows or removes it meanwhile.
+/// Locks the node for as long as the file is open: no other process serves, grows or removes it in that time.
 fn take_lock(data: &File, path: &Path) -> Result<(), OpenError> {
     let file = path.join(DATA);
     let locked = lock::exclusive(data.as_fd()).and_then(|()| Ok(lock::is_at(data.as_fd(), &file)?));
@@ -250,7 +251,7 @@ fn check_owner(found: &Superblock, volume: Uuid, node: Uuid, path: &Path) -> Res
     Ok(())
 }
 
-/// Whether a superblock is the expected one.
+/// Checks that a superblock is the expected one.
 pub(super) fn check_superblock(found: &Superblock, expected: &Superblock, path: &Path) -> Result<(), OpenError> {
     check_owner(found, expected.volume, expected.node, path)?;
     let properties = [
@@ -272,18 +273,19 @@ pub(super) fn open_data(directory: BorrowedFd<'_>, path: &Path) -> Result<File, 
     open_file(directory, path, DATA, OFlags::RDWR)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
 }
 
-/// Opens the data file to flush it, for which reading is enough.
+/// Opens the data file to flush it. Read access is enough for that.
 pub(super) fn open_flushed(directory: BorrowedFd<'_>, path: &Path) -> Result<File, OpenError> {
     open_file(directory, path, DATA, OFlags::RDONLY)?.ok_or_else(|| OpenError::NoData { path: path.join(DATA) })
 }
 
-/// Opens the data file to send from it: reading it leaves no trace that a disk would have to take. `None` where this user may not.
+/// Opens the data file to send from it, without updating its access time, which would cost a disk write. `None` where
+/// this user may not.
 pub(super) fn open_sent(directory: BorrowedFd<'_>) -> Option<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME;
     retry_on_intr(|| rustix::fs::openat(directory, DATA, flags, Mode::empty())).ok().map(File::from)
 }
 
-/// Whether the data file has the length the layout needs.
+/// Checks that the data file has the length the layout needs.
 pub(super) fn check_length(data: &File, expected: u64, path: &Path) -> Result<(), OpenError> {
     let found = length(data, path)?;
     if found == expected { Ok(()) } else { Err(wrong_length(path, found, expected)) }
@@ -302,7 +304,7 @@ fn length(data: &File, path: &Path) -> Result<u64, OpenError> {
 }
 
 /// Opens a regular file of the node; `None` when there is none. Never follows a link and never waits for a peer, so
-/// that neither a symlink nor a fifo in its place does harm. What is mounted over it is not the node's file.
+/// neither a symlink nor a fifo in its place does harm. A file mounted over it is not the node's file.
 fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags) -> Result<Option<File>, OpenError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let path = path.join(name);
@@ -323,7 +325,7 @@ fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags)
     }
 }
 
-/// Refuses a directory that is a node or holds anything of somebody's.
+/// Refuses a directory that is a node already or is not empty.
 fn refuse_used(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
     match read_superblock(directory, path) {
         Ok(found) => return Err(OpenError::InUse { path: path.to_owned(), volume: found.volume }),
@@ -340,7 +342,7 @@ fn refuse_used(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// Makes the directory and those above it, each durable in the one above.
+/// Makes the directory and those above it, and makes each durable in the one above.
 fn make_directory(path: &Path, undo: &mut Created) -> Result<(), OpenError> {
     let missing: Vec<_> = path.ancestors().take_while(|p| fs::symlink_metadata(p).is_err()).collect();
     for made in missing.into_iter().rev() {
@@ -379,7 +381,8 @@ fn set_length(data: &File, path: &Path, len: u64) -> Result<(), OpenError> {
     })
 }
 
-/// Writes the superblock under another name and renames it: there is the old one, or the new one, never a part.
+/// Writes the superblock under another name and renames it. At any time there is the old one or the new one, never a
+/// part.
 fn put_superblock(
     directory: BorrowedFd<'_>,
     path: &Path,
@@ -416,13 +419,13 @@ fn io_error(path: &Path, action: &'static str, source: io::Error) -> OpenError {
     }
 }
 
-/// What a creation has made so far; removed again when it is dropped without [`Created::confirm`].
+/// What has been made so far. It is removed again on drop, unless [`Created::confirm`] was called.
 #[derive(Debug, Default)]
 #[must_use = "what was created is removed again unless it is confirmed"]
 pub struct Created {
     files: Vec<PathBuf>,
     directories: Vec<PathBuf>,
-    /// The node is locked until then.
+    /// The node is locked until they are dropped.
     locks: Vec<File>,
 }
 

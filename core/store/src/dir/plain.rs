@@ -1,4 +1,5 @@
-//! The dir store on file systems that cannot do everything: ramfs has neither fallocate nor holes, ext2 makes holes and reserves nothing.
+//! The dir store on file systems with fewer features: ramfs has neither fallocate nor holes, ext2 makes holes and
+//! reserves nothing.
 
 use std::{
     fs,
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 use super::{tests::format, *};
 use crate::conformance::{self, Fixture};
 
-/// A file system of its own, unmounted on drop; `None` (and a word) where that is not possible.
+/// A file system of its own, unmounted on drop; `None` (and a message) where that is not possible.
 struct Mounted {
     directory: TempDir,
     at: PathBuf,
@@ -69,7 +70,7 @@ impl Drop for Mounted {
 struct Directories {
     mounted: Mounted,
     made: u64,
-    /// Whether the file system tells what a file takes, and where.
+    /// Whether the file system reports the space a file takes, and where.
     tells: bool,
 }
 
@@ -98,7 +99,7 @@ fn conforms_without_fallocate() {
     conformance::run(&mut Directories { mounted, made: 0, tells: false });
 }
 
-/// M7, where holes can be made, and space cannot be reserved: it is all the same.
+/// M7, where holes can be made and space cannot be reserved: the results are the same.
 #[test]
 fn conforms_without_reservations() {
     let Some(mounted) = Mounted::ext2(64) else { return };
@@ -107,7 +108,7 @@ fn conforms_without_reservations() {
     conformance::run(&mut Directories { mounted, made: 0, tells: true });
 }
 
-/// A reservation that there is no space for is ENOSPC, and what was there is there.
+/// A reservation for which there is no space is ENOSPC, and the existing data is unchanged.
 #[test]
 fn a_reservation_on_a_full_disk_that_cannot_reserve_is_refused() {
     let Some(mounted) = Mounted::ext2(8) else { return };
@@ -119,7 +120,7 @@ fn a_reservation_on_a_full_disk_that_cannot_reserve_is_refused() {
     assert_eq!(bytes, [7; 4096]);
 }
 
-/// Where nothing can be made a hole a discard writes zeros over what is not zero, and over nothing else.
+/// Where no holes can be made a discard writes zeros over what is not zero, and over nothing else.
 #[test]
 fn a_discard_without_holes_writes_over_data_only() {
     let Some(mounted) = Mounted::ext2(64) else { return };
@@ -144,7 +145,7 @@ fn a_discard_without_holes_writes_over_data_only() {
     assert!(found == expected);
 }
 
-/// Bytes that are written while their range is reserved are never taken back.
+/// Bytes that are written while their range is being reserved are never reverted.
 #[test]
 fn a_reservation_takes_back_no_write() {
     let Some(mounted) = Mounted::ext2(64) else { return };

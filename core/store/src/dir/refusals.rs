@@ -1,5 +1,5 @@
-//! Every directory that is not the node asked for is refused, and the error says which path, what is wrong and what to
-//! do (D11).
+//! Every directory that is not the expected node is refused. The error says which path, what is wrong and what to do
+//! (D11).
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -23,7 +23,7 @@ fn refusal(path: &Path, expected: &NodeFormat) -> OpenError {
     error
 }
 
-/// The error of opening a sound node after `damage` was done to its directory.
+/// The error of opening a sound node after its directory was changed by `damage`.
 fn refusal_after(damage: impl FnOnce(&Path)) -> OpenError {
     let parent = TempDir::new().unwrap();
     let path = node(&parent, LEN);
@@ -31,7 +31,7 @@ fn refusal_after(damage: impl FnOnce(&Path)) -> OpenError {
     refusal(&path, &format(LEN))
 }
 
-/// The error of opening a sound node as something else.
+/// The error of opening a sound node with another identity or layout.
 fn refusal_as(change: impl FnOnce(&mut Superblock)) -> OpenError {
     let parent = TempDir::new().unwrap();
     let path = node(&parent, LEN);
@@ -206,7 +206,7 @@ fn resize_refuses_another_node_or_length() {
     let data = File::options().write(true).open(path.join("data")).unwrap();
     data.set_len(LEN / 2).unwrap();
     assert!(matches!(check_resize(&path, &old, &new), Err(OpenError::DataLength { .. })));
-    // What was written above the new end is never cut off; what was not is no loss.
+    // What was written above the new end is never cut off. What was not written is no loss.
     std::os::unix::fs::FileExt::write_all_at(&data, b"dear", 3 * LEN).unwrap();
     for resized in [check_resize(&path, &old, &new), resize(&path, &old, &new), resize(&path, &old, &old)] {
         assert!(matches!(resized, Err(OpenError::Beyond { .. })), "{resized:?}");
@@ -219,7 +219,7 @@ fn resize_refuses_another_node_or_length() {
     DirStore::open(&path, &new).unwrap();
 }
 
-/// What an open store notices when the node is changed under it.
+/// Changes of the node that an open store notices.
 #[test]
 fn d11_recheck_notices_another_superblock_and_reads_notice_lost_data() {
     let parent = TempDir::new().unwrap();
@@ -235,7 +235,7 @@ fn d11_recheck_notices_another_superblock_and_reads_notice_lost_data() {
     assert!(matches!(error, StoreError::Truncated { at, .. } if at == LEN / 2), "{error}");
 }
 
-/// Whoever serves a node has the lock of its data file.
+/// A process that serves a node has the lock of its data file.
 #[test]
 fn a_node_that_somebody_has_is_neither_grown_nor_removed_and_the_refusal_names_who_has_it() {
     let parent = TempDir::new().unwrap();
@@ -258,7 +258,7 @@ fn a_node_that_somebody_has_is_neither_grown_nor_removed_and_the_refusal_names_w
     assert!(!path.join("data").exists());
 }
 
-/// Nobody serves a node before all nodes of its volume are made.
+/// No core serves a node before all nodes of its volume are made.
 #[test]
 fn a_node_is_locked_until_its_creation_is_confirmed() {
     let parent = TempDir::new().unwrap();
@@ -271,7 +271,7 @@ fn a_node_is_locked_until_its_creation_is_confirmed() {
     lock().unwrap();
 }
 
-/// What somebody mounts over a node's file is not the node's.
+/// A file mounted over a node's file is not the node's.
 #[test]
 fn d11_a_file_that_is_covered_by_a_mount_is_refused() {
     if !rustix::process::geteuid().is_root() {

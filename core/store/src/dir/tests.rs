@@ -34,7 +34,7 @@ pub(super) fn node(parent: &TempDir, len: u64) -> PathBuf {
     path
 }
 
-/// A tmpfs of a few MiB, unmounted on drop; `None` (and a word) where that is not allowed.
+/// A tmpfs of a few MiB, unmounted on drop; `None` (and a message) where that is not allowed.
 pub(super) struct SmallDisk(TempDir);
 
 impl SmallDisk {
@@ -98,7 +98,7 @@ fn conforms_on_disk() {
     conformance::run(&mut Directories::on("/var/tmp"));
 }
 
-/// A full disk is ENOSPC, not a dead node: what is there is still read, and space given back can be used again.
+/// A full disk is ENOSPC, not a failed node: existing data can still be read, and space given back can be used again.
 #[test]
 fn enospc_is_reported_and_the_store_goes_on() {
     const MIB: usize = 1 << 20;
@@ -126,8 +126,8 @@ fn enospc_is_reported_and_the_store_goes_on() {
     assert!(bytes == data);
 }
 
-/// Workers are evicted by signals without SA_RESTART; none may show up as an error. Not every kernel interrupts these
-/// calls, so the loops in `whole` are tested apart.
+/// Workers are evicted by signals without SA_RESTART, and no signal may cause an error. Not every kernel interrupts
+/// these calls, so the loops in `whole` are tested apart.
 #[test]
 fn signals_interrupt_no_operation() {
     let parent = TempDir::new_in("/dev/shm").unwrap();
@@ -209,7 +209,7 @@ fn destroy_removes_its_own_files_only_and_never_the_directory() {
 
     fs::remove_file(path.join("notes")).unwrap();
     create(&path, &format(4096)).unwrap().confirm();
-    // As an interrupted removal leaves it.
+    // The state after an interrupted removal.
     fs::remove_file(path.join("data")).unwrap();
     check_destroy(&path, volume, uuid).unwrap();
     assert!(destroy(&path, volume, uuid).unwrap());
@@ -218,8 +218,9 @@ fn destroy_removes_its_own_files_only_and_never_the_directory() {
     assert!(matches!(check_destroy(&path, volume, uuid), Err(OpenError::NoSuperblock { .. })));
 }
 
-/// Every state that a death can leave a resize in: at each node the data file and the superblock are old or new, and another superblock
-/// has not been begun, has been begun, or is whole. From each the resize can be repeated and undone, and nothing that was written is lost.
+/// Every state that a death can leave a resize in. At each node the data file and the superblock are old or new, and a
+/// new superblock has not been begun, has been begun, or is whole. From each state the resize can be repeated and
+/// undone, and nothing that was written is lost.
 #[test]
 fn a_resize_that_died_anywhere_can_be_repeated_and_undone() {
     let parent = TempDir::new().unwrap();
@@ -243,7 +244,7 @@ fn a_resize_that_died_anywhere_can_be_repeated_and_undone() {
     }
 }
 
-/// The file system's limit is found before anything is changed, and nothing is left of the try.
+/// The file system's limit is found before anything is changed, and the temporary file is removed.
 #[test]
 fn a_length_that_the_file_system_cannot_hold_is_refused_by_the_check() {
     let parent = TempDir::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();

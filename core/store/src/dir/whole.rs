@@ -1,23 +1,23 @@
-//! Whole operations out of system calls that may do a part or be interrupted by a signal. The calls are given as
-//! closures, so that a test can interrupt them at will: whether a kernel does depends on its version.
+//! Whole operations made of system calls that may do a part or be interrupted by a signal. The calls are given as
+//! closures, so that a test can interrupt them at any point: whether a kernel interrupts them depends on its version.
 
 use rustix::io::Errno;
 
-/// Space is reserved in pieces of this size at first. Older kernels' tmpfs gives a piece up when a signal arrives, so
-/// after each signal the pieces are halved, down to what takes a few microseconds.
+/// At first, space is reserved in pieces of this size. The tmpfs of older kernels gives up a piece when a signal
+/// arrives, so after each signal the pieces are halved, down to what takes a few microseconds.
 const PIECE: u64 = 32 << 20;
 const PIECE_MIN: u64 = 64 << 10;
 
-/// Why less than the whole was done.
+/// Why a part was not done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stopped {
-    /// A call did nothing, with this offset as the next.
+    /// A call did nothing; the next offset was this one.
     Nothing(u64),
-    /// The operating system's word.
+    /// The operating system's error.
     Failed(Errno),
 }
 
-/// Fills `buf` by calls that are given the rest of it and their offset, and return how many bytes they did.
+/// Fills `buf`. Each call gets the rest of it and its offset, and returns the number of bytes read.
 #[inline]
 pub(super) fn read(
     mut offset: u64,
@@ -38,7 +38,7 @@ pub(super) fn read(
     Ok(())
 }
 
-/// Writes `data` by calls that are given the rest of it and their offset, and return how many bytes they did.
+/// Writes `data`. Each call gets the rest of it and its offset, and returns the number of bytes written.
 #[inline]
 pub(super) fn write(
     mut offset: u64,
@@ -59,7 +59,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Covers a range by calls that are given offset and length of a piece and do all of it or nothing.
+/// Covers a range. Each call gets offset and length of a piece, and does all of it or nothing.
 pub(super) fn pieces(offset: u64, len: u64, mut call: impl FnMut(u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
     let (mut at, end, mut piece) = (offset, offset + len, PIECE);
     while at < end {
@@ -79,7 +79,7 @@ mod tests {
 
     const BYTES: &[u8] = b"every byte once, in its place";
 
-    /// What the calls do in turn: at most so many bytes, or an interruption.
+    /// What the calls do in turn: a limited number of bytes, or an interruption.
     fn turns() -> impl FnMut(usize) -> Result<usize, Errno> {
         let mut turns = [Err(Errno::INTR), Ok(3), Err(Errno::INTR), Err(Errno::INTR), Ok(1), Ok(7)].into_iter().cycle();
         move |len| turns.next().unwrap().map(|n| n.min(len))
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(pieces(5, 9, |_, _| Err(Errno::NOSPC)), Err(Errno::NOSPC));
     }
 
-    /// A kernel that gives up whatever takes longer than the time between two signals.
+    /// A kernel that gives up any call that takes longer than the time between two signals.
     #[test]
     fn pieces_shrink_until_they_fit_between_two_signals() {
         let (mut next, end) = (4096, 4096 + (100 << 20));

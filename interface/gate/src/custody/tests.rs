@@ -84,7 +84,7 @@ fn death_during_a_suspension_is_made_good_at_its_end() {
     assert!(matches!(custody.resume(), Ok(Act::Give(word)) if word.slot == slot(1)));
 }
 
-/// The table of refusals: what may not be asked in which state.
+/// The table of refusals: which command is refused in which state.
 #[test]
 fn the_table_of_refusals() {
     let detached = Custody::new();
@@ -148,8 +148,9 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
-    /// Whatever happens: generations only grow and grow with every giving; the gate is given to armed cores only; it
-    /// is reopened only for the core and generation that had it; nobody waits while an armed core is there.
+    /// In any sequence: generations only grow, and grow each time the gate is given; only armed cores are given the
+    /// gate; it is reopened only for the core and generation that had it; no request waits while there is an armed
+    /// core.
     #[test]
     fn custody_keeps_its_invariants(events in proptest::collection::vec(event(), 1..60)) {
         let mut custody = Custody::new();

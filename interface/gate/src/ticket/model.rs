@@ -18,12 +18,12 @@ struct Shared {
     word: AtomicU64,
     old: AtomicU32,
     new: AtomicU32,
-    /// Workers that are executing now: never two of different generations.
+    /// Workers that execute now: never two of different generations.
     executing: AtomicUsize,
 }
 
-/// M10, M4: once the interface has seen every ticket in, no worker of the old generation executes, whatever the
-/// interleaving; the successor executes only after that.
+/// M10, M4: once the interface has seen every ticket in, no worker of the old generation executes, under any
+/// interleaving. The successor executes only after that.
 #[test]
 fn no_two_generations_execute_at_once() {
     loom::model(|| {
@@ -66,7 +66,7 @@ fn no_two_generations_execute_at_once() {
     });
 }
 
-/// Of the successor that opens and the interface that takes the gate back exactly one prevails.
+/// The successor opens the gate while the interface takes it back: exactly one of them succeeds.
 #[test]
 fn a_probe_is_either_passed_or_revoked() {
     loom::model(|| {
@@ -79,8 +79,8 @@ fn a_probe_is_either_passed_or_revoked() {
     });
 }
 
-/// The fence: a sender of the old generation and one of the new never write at once, even though the old core is not waited
-/// for when it is given to the new one.
+/// The fence: a sender of the old generation and one of the new never write at the same time, although a hand-over does
+/// not wait for the old core's sender.
 #[test]
 fn no_two_generations_write_to_the_storage_nodes_at_once() {
     loom::model(|| {
@@ -109,7 +109,7 @@ fn no_two_generations_write_to_the_storage_nodes_at_once() {
     });
 }
 
-/// One ticket, and who executes: never two of different generations.
+/// One ticket, and the workers that execute: never two of different generations.
 struct Door {
     word: AtomicU64,
     old: AtomicU32,
@@ -128,10 +128,11 @@ impl Door {
     }
 }
 
-/// Every way into the gate: a worker asks to be let in while the interface closes the gate, finds it in, and gives it to another core, which
-/// executes at once. Whoever comes is seen, or not let in: from a node for which nobody waits ([`AWAY`]), from a write that may
-/// still be under way ([`WRITING`]), with a request that was read ([`READING`]) or kept ([`PARKED`]), and between two requests that
-/// came together ([`BUSY`], and [`leave`] before it).
+/// Every way into the gate. A worker asks to be let in while the interface closes the gate, finds it in, and gives the
+/// gate to another core, which executes at once. The worker is seen, or is not let in. It comes from a node, where the
+/// drain does not wait for it ([`AWAY`]); from a write that may still be under way ([`WRITING`]); with a request that
+/// was read ([`READING`]) or kept ([`PARKED`]); and between two requests that arrived together ([`BUSY`], and [`leave`]
+/// before it).
 #[test]
 fn who_comes_from_anywhere_is_seen_or_not_let_in() {
     for from in [PARKED, READING, AWAY, WRITING, BUSY] {
@@ -160,8 +161,8 @@ fn who_comes_from_anywhere_is_seen_or_not_let_in() {
     }
 }
 
-/// A worker is let in, goes to a node, and comes back to change and answer something: each time it is let in anew, and what it did in between
-/// is nobody else's concern.
+/// A worker is let in, goes to a node, and comes back to change and answer something. It is let in anew each time, and
+/// what it does in between concerns no other core.
 #[test]
 fn who_goes_to_a_node_and_comes_back_is_let_in_anew() {
     for go in [away as fn(&AtomicU32), writing] {
@@ -191,8 +192,8 @@ fn who_goes_to_a_node_and_comes_back_is_let_in_anew() {
     }
 }
 
-/// The fence for workers: one of the old core that was let in writes to a node, and is not waited for; the new core writes only when
-/// that is over. Also where the worker came from a node first.
+/// The fence for workers. A worker of the old core was let in and writes to a node, and the drain does not wait for it.
+/// The new core writes only when that write is over, also where the worker came from a node before.
 #[test]
 fn no_worker_writes_beside_the_next_generation() {
     for from in [READING, AWAY] {
@@ -221,7 +222,8 @@ fn no_worker_writes_beside_the_next_generation() {
     }
 }
 
-/// A worker that was seen parked after the gate was closed reads nothing: what it read would be kept by it, and given out to nobody.
+/// A worker that was seen parked after the gate was closed reads nothing. Otherwise it would keep what it read, and no
+/// core would be given it.
 #[test]
 fn who_is_seen_parked_reads_nothing() {
     loom::model(|| {
@@ -243,7 +245,8 @@ fn who_is_seen_parked_reads_nothing() {
     });
 }
 
-/// The fence where the new core is neither the interface nor told by it: it finds the gate word to be its own.
+/// The fence where the new core is not the interface and gets no message from it: it only reads its own slot in the
+/// gate word.
 #[test]
 fn who_finds_the_gate_its_own_writes_beside_nobody() {
     loom::model(|| {
@@ -269,7 +272,8 @@ fn who_finds_the_gate_its_own_writes_beside_nobody() {
     });
 }
 
-/// The sender of the old core asks while the gate goes to another one whose worker writes: the sender is seen, or does not send.
+/// The sender of the old core asks while the gate goes to another core, whose worker writes: the sender is seen, or
+/// does not send.
 #[test]
 fn a_sender_that_begins_is_seen_or_does_not_send() {
     for mode in [Mode::Open, Mode::Synchronous, Mode::Closed, Mode::Probe] {
@@ -297,7 +301,8 @@ fn a_sender_that_begins_is_seen_or_does_not_send() {
     }
 }
 
-/// A successor that opens the gate too late: it was taken back, and the predecessor executes under a generation of its own.
+/// A successor opens the gate too late: the gate was taken back, and the predecessor executes under a generation of its
+/// own.
 #[test]
 fn who_probes_too_late_executes_nothing() {
     loom::model(|| {
@@ -325,7 +330,7 @@ fn who_probes_too_late_executes_nothing() {
     });
 }
 
-/// Two workers of one core probe at once, and the gate is closed as soon as one has opened it: the other opens nothing.
+/// Two workers of one core probe at once, and the gate is closed as soon as one has opened it. The other opens nothing.
 #[test]
 fn of_two_that_probe_one_opens_the_gate_once() {
     loom::model(|| {

@@ -9,7 +9,8 @@ fn word(mode: Mode, slot: usize, generation: u64) -> GateWord {
     GateWord { mode, slot: Slot::new(slot).unwrap(), generation: Generation(generation) }
 }
 
-/// M10: what is read under a closed gate is not executed; the same core may execute it when its generation goes on.
+/// M10: what is read under a closed gate is not executed. The same core may execute it once it has the gate again under
+/// the same generation.
 #[test]
 fn m10_a_closed_gate_keeps_a_request_and_the_same_generation_may_execute_it() {
     let gate = AtomicU64::new(word(Mode::Open, 1, 5).encode());
@@ -32,7 +33,7 @@ fn m10_a_closed_gate_keeps_a_request_and_the_same_generation_may_execute_it() {
 
     set(&gate, word(Mode::Open, 1, 6));
     let Admission::Admitted(next) = unpark(&gate, &state, slot) else { panic!("next generation") };
-    assert!(!pass.continues_in(next), "somebody else may have been given the request in between");
+    assert!(!pass.continues_in(next), "another core may have been given the request in between");
 }
 
 #[test]

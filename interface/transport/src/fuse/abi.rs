@@ -47,7 +47,7 @@ pub mod init_flag {
     pub const ASYNC_DIO: u64 = 1 << 15;
     /// `max_pages` is valid.
     pub const MAX_PAGES: u64 = 1 << 22;
-    /// The server clears suid bits itself (there are none), so the kernel need not ask for capabilities on each write.
+    /// The server clears suid bits itself (there are none). So the kernel need not ask for capabilities on each write.
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     /// `flags2` is valid.
     pub const INIT_EXT: u64 = 1 << 30;
@@ -59,7 +59,8 @@ pub mod init_flag {
 
 /// OPEN reply flags.
 pub mod open_flag {
-    /// Every read and write of the application is a request; nothing is cached, so other front ends see it.
+    /// Every read and write of the application is a request. Nothing is cached, so the application sees writes by other
+    /// front ends.
     pub const DIRECT_IO: u32 = 1 << 0;
     /// No FLUSH request at close: closing a disk does not flush it.
     pub const NOFLUSH: u32 = 1 << 5;
@@ -175,7 +176,7 @@ wire! {
     } = 80
 }
 
-/// The notification that has everything unanswered given out again.
+/// The notification that makes the kernel give out anew everything that is unanswered.
 pub fn resend_notification() -> OutHeader {
     OutHeader { len: 16, error: NOTIFY_RESEND, unique: 0 }
 }

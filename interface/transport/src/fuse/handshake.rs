@@ -1,12 +1,12 @@
-//! INIT: what the kernel and we agree on, once for the life of the mount. The interface does it before any core is
-//! involved; a core never sees an INIT.
+//! INIT: the agreement between the kernel and us, once for the life of the mount. The interface does it before any core
+//! is involved; a core never sees an INIT.
 #![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{InHeader, InitIn, InitOut, MAJOR, MINOR, MINOR_MIN, OutHeader, init_flag, opcode};
 
-/// What we would like of the kernel.
+/// The flags that we request from the kernel.
 const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::BIG_WRITES
     | init_flag::ASYNC_DIO
@@ -14,11 +14,11 @@ const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::HANDLE_KILLPRIV_V2
     | init_flag::INIT_EXT
     | init_flag::HAS_RESEND;
-/// What we would like as well where the file is the only front end. The pages of a shared mapping are a cache that lies in the kernel: a
-/// write by another front end would not be seen there, and would be overwritten when such a page is written back. Without this flag
-/// mmap(2) with MAP_SHARED fails with ENODEV.
+/// Also requested where the file is the only front end. The pages of a shared mapping are a cache in the kernel: a
+/// write by another front end would not be visible there, and would be overwritten when such a page is written back.
+/// Without this flag mmap(2) with MAP_SHARED fails with ENODEV.
 const WANTED_ALONE: u64 = init_flag::DIRECT_IO_ALLOW_MMAP;
-/// Asynchronous requests the kernel has under way with us before it makes submitters wait; its own default of 12
+/// Asynchronous requests that the kernel has under way with us before it makes submitters wait. Its own default of 12
 /// would cap the queue depth.
 const MAX_BACKGROUND: u16 = 512;
 const CONGESTION_THRESHOLD: u16 = 384;
@@ -27,18 +27,19 @@ const PAGE: u32 = 4096;
 /// Why the mount cannot be served.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadInit {
-    /// The first request is something else.
+    /// The first request is not an INIT.
     #[error("the kernel's first request is no FUSE_INIT")]
     NotInit,
-    /// Too old a kernel.
+    /// The kernel is too old.
     #[error("the kernel speaks FUSE {0}.{1}; {MAJOR}.{MINOR_MIN} or later is needed (Linux 5.4)")]
     Version(u32, u32),
-    /// Nothing that was read could be given to another core.
+    /// The kernel could not give requests that were read to another core.
     #[error("the kernel's FUSE cannot give out requests again (FUSE_HAS_RESEND): Linux 6.9 or later is needed")]
     NoResend,
 }
 
-/// Reads the INIT request and makes the reply to it. `alone`: the file is the volume's only front end, as long as it is mounted.
+/// Reads the INIT request and makes the reply. `alone`: the file is the volume's only front end as long as it is
+/// mounted.
 ///
 /// # Errors
 /// [`BadInit`]; answer nothing and unmount.

@@ -1,4 +1,5 @@
-//! One request: read its bytes, do it, write the reply's bytes. Needs no kernel, so it is tested without one.
+//! One request: reads its bytes, executes it, writes the bytes of the reply. Needs no kernel, so it is tested without
+//! one.
 #![deny(clippy::indexing_slicing)]
 
 use everdisk_gate::hold::Hold;
@@ -17,7 +18,7 @@ use crate::disk::{Disk, Errno, Stopped};
 pub const REPLY_HEAD: usize = size_of::<OutHeader>();
 /// Bytes before the data of a WRITE.
 pub const WRITE_HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
-/// The extended attribute that tells which core serves.
+/// The extended attribute that names the core that serves.
 pub const VERSION_XATTR: &str = "user.everdisk.core";
 
 const ATTR_VALID_SECS: u64 = 3600;
@@ -44,17 +45,17 @@ pub struct Done {
     pub written: u64,
     /// It ended with EIO.
     pub io_error: bool,
-    /// It was not carried out, because the gate was closed while it waited: no reply, and it has to be kept.
+    /// It was not carried out, because the gate was closed while it waited. It has no reply, and has to be kept.
     pub abandoned: bool,
 }
 
-/// The head of a request and what follows it, when the bytes are one.
+/// The head of a request and what follows it, if the bytes are a request.
 pub fn header(request: &[u8]) -> Option<(InHeader, &[u8])> {
     let (header, body) = InHeader::read_from_prefix(request).ok()?;
     (usize::try_from(header.len) == Ok(request.len())).then_some((header, body))
 }
 
-/// Whether the kernel expects no reply; such a request changes nothing and is let pass in any state of the gate.
+/// Whether the kernel expects no reply. Such a request changes nothing, and is executed in any state of the gate.
 pub const fn is_silent(opcode: u32) -> bool {
     matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
 }
@@ -68,7 +69,8 @@ pub struct Operations<'a> {
 }
 
 impl Operations<'_> {
-    /// Executes the request and puts the reply into `reply`, which holds [`REPLY_HEAD`] bytes and the largest payload.
+    /// Executes the request and puts the reply into `reply`, which has room for [`REPLY_HEAD`] bytes and the largest
+    /// payload.
     pub fn execute(&self, hold: &dyn Hold, request: &[u8], reply: &mut [u8]) -> Done {
         let Some((head, body)) = header(request) else { return Done::default() };
         if is_silent(head.opcode) {
@@ -162,7 +164,7 @@ impl Operations<'_> {
         Ok(len)
     }
 
-    /// Like a block device: what lies past the end is not written, and a write that begins there finds no space.
+    /// As for a block device: what lies past the end is not written, and a write that begins there gets ENOSPC.
     fn write(&self, hold: &dyn Hold, write: &WriteIn, data: &[u8]) -> Result<u32, Stopped> {
         let left = self.disk.size().saturating_sub(write.offset);
         let size = u64::from(write.size).min(left);
@@ -185,7 +187,7 @@ impl Operations<'_> {
         let size = self.disk.size();
         let punch = want.mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
         if punch {
-            // As on any file, the part of a hole that lies past the end is no error.
+            // As for any file, the part of a hole that lies past the end is no error.
             let len = end.min(size).saturating_sub(want.offset);
             return if len == 0 { Ok(()) } else { self.disk.discard(hold, want.offset, len) };
         }
@@ -210,7 +212,7 @@ impl Operations<'_> {
         }
     }
 
-    /// Times may be set (and are not kept); the size, mode and owner may only be set to what they are.
+    /// Times may be set (and are not kept). Size, mode and owner may only be set to their present values.
     fn may_set(&self, set: &SetattrIn) -> Result<(), Errno> {
         let differs = (set.valid & setattr_valid::SIZE != 0 && set.size != self.disk.size())
             || (set.valid & setattr_valid::MODE != 0 && set.mode & 0o7777 != self.front.mode.load(Relaxed))
@@ -262,7 +264,7 @@ fn put<T: IntoBytes + Immutable>(payload: &mut [u8], value: &T) -> Result<usize,
     Ok(size_of::<T>())
 }
 
-/// The size alone when the caller has no room yet, else the value.
+/// The size alone when the caller has provided no room yet, else the value.
 fn xattr(want: &GetxattrIn, value: &[u8], payload: &mut [u8]) -> Result<usize, Errno> {
     let size = u32::try_from(value.len()).map_err(|_| errno(Os::RANGE))?;
     if want.size == 0 {

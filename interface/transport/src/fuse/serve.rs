@@ -8,9 +8,9 @@
 //!          │◄───────────────────────────────────────┼──────────────────────────┘                              │
 //!                                                   └─────────────────────────────────────────────────────────┘
 //! ```
-//! A kept request is executed when the gate comes back under the same generation; under another it was given out
-//! anew and is forgotten here. One that was abandoned, because the gate was closed while it waited for a storage node, is
-//! kept in the same way. Several workers serve a channel, one of them at a time reads ([`Lead`]).
+//! A kept request is executed when the gate comes back under the same generation. Under another one it was given out
+//! anew, and is forgotten here. A request that was abandoned, because the gate was closed while it waited for a storage
+//! node, is kept in the same way. Several workers serve a channel, and one of them at a time reads ([`Lead`]).
 
 use std::os::fd::BorrowedFd;
 
@@ -167,7 +167,7 @@ impl Worker<'_, '_> {
             Some(errors) => access.tell_file(errors, reply),
             None => reply(),
         }
-        // A failure that was another core's is no sign against this one.
+        // A failure that belongs to another core says nothing against this one.
         access.leave(done.read, done.written, done.io_error && hold.tells().is_none());
         true
     }

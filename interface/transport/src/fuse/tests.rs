@@ -181,7 +181,7 @@ fn seeking_past_the_end_is_enxio() {
     assert_eq!(run(&disk(), opcode::LSEEK, seek.as_bytes()).0, -Os::NXIO.raw_os_error());
 }
 
-/// M5: an application can ask through its open file which core serves it.
+/// M5: an application can find out through its open file which core serves it.
 #[test]
 fn m5_the_serving_core_names_itself() {
     let ask = |size, name: &str| {
@@ -213,7 +213,7 @@ fn init_wants_a_kernel_that_gives_requests_out_anew() {
     assert_eq!(ask(7, 39, init_flag::HAS_RESEND), Err(BadInit::NoResend), "the second word counts only with INIT_EXT");
     assert_eq!(ask(7, 19, all), Err(BadInit::Version(7, 19)));
     assert_eq!(handshake::answer(b"", 4096, true), Err(BadInit::NotInit));
-    // Shared mappings are a cache that no other front end knows of.
+    // Shared mappings are a cache that other front ends do not see.
     let maps = all | init_flag::DIRECT_IO_ALLOW_MMAP;
     for alone in [true, false] {
         let agreed = out(&ask_as(alone, 7, 45, maps).unwrap());
@@ -236,7 +236,7 @@ proptest! {
     }
 }
 
-/// M4: a core whose first worker has lost the lead to another is given the gate: the other one probes.
+/// M4: a core whose first worker has lost the lead to another is given the gate: the other worker probes.
 #[test]
 fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
     let (segment, slot) = (SharedSegment::create(0).unwrap(), Slot::FIRST);
@@ -269,7 +269,7 @@ fn m4_whoever_leads_probes_when_the_first_worker_is_idle() {
         wake::wake(&area.wake, Who::All);
         let _ = channel.shutdown(std::net::Shutdown::Both);
         lead.rouse();
-        assert!(open, "nobody has probed");
+        assert!(open, "no worker has probed");
     });
 }
 

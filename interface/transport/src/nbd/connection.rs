@@ -5,8 +5,9 @@
 //!            received      parsed        │           committed      sent       positions in the two streams
 //!                                        └ one new record
 //! ```
-//! Whoever has the gate finds `received` and `sent` as the kernel wrote them down, and the record of the last step that was
-//! done; so nothing else has to be handed over. A worker touches the memory only while its ticket says that it reads or is busy.
+//! The core that has the gate finds `received` and `sent` as the kernel wrote them down, and the record of the last
+//! step that was done. So nothing else has to be handed over. A worker touches the memory only while its ticket says
+//! that it reads or is busy.
 
 use std::{
     io,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::channel::Lead;
 
-/// The most that is received at once: what is received is still in the CPU's cache when it is carried out.
+/// The most that is received at once: it is still in the CPU's cache when it is carried out.
 const RECEIVE_MAX: usize = 512 << 10;
 
 /// A connection that was lent to this core.
@@ -39,19 +40,19 @@ const RECEIVE_MAX: usize = 512 << 10;
 pub struct Connection {
     memory: ConnectionMemory,
     socket: OwnedFd,
-    /// How the interface describes it.
+    /// The interface's description of it.
     pub lent: LentConnection,
     /// Its number.
     pub number: u64,
-    /// Which worker reads from it.
+    /// The worker that reads from it.
     pub lead: Lead,
-    /// Whether large replies are sent from where they lie in memory. On TCP that is slower than a copy: sendfile(2) gives it 64 KiB at a
-    /// time.
+    /// Whether large replies are sent from where they lie in memory. On TCP that is slower than a copy, because there
+    /// sendfile(2) sends 64 KiB at a time.
     pub(super) lends: bool,
     shared: Mutex<Shared>,
     /// Signalled at each new record while a worker waits for one.
     changed: Condvar,
-    /// An eventfd that the leader looks at while it waits for the client.
+    /// An eventfd that the leader polls while it waits for the client.
     nudge: OwnedFd,
 }
 
@@ -60,17 +61,17 @@ pub struct Connection {
 pub(super) struct Shared {
     /// The valid record.
     pub(super) record: Record,
-    /// The generation under which it was read; 0 before the first.
+    /// The generation under which the record was read; 0 before the first.
     generation: u64,
-    /// Who carries out the request (or the piece of a long one) that stands at `record.parsed`.
+    /// The worker that carries out the request (or the piece of a long one) at `record.parsed`.
     pub(super) current: Option<Current>,
-    /// Who carries out the requests that were put aside, by their index.
+    /// The workers that carry out the requests that were put aside, by their index.
     pub(super) hands: [Option<usize>; ASIDE_MAX],
-    /// The peer sends no more.
+    /// The peer has ended its direction of the stream.
     pub(super) is_over: bool,
     /// When this core began to serve it.
     pub(super) since: Instant,
-    /// Workers that wait for another record.
+    /// Workers that wait for a new record.
     waiting: usize,
 }
 
@@ -83,22 +84,22 @@ pub(super) struct Current {
     pub(super) request: Option<Request>,
 }
 
-/// How a worker stands to the request that it has carried out.
+/// Where the request of a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mine {
-    /// It stands at `record.parsed`.
+    /// It is at `record.parsed`.
     Current,
     /// It was put aside.
     Aside(usize),
 }
 
-/// The memory is not that of a connection that can be gone on with.
+/// The memory does not hold a connection that can be continued.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection's memory does not make sense")]
 pub(super) struct Broken;
 
 impl Connection {
-    /// A connection whose lead is with the worker of this ticket.
+    /// A connection whose lead is with the worker that has this ticket.
     ///
     /// # Errors
     /// There are no more descriptors.
@@ -146,7 +147,8 @@ impl Connection {
         self.shared.lock()
     }
 
-    /// A worker was admitted under a generation: of a new one it finds out where the connection stands. `size`: the export's bytes.
+    /// A worker was admitted under a generation. If that is new, the worker reads the connection's position from the
+    /// record. `size`: the export's bytes.
     pub(super) fn resume(&self, generation: u64, size: u64) -> Result<(), Broken> {
         let mut shared = self.lock();
         if shared.generation == generation {
@@ -175,12 +177,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether a record that another core left makes sense, with all that it refers to. What is taken over here is this core's own
-    /// from then on.
+    /// Checks that a record left by another core is valid, with everything it refers to. What is accepted here counts
+    /// as this core's own from then on.
     fn is_sound(&self, record: &Record, size: u64) -> bool {
         let (received, sent) = (self.memory.received(), self.memory.sent());
         let received_is = received.checked_sub(self.tail(record)).is_some_and(|taken| taken <= INPUT_BYTES as u64);
-        // What goes out directly does not stand in the ring.
+        // The data of a direct reply is not in the ring.
         let direct = record.direct.map_or(0, |direct| u64::from(direct.len));
         let unsent = record.committed.checked_add(direct).and_then(|end| end.checked_sub(sent));
         let sent_is = unsent.is_some_and(|unsent| unsent <= OUTPUT_BYTES as u64 + direct);
@@ -213,7 +215,7 @@ impl Connection {
         record.parsed <= received && received_is && sent_is && negotiated_is && long_is && asides_are && direct_is
     }
 
-    /// Makes a record the valid one.
+    /// Makes `record` the valid one.
     pub(super) fn commit(&self, shared: &mut Shared, record: Record) {
         let turn = self.memory.turn.load(Relaxed).wrapping_add(1);
         for (place, word) in self.memory.place_of(turn).iter().zip(record.encode()) {
@@ -228,19 +230,19 @@ impl Connection {
         }
     }
 
-    /// Waits until another worker has come further, or for this long.
+    /// Waits for another worker's record, at most for this long.
     pub(super) fn await_record(&self, mut shared: MutexGuard<'_, Shared>, limit: Duration) {
         shared.waiting += 1;
         self.changed.wait_for(&mut shared, limit);
         shared.waiting -= 1;
     }
 
-    /// The input before this position is not needed any more.
+    /// The input before this position is no longer needed.
     fn tail(&self, record: &Record) -> u64 {
         asides(record).map(|index| self.memory.aside[index][4].load(Relaxed)).fold(record.parsed, u64::min)
     }
 
-    /// Writes a request into the table, where it counts once its bit is committed. `payload`: where its data begins.
+    /// Writes a request into the table. It counts once its bit is committed. `payload`: where its data begins.
     pub(super) fn write_aside(&self, index: usize, request: &Request, payload: u64) {
         let words = &self.memory.aside[index];
         let [a, b, c, d] = request.to_words();
@@ -250,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// A request of the table, and where its data begins; `None` when the words are not those of a request.
+    /// A request of the table, and where its data begins; `None` when the words are not a valid request.
     fn look_aside(&self, index: usize) -> Option<(Request, u64)> {
         let [a, b, c, d, payload, ..] = self.memory.aside[index].each_ref().map(|word| word.load(Relaxed));
         Some((Request::from_words([a, b, c, d])?, payload))
@@ -261,20 +263,20 @@ impl Connection {
         self.look_aside(index).expect("what stands in the table was checked or written by this core")
     }
 
-    /// Something was left to the leader, which may wait for the client.
+    /// Something was left to the leader, which may be waiting for the client.
     pub(super) fn nudge(&self) {
-        // A counter that is full has told it already.
+        // A full counter has signalled it already.
         let _ = rustix::io::write(&self.nudge, &1_u64.to_ne_bytes());
     }
 
-    /// Where the leader finds out about that.
+    /// The eventfd by which the leader learns of that.
     pub(super) fn nudges(&self) -> BorrowedFd<'_> {
         self.nudge.as_fd()
     }
 
-    /// The leader has found out.
+    /// The leader has learnt of it.
     pub(super) fn nudged(&self) {
-        // Another may have found out first.
+        // Another worker may have read it first.
         let _ = rustix::io::read(&self.nudge, &mut [0; 8]);
     }
 
@@ -294,12 +296,12 @@ impl Connection {
         there
     }
 
-    /// Bytes committed and not sent; none that go out directly.
+    /// Bytes committed and not sent, without those that go out directly.
     pub(super) fn unsent(&self, record: &Record) -> u64 {
         record.committed.saturating_sub(self.memory.sent())
     }
 
-    /// Puts a reply behind the committed output, where it counts once it is committed; false when there is no room.
+    /// Puts a reply behind the committed output. It counts once it is committed. False when there is no room.
     #[must_use]
     pub(super) fn append(&self, record: &mut Record, reply: &[u8]) -> bool {
         let room = (OUTPUT_BYTES as u64).saturating_sub(self.unsent(record));
@@ -312,7 +314,7 @@ impl Connection {
         true
     }
 
-    /// Sends committed output as far as the socket takes it; whether nothing is left.
+    /// Sends committed output as far as the socket takes it. Returns whether nothing is left.
     pub(super) fn send(&self, record: &Record) -> Result<bool, Os> {
         loop {
             let sent = self.memory.sent();
@@ -341,8 +343,9 @@ impl Connection {
         os(self.memory.send_file(self.socket(), range.file, range.offset, len))
     }
 
-    /// Receives what there is, if this worker still has the lead. Under the lock, so that the next leader's first look comes
-    /// either before it, and then this one has lost the lead, or finds what it received.
+    /// Receives what there is, if this worker still has the lead. It does so under the lock. So the next leader's first
+    /// check comes before it, and then this worker has lost the lead; or it comes after it, and finds what was
+    /// received.
     pub(super) fn receive(&self, worker: usize) -> Result<usize, Os> {
         let mut shared = self.lock();
         if !self.lead.is_with(worker) {
@@ -351,7 +354,7 @@ impl Connection {
         let received = self.memory.received();
         let mut record = shared.record;
         if record.parsed == received && record.aside == 0 && record.input_base != received {
-            // Nothing stands in the ring: what comes next goes to its beginning, which the CPU's cache knows.
+            // The ring is empty: what comes next goes to its beginning, which is in the CPU's cache.
             record.input_base = received;
             self.commit(&mut shared, record);
         }
@@ -368,7 +371,7 @@ impl Connection {
         self.memory.received().saturating_sub(self.tail(record)) < INPUT_BYTES as u64
     }
 
-    /// Ends it: the peer finds the end of the stream, and whoever was lent it closes it.
+    /// Ends it: the peer reads the end of the stream, and every process that was lent it closes it.
     pub(super) fn end(&self, broken: bool) {
         let how = if broken { ended::BROKEN } else { ended::IN_ORDER };
         self.memory.ended.store(how, Release);
@@ -378,7 +381,7 @@ impl Connection {
 }
 
 impl Shared {
-    /// How this worker's request stands. None: it is another core's, or another generation's.
+    /// Where this worker's request stands. None: it belongs to another core, or to another generation.
     pub(super) fn mine(&self, worker: usize) -> Option<Mine> {
         if self.current.is_some_and(|current| current.worker == worker) {
             return Some(Mine::Current);
@@ -394,7 +397,7 @@ impl Shared {
         self.hands.iter_mut().filter(|hand| **hand == Some(worker)).for_each(|hand| *hand = None);
     }
 
-    /// A request that was put aside and is in nobody's hands.
+    /// A request that was put aside and that no worker carries out.
     pub(super) fn orphan(&self) -> Option<usize> {
         asides(&self.record).find(|index| self.hands[*index].is_none())
     }
@@ -405,7 +408,7 @@ impl Shared {
     }
 }
 
-/// The places of the table in which a request stands.
+/// The places of the table that hold a request.
 fn asides(record: &Record) -> impl Iterator<Item = usize> + use<> {
     let aside = record.aside;
     (0..ASIDE_MAX).filter(move |index| aside >> index & 1 == 1)
@@ -415,7 +418,7 @@ fn place(position: u64, ring: usize) -> usize {
     usize::try_from(position % ring as u64).expect("a ring lies in memory")
 }
 
-/// Where tests have a worker die.
+/// The point where tests make a worker die.
 #[cfg(not(test))]
 const fn stored() {}
 

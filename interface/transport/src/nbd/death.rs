@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-/// What a thread dies of.
+/// The cause of a thread's death.
 pub(super) struct Death {
     /// Stores that it still does.
     pub(super) stores: u64,

@@ -12,27 +12,27 @@ use crate::disk::{Disk, Errno, Stopped};
 
 /// The most that is read or written at once.
 pub(super) const PIECE: usize = 1 << 20;
-/// The data of a longer reply goes straight to the socket.
+/// The data of a longer reply is sent directly to the socket.
 pub(super) const INLINE_MAX: usize = 64 << 10;
-/// Extents in one answer to BLOCK_STATUS: a client that wants more asks on from where it ends.
+/// Extents in one answer to BLOCK_STATUS. A client that wants more asks again from where the answer ends.
 const EXTENTS_MAX: usize = 512;
 /// CACHE is advice; more than this is not read ahead.
 const CACHE_MAX: u64 = 32 << 20;
 const ENXIO: Errno = Errno(rustix::io::Errno::NXIO.raw_os_error());
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Done {
-    /// Nothing but that it went well.
+    /// Success without data.
     Nothing,
-    /// So many bytes of the data stand in the buffer: all, or the first piece; or none of a large one that can be sent from where
-    /// it lies.
+    /// This many bytes of the data are in the buffer: all of it; or the first piece; or none, for a large reply that
+    /// can be sent from where it lies.
     Data(usize),
     /// What is allocated: lengths and flags of base:allocation.
     Extents(Vec<(u32, u32)>),
 }
 
-/// A buffer of one worker's own, as long as was ever needed.
+/// A worker's own buffer, as long as the largest need so far.
 #[derive(Debug, Default)]
 pub(super) struct Data(Vec<u8>);
 
@@ -45,14 +45,14 @@ impl Data {
         &mut self.0[..len]
     }
 
-    /// Bytes that were put there before.
+    /// The first bytes, as they were put there before.
     pub(super) fn part(&self, range: Range<usize>) -> &[u8] {
         &self.0[range]
     }
 }
 
-/// Carries out a request that was checked against the export. A WRITE's data stands in `data`.
-/// `lends`: a large reply may be sent from where its data lies.
+/// Carries out a request that was checked against the export. The data of a WRITE is in `data`. `lends`: a large reply
+/// may be sent from where its data lies.
 pub(super) fn execute(
     disk: &dyn Disk,
     hold: &dyn Hold,
@@ -112,7 +112,7 @@ fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u3
         let data = sought(disk, hold, at, false)?.map_or(end, |found| found.min(end));
         let is_hole = data > at;
         let next = if is_hole { data } else { sought(disk, hold, at, true)?.map_or(end, |found| found.min(end)) };
-        // A hole that was filled between the two looks has no length; it counts as data as far as is asked.
+        // A hole that was filled between the two seeks has no length. It counts as data up to the end of the request.
         let next = if next > at { next } else { end };
         let flags = if is_hole { base_allocation::HOLE | base_allocation::ZERO } else { 0 };
         extents.push((u32::try_from(next - at).expect("an extent lies within the request"), flags));
@@ -121,7 +121,7 @@ fn status(disk: &dyn Disk, hold: &dyn Hold, request: &Request) -> Result<Vec<(u3
     Ok(extents)
 }
 
-/// Where the next data or hole is, if there is one.
+/// Offset of the next data or hole, if there is one.
 fn sought(disk: &dyn Disk, hold: &dyn Hold, at: u64, hole: bool) -> Result<Option<u64>, Stopped> {
     match disk.seek(hold, at, hole) {
         Ok(found) => Ok(Some(found)),

@@ -1,14 +1,14 @@
 //! The NBD front end: the volume as the one export of a server of the Network Block Device protocol, by `doc/proto.md` of
 //! the NetworkBlockDevice project.
 //!
-//! What the bytes mean is pure: bytes in, bytes out, no descriptor and no clock.
+//! The codec is pure: bytes in, bytes out, no descriptor and no clock.
 //!
 //! ```text
 //! negotiation::step ─ phase Transmission ─▶ request::Request ─ check ─▶ the disk ─▶ reply
 //! ```
-//! A connection is handed from core to core at any byte of its stream, so whatever has to outlive a core fits into a few words
-//! of shared memory: [`state::State`] into one, [`request::Request`] into four. How they are kept there is
-//! [`connection`]'s, and what a worker does with them [`serve`]'s.
+//! A connection is handed from core to core at any byte of its stream. So everything that has to outlive a core fits
+//! into a few words of shared memory: [`state::State`] into one, [`request::Request`] into four. [`connection`] keeps
+//! them there, and [`serve`] is what a worker does with them.
 
 pub mod connection;
 #[cfg(test)]

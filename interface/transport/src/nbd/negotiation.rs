@@ -8,8 +8,8 @@
 //!                      Ended
 //! ```
 //!
-//! A step consumes a whole message or nothing and its replies are complete, so between two steps [`State`](super::state::State) is all there is
-//! to know of a connection.
+//! A step consumes a whole message or nothing, and its replies are complete. So between two steps a connection is fully
+//! described by its [`State`](super::state::State).
 #![deny(clippy::indexing_slicing)]
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -23,33 +23,33 @@ use super::{
     state::{Export, Phase, State},
 };
 
-/// Longest data of an option that is looked at; longer ones are refused. The longest that makes sense is a name of 4096 bytes
-/// and some queries.
+/// Longest data of an option that is read; a longer option is refused. The longest that makes sense is a name of 4096
+/// bytes and some queries.
 pub const OPTION_BYTES_MAX: u32 = 16 << 10;
-/// Longest data that is thrown away to stay in step with a client; beyond it the connection ends.
+/// Longest data that is discarded to stay in step with a client; beyond it the connection ends.
 pub const SKIP_BYTES_MAX: u32 = 1 << 20;
 
 const HEAD: usize = size_of::<OptionHead>();
 const CLIENT_FLAGS: usize = size_of::<ClientFlags>();
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing can be done before the input holds this many bytes; it holds fewer.
     Need(usize),
-    /// A message was dealt with. In the phases Transmission and Ended there is nothing to deal with, and nothing changes.
+    /// A message was processed. In the phases Transmission and Ended there is no message, and nothing changes.
     Done {
-        /// Bytes of the input that are done with.
+        /// Bytes of the input that were consumed.
         consumed: usize,
-        /// Further bytes of the stream that are to be thrown away unseen before the next step.
+        /// Further bytes of the stream that are to be discarded unread before the next step.
         skip: u64,
-        /// The state after that.
+        /// The state after the step.
         next: State,
     },
 }
 
-/// Deals with the first message of `input`, the bytes received and not consumed yet, and appends what is to be sent.
-/// At most [`output_max`] bytes are appended, and none unless the step is done.
+/// Processes the first message of `input` (the bytes received and not consumed yet) and appends the replies. At most
+/// [`output_max`] bytes are appended, and none unless the step is done.
 pub fn step(state: State, export: &Export<'_>, input: &[u8], output: &mut Vec<u8>) -> Step {
     match state.phase {
         Phase::Greeting => {
@@ -72,7 +72,7 @@ pub fn step(state: State, export: &Export<'_>, input: &[u8], output: &mut Vec<u8
 
 /// The most that one [`step`] appends for this export.
 pub const fn output_max(export: &Export<'_>) -> usize {
-    // GO: five replies of at most a head and 64 bytes; two of them hold the name.
+    // GO: five replies, each at most a head and 64 bytes; two of them hold the name.
     5 * (20 + 64) + 2 * export.name.len()
 }
 
@@ -91,7 +91,8 @@ fn flags_agreed(state: State, flags: u32) -> State {
 fn answer(state: State, export: &Export<'_>, head: OptionHead, data: &[u8], output: &mut Vec<u8>) -> Step {
     let (option, len) = (head.option.get(), head.len.get());
     let ended = done(HEAD, state.with(Phase::Ended));
-    // EXPORT_NAME is the one option a client may use that did not say it is fixed, and the one that cannot be refused in words.
+    // EXPORT_NAME is the one option that a client without fixed newstyle may use, and the one that cannot be refused by
+    // a reply.
     let wordless = option == opt::EXPORT_NAME;
     if head.magic.get() != OPTION_MAGIC || len > SKIP_BYTES_MAX || !(state.fixed || wordless) {
         return ended;

@@ -1,4 +1,4 @@
-//! The options of the handshake that have replies: what a client may ask, and what it is told.
+//! The options of the handshake that have replies: the client's questions, and the answers.
 #![deny(clippy::indexing_slicing)]
 
 use zerocopy::{
@@ -14,11 +14,11 @@ use super::{
     state::{Export, Phase, State},
 };
 
-/// Answers one option and tells the state after it.
+/// Answers one option and returns the state after it.
 pub(super) fn answer(state: State, export: &Export<'_>, option: u32, data: &[u8], output: &mut Vec<u8>) -> State {
     let state = without_selection(state, option);
     let result = match option {
-        // Data of an ABORT is to be ignored.
+        // The data of an ABORT is ignored.
         opt::ABORT => Ok(state.with(Phase::Ended)),
         opt::LIST => list(state, export, data, output),
         opt::INFO | opt::GO => describe(state, export, option, data, output),
@@ -44,13 +44,13 @@ pub(super) const fn without_selection(state: State, option: u32) -> State {
     State { base_allocation: state.base_allocation && option != opt::SET_META_CONTEXT, ..state }
 }
 
-/// An error reply, with a text for the human at the client.
+/// An error reply, with a text for the person at the client.
 pub(super) fn refuse(output: &mut Vec<u8>, option: u32, kind: u32, text: &str) {
     reply(output, option, kind, &[text.as_bytes()]);
 }
 
 fn reply(output: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) {
-    // Every reply here is a few numbers and at most the volume's name.
+    // Every reply here consists of a few numbers and at most the volume's name.
     let len = u32::try_from(data.iter().map(|part| part.len()).sum::<usize>()).expect("a reply is short");
     let magic = OPTION_REPLY_MAGIC.into();
     let head = OptionReplyHead { magic, option: option.into(), kind: kind.into(), len: len.into() };
@@ -64,7 +64,7 @@ struct Refusal(u32, &'static str);
 const MALFORMED: Refusal = Refusal(rep::ERR_INVALID, "the option is malformed");
 const UNKNOWN: Refusal = Refusal(rep::ERR_UNKNOWN, "this server has no export of that name");
 
-/// The option has no data, or is refused.
+/// Checks that the option has no data; otherwise it is refused.
 const fn empty(data: &[u8]) -> Result<(), Refusal> {
     if data.is_empty() { Ok(()) } else { Err(Refusal(rep::ERR_INVALID, "the option has no data")) }
 }
@@ -94,7 +94,7 @@ fn describe(
     let flags = state.transmission_flags().into();
     let about = InfoExport { kind: info::EXPORT.into(), size: export.size.into(), flags };
     reply(output, option, rep::INFO, &[about.as_bytes()]);
-    // What is asked twice is told once.
+    // An information that is requested twice is sent once.
     let is_asked = |kind| asked.iter().any(|one| one.get() == kind);
     if is_asked(info::NAME) {
         reply(output, option, rep::INFO, &[U16::new(info::NAME).as_bytes(), export.name.as_bytes()]);
@@ -103,7 +103,8 @@ fn describe(
         let kind = U16::new(info::DESCRIPTION);
         reply(output, option, rep::INFO, &[kind.as_bytes(), b"Everdisk volume ", export.name.as_bytes()]);
     }
-    // Told unasked too: it is no condition, clients that do not know it have to ignore it, and those that do profit.
+    // Sent without being requested: it is no condition. Clients that do not know it have to ignore it, and the others
+    // profit.
     let blocks = InfoBlockSize {
         kind: info::BLOCK_SIZE.into(),
         min: BLOCK_BYTES_MIN.into(),
@@ -114,8 +115,8 @@ fn describe(
     Ok(if option == opt::GO { state.with(Phase::Transmission) } else { state })
 }
 
-/// LIST_META_CONTEXT and SET_META_CONTEXT. A context is named once, however many queries find it; queries that find none are
-/// passed over, be it for their namespace, for their leaf or for want of a colon.
+/// LIST_META_CONTEXT and SET_META_CONTEXT. A context is named once, however many queries find it. Queries that find
+/// none are ignored, whether for their namespace, for their leaf or for lack of a colon.
 fn contexts(
     state: State,
     export: &Export<'_>,
@@ -130,9 +131,9 @@ fn contexts(
     let mut fields = Fields(data);
     let name = fields.string()?;
     let count = fields.take::<U32>()?.get();
-    // Without any query all there is is listed, and nothing is selected.
+    // Without a query every context is listed, and none is selected.
     let mut found = count == 0 && !set;
-    // A count that is not true ends with the data.
+    // A wrong count ends with the data.
     for _ in 0..count {
         let query = fields.string()?;
         let wildcard = !set && query == base_allocation::WILDCARD.as_bytes();
@@ -152,7 +153,7 @@ fn contexts(
     Ok(if set { State { base_allocation: found, ..state } } else { state })
 }
 
-/// What is left of an option's data.
+/// The rest of an option's data.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

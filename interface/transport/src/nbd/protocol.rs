@@ -19,15 +19,15 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// The first bytes of every chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
-/// Largest payload of a READ or WRITE. 32 MiB is what every client may count on, and what the peers stop at.
+/// Largest payload of a READ or WRITE. Every client may rely on 32 MiB, and other servers have the same limit.
 pub const PAYLOAD_MAX: u32 = 32 << 20;
-/// Largest READ that is answered in one chunk when the client forbids more (DF); the protocol asks for 64 KiB at least.
+/// Largest READ that is answered in one chunk when the client demands that (DF). The protocol asks for at least 64 KiB.
 pub const CHUNK_MAX: u32 = 1 << 20;
 /// Requests may begin and end at any byte.
 pub const BLOCK_BYTES_MIN: u32 = 1;
 /// Requests of whole blocks of this size need no read-modify-write.
 pub const BLOCK_BYTES_PREFERRED: u32 = 4096;
-/// Zeros after the reply to EXPORT_NAME, unless they are dispensed with.
+/// Zeros after the reply to EXPORT_NAME, unless both sides agree to leave them out.
 pub const EXPORT_NAME_ZEROES: usize = 124;
 
 /// Handshake flags of the server, and of the client: they have the same values.
@@ -163,11 +163,11 @@ macro_rules! wire {
 }
 
 wire! {
-    /// What the server begins with.
+    /// The server's greeting.
     Greeting { magic: U64, option_magic: U64, flags: U16 } = 18
 }
 wire! {
-    /// What the client answers.
+    /// The client's answer to it.
     ClientFlags { flags: U32 } = 4
 }
 wire! {

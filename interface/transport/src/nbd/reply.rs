@@ -20,12 +20,12 @@ pub const CHUNK_BYTES: usize = size_of::<ChunkHead>();
 pub const DATA_BYTES: usize = size_of::<DataChunk>();
 /// Bytes of a chunk that is a hole.
 pub const HOLE_BYTES: usize = size_of::<HoleChunk>();
-/// Longest text in an error chunk; what is longer is cut. More would be allowed, and is asked not to be sent.
+/// Longest text in an error chunk; a longer one is cut. The protocol allows more and advises against it.
 pub const MESSAGE_BYTES_MAX: usize = 256;
 /// Bytes of the largest error chunk.
 pub const ERROR_BYTES_MAX: usize = size_of::<ErrorChunk>() + MESSAGE_BYTES_MAX + size_of::<u64>();
 
-/// An error as the protocol numbers it, whatever the errno values of the machine.
+/// An error by the protocol's number, which does not depend on the machine's errno values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NbdError(u32);
 
@@ -52,7 +52,7 @@ impl NbdError {
         self.0
     }
 
-    /// In words, for who reads them.
+    /// A text for people.
     pub const fn message(self) -> &'static str {
         match self {
             Self::EPERM => "not permitted",
@@ -66,7 +66,7 @@ impl NbdError {
         }
     }
 
-    /// What an errno of Linux is called here. Those the protocol has no number for, and what is no errno, are EIO.
+    /// The protocol's number for an errno of Linux. Any errno without one, and any invalid errno, is EIO.
     pub const fn from_errno(errno: i32) -> Self {
         const PERM: i32 = Os::PERM.raw_os_error();
         const ROFS: i32 = Os::ROFS.raw_os_error();
@@ -103,26 +103,26 @@ pub fn simple_code(cookie: u64, error: u32) -> [u8; SIMPLE_BYTES] {
     simple(cookie, if error == 0 { Ok(()) } else { Err(NbdError(error)) })
 }
 
-/// What has to stand before `len` bytes of data from `offset` of the export. There has to be one byte at least, and no more
-/// than fit with the offset into a chunk (a request that passes its check asks for no more).
+/// The bytes that precede `len` bytes of data from `offset` of the export. `len` is at least one, and no more than fits
+/// into a chunk beside the offset (a request that passes its check asks for no more).
 pub fn data(cookie: u64, offset: u64, len: u32, last: bool) -> [u8; DATA_BYTES] {
     let head = head(cookie, chunk::OFFSET_DATA, len.saturating_add(8), last);
     transmute!(DataChunk { head, offset: offset.into() })
 }
 
-/// The chunk in place of `len` bytes of zeros, one at least.
+/// The chunk in place of `len` bytes of zeros, at least one.
 pub fn hole(cookie: u64, offset: u64, len: u32, last: bool) -> [u8; HOLE_BYTES] {
     let head = head(cookie, chunk::OFFSET_HOLE, 12, last);
     transmute!(HoleChunk { head, offset: offset.into(), hole: len.into() })
 }
 
-/// The chunk that says only that the reply is complete, and that all went well if no error was told before.
+/// The chunk that only ends the reply. It means success if no error was reported before.
 pub fn none(cookie: u64) -> [u8; CHUNK_BYTES] {
     transmute!(head(cookie, chunk::NONE, 0, true))
 }
 
-/// Puts an error of the whole request into `buf` and tells its length, at most [`ERROR_BYTES_MAX`]; `None` when it does not
-/// fit.
+/// Puts an error of the whole request into `buf` and returns its length, at most [`ERROR_BYTES_MAX`]; `None` when it
+/// does not fit.
 pub fn error(buf: &mut [u8], cookie: u64, error: NbdError, message: &str, last: bool) -> Option<usize> {
     failure(buf, cookie, error, message, None, last)
 }
@@ -132,8 +132,9 @@ pub fn error_at(buf: &mut [u8], cookie: u64, error: NbdError, message: &str, off
     failure(buf, cookie, error, message, Some(offset), last)
 }
 
-/// Puts the status of consecutive extents, bytes and [`base_allocation`] flags, into `buf` and tells the length; `None` when
-/// they do not fit, or there is no extent. None may have no bytes; with REQ_ONE there is one, no longer than the request.
+/// Puts the status of consecutive extents (bytes and [`base_allocation`] flags) into `buf` and returns the length;
+/// `None` when they do not fit, or there is no extent. No extent may be empty. With REQ_ONE there is one, no longer
+/// than the request.
 pub fn block_status(buf: &mut [u8], cookie: u64, extents: &[(u32, u32)], last: bool) -> Option<usize> {
     if extents.is_empty() {
         return None;

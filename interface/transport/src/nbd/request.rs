@@ -9,26 +9,26 @@ use super::{
     state::State,
 };
 
-/// What is to be done.
+/// The command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
-    /// Send data.
+    /// Send data to the client.
     Read,
-    /// Take data.
+    /// Take data from the client.
     Write,
     /// Answer what is outstanding and close the connection; there is no reply.
     Disconnect,
     /// Make everything acknowledged durable.
     Flush,
-    /// The range is not needed any more.
+    /// The range is no longer needed.
     Trim,
     /// The range will be needed soon.
     Cache,
     /// Make the range read as zeros.
     WriteZeroes,
-    /// Tell what is allocated.
+    /// Report what is allocated.
     BlockStatus,
-    /// Another number.
+    /// A number without a meaning.
     Unknown(u16),
 }
 
@@ -67,11 +67,11 @@ impl Command {
 /// The head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
-    /// What is to be done.
+    /// The command.
     pub command: Command,
-    /// How: [`cmd_flag`].
+    /// The flags: [`cmd_flag`].
     pub flags: u16,
-    /// What the reply is known by.
+    /// The cookie of the reply.
     pub cookie: u64,
     /// First byte of the range.
     pub offset: u64,
@@ -95,8 +95,9 @@ impl Request {
         })
     }
 
-    /// Bytes that follow the head in the stream. They follow also when [`Request::check`] refuses the request, and may be more
-    /// than [`PAYLOAD_MAX`] then: whoever does not want to throw so much away may close the connection.
+    /// Bytes that follow the head in the stream. They follow also when [`Request::check`] refuses the request, and then
+    /// there may be more than [`PAYLOAD_MAX`]: a server that does not want to discard that much may close the
+    /// connection.
     pub fn payload(&self) -> u64 {
         if self.command == Command::Write { self.len.into() } else { 0 }
     }
@@ -106,16 +107,17 @@ impl Request {
         self.flags & flag != 0
     }
 
-    /// Whether it may be executed on an export of this size; the range lies within the export then. A range of no bytes is
-    /// none to fail for (the protocol leaves it open): there is nothing to do, and it succeeds.
+    /// Checks that the request may be executed on an export of this size. If so, the range lies within the export. A
+    /// range of no bytes does not fail (the protocol leaves it open): there is nothing to do, and the request succeeds.
     ///
     /// # Errors
-    /// What the client is to be told.
+    /// The error for the client.
     pub fn check(&self, state: State, size: u64) -> Result<(), NbdError> {
-        // FUA is accepted with every command, as proto.md demands of who offers it; it means something to those that write.
+        // FUA is accepted with every command, as proto.md demands of a server that offers it. It has a meaning for
+        // those that write.
         let known = cmd_flag::FUA
             | match self.command {
-                // There is no reply, so there is nothing to refuse it with.
+                // There is no reply by which it could be refused.
                 Command::Disconnect => return Ok(()),
                 Command::Unknown(_) => return Err(NbdError::EINVAL),
                 Command::Read if state.structured => cmd_flag::DF,
@@ -127,16 +129,16 @@ impl Request {
             return Err(NbdError::EINVAL);
         }
         match self.command {
-            // Its range has to be zero. As with QEMU, and not as with nbdkit, it is not looked at: to flush everything is
-            // never less than what is asked.
+            // The range should be zero. It is not checked here (QEMU does not either, nbdkit does): to flush everything
+            // does at least what is asked.
             Command::Flush => return Ok(()),
             Command::Read | Command::Write if self.len > PAYLOAD_MAX => return Err(NbdError::EINVAL),
-            // A reply has one extent at least, and there is none of no bytes.
+            // A reply has at least one extent, and no extent is empty.
             Command::BlockStatus if !state.base_allocation || self.len == 0 => return Err(NbdError::EINVAL),
             _ => {}
         }
         if self.offset.checked_add(self.len.into()).is_none_or(|end| end > size) {
-            // As the peers have it, a TRIM past the end is no want of space.
+            // A TRIM past the end is not ENOSPC, with the peers either.
             let writes = matches!(self.command, Command::Write | Command::WriteZeroes);
             return Err(if writes { NbdError::ENOSPC } else { NbdError::EINVAL });
         }
@@ -146,8 +148,8 @@ impl Request {
         Ok(())
     }
 
-    /// What the client is told when the disk fails it with this errno. ENOTSUP is kept for the one question it answers: a
-    /// WRITE_ZEROES that was not asked to be fast must not end with it.
+    /// The client's error for an errno of the disk. ENOTSUP is reserved for one question: a WRITE_ZEROES that was not
+    /// asked to be fast must not end with it.
     pub const fn error(&self, errno: i32) -> NbdError {
         match NbdError::from_errno(errno) {
             NbdError::ENOTSUP if !self.has(cmd_flag::FAST_ZERO) => NbdError::EINVAL,
@@ -161,7 +163,7 @@ impl Request {
         [u64::from(REQUEST_MAGIC) << 32 | what, self.cookie, self.offset, self.len.into()]
     }
 
-    /// Reads the words; `None` when they are not those of a request.
+    /// Reads the words; `None` when they are not a valid request.
     pub fn from_words(words: [u64; 4]) -> Option<Self> {
         let [what, cookie, offset, len] = words;
         let [magic @ .., f0, f1, c0, c1] = what.to_be_bytes();

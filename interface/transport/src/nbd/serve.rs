@@ -1,15 +1,15 @@
-//! A worker of the NBD front end: serves one connection, as its first worker or standing in for one that waits for a
-//! storage node.
+//! A worker of the NBD front end. It serves one connection, as its first worker or as a stand-in for one that waits for
+//! a storage node.
 //!
 //! ```text
 //!          ┌──────► parked ── admitted ──► where does the record say that we are? ◄──────────────────────────┐
 //!          │                                │                                                               │
-//!          │                                ├─ a request was put aside and is in nobody's hands ─► execute ─┤
+//!          │                                ├─ a request was put aside and has no worker now    ─► execute ─┤
 //!          │                                ├─ the next message is complete ─► negotiate, or execute ───────┤
 //!          │                                └─ it is not ─► send what is committed, receive ────────────────┘
 //!          └◄── the gate is closed, at any of these
 //! ```
-//! Each way back to the top has made one new record, or none. So it does not matter where a worker stops, or dies.
+//! Each path back to the top has made one new record, or none. So it does not matter where a worker stops, or dies.
 
 use std::time::{Duration, Instant};
 
@@ -38,14 +38,14 @@ mod direct;
 mod input;
 mod requests;
 
-/// When nothing is to do but to wait for another worker of the connection, it is looked after this time at the latest.
+/// A worker that can only wait for another worker of the connection polls at this interval.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Replies that are put together before they are sent: more of them only keep the client waiting for the first.
+/// Replies that are collected before they are sent: more of them would only delay the first.
 const REPLIES_MAX: u32 = 16;
-/// The longest refused WRITE whose data is thrown away to stay in step.
+/// The longest refused WRITE whose data is discarded to stay in step.
 const REFUSED_MAX: u64 = 2 * PAYLOAD_MAX as u64;
 
-/// What one worker needs beside the connection.
+/// A worker's own memory, beside the connection's.
 #[derive(Debug)]
 pub struct Buffers {
     data: Data,
@@ -55,7 +55,7 @@ pub struct Buffers {
 impl Default for Buffers {
     fn default() -> Self {
         let mut data = Data::default();
-        // The memory is there before the first request is.
+        // The memory is allocated before the first request.
         data.first(1);
         Self { data, spin: Spin::default() }
     }
@@ -70,10 +70,10 @@ pub enum Ended {
     Closed,
 }
 
-/// How a turn ended.
+/// The outcome of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StepEnd {
-    /// Look at the record again.
+    /// Read the record again.
     Again,
     /// The gate is closed.
     Shut,
@@ -93,19 +93,19 @@ struct Worker<'w, 'a> {
     pass: Pass,
     /// When the gate admitted it.
     admitted: Instant,
-    /// No request was executed yet since the gate admitted this worker.
+    /// No request has been executed since the gate admitted this worker.
     is_first: bool,
-    /// Replies committed since the last were sent.
+    /// Replies committed since output was last sent.
     replies: u32,
-    /// The peer is waited for since then, in vain so far.
+    /// Since when the worker has waited for the peer in vain.
     waiting: Option<Instant>,
-    /// How far the output had come when room in it was last waited for.
+    /// The output position when the worker last waited for room.
     seen_sent: u64,
-    /// Of how many failed flushes the reply to the request in hand tells.
+    /// The number of failed flushes that the reply to the request in hand reports.
     tells: Option<u64>,
 }
 
-/// Serves a connection until it ends, or the core does.
+/// Serves a connection until the connection or the core ends.
 pub fn serve(
     access: &GateAccess<'_>,
     connection: &Connection,
@@ -153,7 +153,8 @@ pub fn serve(
 }
 
 impl Worker<'_, '_> {
-    /// Works until the gate is closed, the lead is another's, or the connection is to be closed, which is done then.
+    /// Works until the gate is closed, another worker has the lead, or the connection is to be closed; it is closed
+    /// here.
     fn run(mut self) -> StepEnd {
         let generation = self.pass.word().generation.0;
         if let Err(broken) = self.connection.resume(generation, self.export.size) {
@@ -163,7 +164,7 @@ impl Worker<'_, '_> {
         }
         while self.connection.lead.goes_on(self.access.index()) && self.access.may_read(self.pass) {
             if self.connection.has_ended() {
-                // Another worker has found the client gone; what it had in hand is nobody's any more.
+                // Another worker has found that the client is gone. What it had in hand belongs to no worker any more.
                 return StepEnd::Closed;
             }
             match self.turn() {
@@ -180,7 +181,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Ends the connection, after what the client can still be told.
+    /// Ends the connection, after sending the client what is possible.
     fn close(&self) -> StepEnd {
         let shared = self.connection.lock();
         // It may be over because the client has gone.
@@ -189,8 +190,9 @@ impl Worker<'_, '_> {
         StepEnd::Closed
     }
 
-    /// Sends what is committed, as far as the socket takes it. Where the gate is closed, the client reads that and has its next requests
-    /// sent while the next core wakes up. Where another worker leads, it sends the rest: this one may be needed elsewhere.
+    /// Sends what is committed, as far as the socket takes it. Where the gate is closed, the client reads that and
+    /// sends its next requests while the next core wakes up. Where another worker leads, that one sends the rest: this
+    /// worker may be needed elsewhere.
     fn flush(&mut self) -> StepEnd {
         let sent = {
             let shared = self.connection.lock();
@@ -208,7 +210,7 @@ impl Worker<'_, '_> {
         let connection = self.connection;
         let mut shared = connection.lock();
         if let Some(current) = shared.current {
-            // Of the worker that had the lead before, and waits for a storage node.
+            // It belongs to the worker that had the lead before, and waits for a storage node.
             let Some((request, index)) = current.request.zip(shared.vacancy()) else { return self.pause(shared) };
             self.put_aside(&mut shared, &request, index, current.worker);
         }
@@ -233,7 +235,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Throws away what is to be.
+    /// Discards input that is to be discarded.
     fn skip(&mut self, mut shared: MutexGuard<'_, Shared>) -> StepEnd {
         let mut record = shared.record;
         let there = self.connection.unparsed(&record).min(record.skip);
@@ -264,7 +266,7 @@ impl Worker<'_, '_> {
         record.skip = skip;
         record.negotiated = next.to_word();
         if next.phase == Phase::Transmission {
-            // What failed before the client was there is nothing to it.
+            // A failed flush before the client connected does not concern it.
             record.errors_told = self.access.flush_errors();
         }
         self.connection.commit(&mut shared, record);
@@ -294,7 +296,7 @@ const fn is_io(errno: Errno) -> bool {
     errno.0 == Os::IO.raw_os_error()
 }
 
-/// What an errno is to the client.
+/// The client's error for an errno.
 const fn told(request: &Request, errno: Errno) -> NbdError {
     request.error(errno.0)
 }

@@ -1,26 +1,26 @@
-//! When to look again and when to sleep. A wake costs more than a small request, so a worker looks for the next one for a
-//! moment before it sleeps; where looking does not pay, or others want the CPU, it gives that up.
+//! When to poll and when to sleep. A wake costs more than a small request, so a worker polls for the next request for a
+//! moment before it sleeps. Where polling does not pay, or another thread wants the CPU, the worker stops polling.
 
 use std::time::{Duration, Instant};
 
-/// So long a worker looks: about what a sleep and a wake cost.
+/// A worker polls for this long: about the cost of a sleep and a wake.
 const SPIN_TIME: Duration = Duration::from_micros(50);
-/// A look in between that took this long was an interruption: somebody else wants the CPU.
+/// A gap between two polls of this length was an interruption: another thread wants the CPU.
 const INTERRUPTED: Duration = Duration::from_micros(20);
-/// The most sleeps without a look before them.
+/// The most sleeps in a row without polling before them.
 const FORBEAR_MAX: u32 = 64;
 
-/// One worker's experience with looking.
+/// One worker's experience with polling.
 #[derive(Debug, Default)]
 pub(super) struct Spin {
-    /// So many sleeps more without a look before them.
+    /// Number of sleeps still to come without polling before them.
     forbear: u32,
-    /// What `forbear` is set to after the next look in vain.
+    /// The value of `forbear` after the next poll in vain.
     penalty: u32,
 }
 
 impl Spin {
-    /// Looks until `look` finds something; `None` when it did not, or was not tried.
+    /// Polls until `look` returns something; `None` when it did not, or was not tried.
     pub(super) fn until<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if self.forbear > 0 {
             self.forbear -= 1;
@@ -45,7 +45,7 @@ impl Spin {
         }
     }
 
-    /// After a sleep: one that was as short as a look would have been better looked through.
+    /// After a sleep: for one as short as a poll, polling would have been better.
     pub(super) fn slept(&mut self, time: Duration) {
         if time < SPIN_TIME {
             self.forbear = 0;

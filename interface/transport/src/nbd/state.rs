@@ -1,9 +1,9 @@
-//! What is agreed with a client: how far the handshake has come and what it has settled, as one word of shared memory.
+//! The agreement with a client: how far the handshake has come and what it has settled, as one word of shared memory.
 #![deny(clippy::indexing_slicing)]
 
 use super::protocol::transmission_flag;
 
-/// What is exported. The empty name, the default export of the protocol, means it too.
+/// The export. The empty name, the protocol's default export, means it too.
 #[derive(Clone, Copy, Debug)]
 pub struct Export<'a> {
     /// The volume's name.
@@ -13,7 +13,7 @@ pub struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// Whether a client that says this name means the volume.
+    /// Whether a client that gives this name means the volume.
     pub fn is_meant_by(&self, name: &[u8]) -> bool {
         name.is_empty() || name == self.name.as_bytes()
     }
@@ -23,15 +23,15 @@ impl Export<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Phase {
-    /// The server has to begin.
+    /// The server has to send its greeting.
     Greeting = 1,
-    /// The client's flags are to come.
+    /// The client's flags are expected.
     ClientFlags = 2,
-    /// An option is to come.
+    /// An option is expected.
     Options = 3,
-    /// The handshake succeeded; requests are to come.
+    /// The handshake succeeded; requests are expected.
     Transmission = 4,
-    /// The connection is to be closed, once what has been put out is sent.
+    /// The connection is to be closed once the pending output is sent.
     Ended = 5,
 }
 
@@ -68,7 +68,7 @@ const BASE_ALLOCATION: u64 = 1 << 11;
 const KNOWN: u64 = 0xff | FIXED | NO_ZEROES | STRUCTURED | BASE_ALLOCATION;
 
 impl State {
-    /// A connection nothing was said on.
+    /// The state of a new connection.
     pub const START: Self =
         Self { phase: Phase::Greeting, fixed: false, no_zeroes: false, structured: false, base_allocation: false };
 
@@ -81,7 +81,7 @@ impl State {
             | flag(self.base_allocation, BASE_ALLOCATION)
     }
 
-    /// Reads a word; `None` when it is not valid, or says what this version does not know.
+    /// Reads a word; `None` when it is invalid, or has bits that this version does not know.
     pub const fn from_word(word: u64) -> Option<Self> {
         let phase = match word & 0xff {
             1 => Phase::Greeting,
@@ -109,7 +109,7 @@ impl State {
         Self { phase, ..self }
     }
 
-    /// What the client is told that the export can do. DF is about chunks, so it goes with structured replies only.
+    /// The flags of the export for this client. DF is about chunks, so it is offered with structured replies only.
     pub const fn transmission_flags(self) -> u16 {
         let always = transmission_flag::HAS_FLAGS
             | transmission_flag::SEND_FLUSH

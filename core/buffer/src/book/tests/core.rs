@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A storage node as Linux shows it: what was written since the last flush is in the page cache only, and a flush that fails drops it.
+/// A storage node as Linux presents it: what was written since the last flush is in the page cache only, and a flush
+/// that fails drops it.
 pub(super) struct Node {
     pub(super) cached: ReferenceDisk,
     pub(super) durable: ReferenceDisk,
@@ -57,7 +58,7 @@ impl Core {
         true
     }
 
-    /// Past the buffer, where nothing buffered overlaps it.
+    /// Writes past the buffer, where nothing buffered overlaps it.
     pub(super) fn through(&mut self, area: &MortalArea, node: &mut Node, at: u64, data: &[u8]) -> bool {
         let range = at..at + data.len() as u64;
         if self.book.index().overlaps(range.clone()) {
@@ -119,7 +120,7 @@ impl Core {
         Ok(found)
     }
 
-    /// Reads what is not lost; what is has the bytes of `filler`.
+    /// Reads what is not lost. Lost ranges have the bytes of `filler`.
     pub(super) fn read_whole(&self, area: &MortalArea, node: &Node, filler: &[u8]) -> Vec<u8> {
         let mut all = filler.to_vec();
         let mut at = 0;

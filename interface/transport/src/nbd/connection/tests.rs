@@ -1,4 +1,4 @@
-//! What another core left in a connection's memory is looked at before it is gone on with.
+//! A connection's memory, as another core left it, is checked before the connection is continued.
 
 use std::os::unix::net::UnixStream;
 
@@ -17,7 +17,7 @@ const fn request(command: Command, len: u32) -> Request {
     Request { command, flags: 0, cookie: 1, offset: 0, len }
 }
 
-/// Whether a core goes on with a record that another left, and with the request that this one had put aside.
+/// Whether a core continues from a record that another left, and from the request that this one had put aside.
 fn is_taken_over(record: Record, aside: Request, spoil: impl FnOnce(&ConnectionMemory)) -> bool {
     let memory = ConnectionMemory::create().unwrap();
     let before = core(&memory);
@@ -27,7 +27,7 @@ fn is_taken_over(record: Record, aside: Request, spoil: impl FnOnce(&ConnectionM
     core(&memory).resume(1, 1 << 20).is_ok()
 }
 
-/// D15: the words of another process are no invariant of this one. What passes here is relied on from then on.
+/// D15: what another process wrote is checked here. What passes the check is relied on from then on.
 #[test]
 fn d15_a_record_that_does_not_make_sense_with_what_it_refers_to_is_not_gone_on_with() {
     let read = request(Command::Read, 100);

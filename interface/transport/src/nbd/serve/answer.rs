@@ -1,4 +1,5 @@
-//! Replies: what is put into the output ring. Those whose data goes straight to the socket have their head from here.
+//! Replies: what is put into the output ring. For replies whose data goes directly to the socket, only the head is put
+//! there.
 
 use std::time::{Duration, Instant};
 
@@ -10,23 +11,23 @@ use super::{
 };
 use crate::nbd::execute::{Done, INLINE_MAX};
 
-/// Room that every reply finds beside its data.
+/// Room that every reply needs beside its data.
 const HEAD_MAX: usize = 8 << 10;
-/// When the client has taken nothing for this long, a worker waits no longer for room: it is needed elsewhere.
+/// When the client has read nothing for this long, a worker stops waiting for room: it is needed elsewhere.
 const STANDSTILL: Duration = Duration::from_millis(20);
-/// Nor when it has waited this long.
+/// A worker waits for room no longer than this in any case.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
-/// So many bytes are sent although more may come together.
+/// From this many bytes on, output is sent although more replies may be collected.
 const MUCH: u64 = 64 << 10;
 
-/// Whether a reply of any kind has room in the output. While the client takes what it gets, nobody reckons with what others will put
-/// out; when something is left, it may have stopped to.
+/// Whether a reply of any kind has room in the output. While the client reads what it gets, the replies that other
+/// workers will put out do not count. When output is left over, the client may have stopped reading, and they count.
 pub(super) fn has_room(connection: &Connection, shared: &Shared) -> bool {
     let unsent = connection.unsent(&shared.record);
     unsent == 0 || unsent + promised(connection, shared) <= (OUTPUT_BYTES - INLINE_MAX - HEAD_MAX) as u64
 }
 
-/// What the replies to the requests in the hands of workers will take.
+/// The room that the replies to the requests in the hands of workers will take.
 fn promised(connection: &Connection, shared: &Shared) -> u64 {
     let in_hands = shared.hands.iter().enumerate().filter(|(_, hand)| hand.is_some());
     let requests = in_hands.map(|(index, _)| connection.read_aside(index).0);
@@ -37,7 +38,7 @@ const fn is_inline(request: &Request) -> bool {
     matches!(request.command, Command::Read) && request.len as usize <= INLINE_MAX
 }
 
-/// Whether enough has come together to be sent.
+/// Whether enough output was collected to send it.
 pub(super) fn is_much(connection: &Connection, record: &Record) -> bool {
     connection.unsent(record) >= MUCH
 }
@@ -87,7 +88,7 @@ pub(super) enum Head {
 }
 
 impl Head {
-    /// Before `len` bytes from `done` of the request on.
+    /// The head for `len` bytes from `done` of the request on.
     pub(super) fn new(request: &Request, state: State, done: u32, len: u32) -> Self {
         if in_chunks(request, state) {
             let is_last = done + len == request.len;
@@ -106,7 +107,7 @@ impl Head {
 }
 
 impl Worker<'_, '_> {
-    /// Answers a request of this worker's that went well.
+    /// Answers a request of this worker that succeeded.
     pub(super) fn answer(&mut self, request: &Request, state: State, done: Done) -> StepEnd {
         match done {
             Done::Data(len) if request.len as usize > INLINE_MAX => self.begin_direct(request, state, len),
@@ -124,7 +125,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Answers a request of this worker's that failed.
+    /// Answers a request of this worker that failed.
     pub(super) fn fail(&mut self, request: &Request, state: State, errno: Errno) -> StepEnd {
         let mut buf = [0; reply::ERROR_BYTES_MAX];
         let bytes = failure(&mut buf, state, request, told(request, errno));
@@ -167,9 +168,9 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Lets the output drain a little, or another worker's large reply go out. Some: this worker is not let in again, or leaves its
-    /// request, for which it has waited since then, to whoever leads, which may be this one. That carries it out again when there is room;
-    /// so only a read may be left.
+    /// Waits for the output to drain a little, or for another worker's large reply to go out. Some: this worker is not
+    /// let in again, or leaves its request, which has waited since the given time, to the leader, which may be this
+    /// worker itself. The leader carries the request out again when there is room, so only a read may be left.
     pub(super) fn wait_for_room(&mut self, request: Option<(&Request, Instant)>) -> Option<StepEnd> {
         self.access.read_on();
         let (connection, worker) = (self.connection, self.access.index());

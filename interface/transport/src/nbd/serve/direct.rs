@@ -1,12 +1,13 @@
-//! Replies whose data goes straight to the socket, from where it lies in memory or from the worker's own buffer.
+//! Replies whose data goes directly to the socket, from where it lies in memory or from the worker's own buffer.
 //!
-//! Such a reply has its head in the output ring and its data nowhere: the record says which request is answered, and the number of
-//! bytes sent says how far. Whoever goes on with it reads the data anew. While it goes out nothing else can be put out.
+//! Such a reply has its head in the output ring, and its data in no shared memory. The record says which request is
+//! answered, and the number of bytes sent says how far. The worker that goes on with it reads the data anew. While such
+//! a reply goes out, no other can be put out.
 //!
 //! ```text
 //!  head ─► data ─► … all of the chunk is out ─► the last one? ─ yes ─► answered
 //!   ▲                                              no
-//!   └──────────── its data can be had ◄────────────┘
+//!   └──────────── its data is readable ◄────────────┘
 //! ```
 
 use std::{ops::Range, time::Instant};
@@ -21,13 +22,13 @@ use super::{
     is_io, reply, told,
 };
 
-/// How far a chunk of data has come.
+/// The progress of a chunk of data.
 enum Pushed {
-    /// Some of it went.
+    /// Some of it was sent.
     Some,
     /// The socket takes no more.
     Full,
-    /// What comes next, up to the end of the chunk, has to be read.
+    /// The next part, up to the end of the chunk, has to be read.
     Lacks(Range<usize>),
     /// All of it is out, up to this byte of the request.
     Out(usize),
@@ -38,7 +39,7 @@ const DIRECT_CHUNK_MAX: u32 = 1 << 20;
 const _: () = assert!(DIRECT_CHUNK_MAX as usize == PIECE);
 
 impl Worker<'_, '_> {
-    /// Commits the head of a large reply; the first `have` bytes of its data stand in the buffer.
+    /// Commits the head of a large reply; the first `have` bytes of its data are in the buffer.
     pub(super) fn begin_direct(&mut self, request: &Request, state: State, have: usize) -> StepEnd {
         let (connection, begin) = (self.connection, Instant::now());
         loop {
@@ -70,7 +71,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Sends the data of a large reply that is in this worker's hands. `have`: which part of it stands in the buffer.
+    /// Sends the data of a large reply that is in this worker's hands. `have`: the part of it that is in the buffer.
     pub(super) fn direct(&mut self, request: &Request, state: State, mut have: Range<usize>) -> StepEnd {
         let mut may_lend = true;
         loop {
@@ -99,7 +100,8 @@ impl Worker<'_, '_> {
                     }
                 }
                 Err(Stopped::Failed(errno)) => {
-                    // The data was promised: there is no other way to say that it does not come.
+                    // The head has promised the data: closing the connection is the only way to report that it does not
+                    // come.
                     tracing::error!(connection = self.connection.number, errno = errno.0, "closed within a reply");
                     return StepEnd::Closed;
                 }
@@ -131,7 +133,7 @@ impl Worker<'_, '_> {
             connection.send_direct(self.buffers.data.part(part))
         } else if let (true, Some(range)) = (*may_lend, self.in_memory(request, at, end)) {
             let sent = connection.send_file(&range);
-            // Nothing sent, and no reason: it has to be read to learn why.
+            // Nothing was sent, and no error was returned: a read shows the reason.
             *may_lend = !sent.is_ok_and(|n| n == 0);
             sent
         } else {
@@ -144,8 +146,9 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// A chunk is out, up to `end`. Commits the head of the next one if its data can be had, else tells what has to be read for it;
-    /// the turn, when the request is answered: because this was the last one, or because the next `failed`.
+    /// A chunk is out, up to `end`. Commits the head of the next one if its data is readable, else returns the range
+    /// that has to be read for it. Returns the turn when the request is answered: because this was the last chunk, or
+    /// because the next `failed`.
     fn next_chunk(
         &mut self,
         request: &Request,
@@ -198,7 +201,7 @@ impl Worker<'_, '_> {
         self.disk.in_memory(request.offset + at as u64, len)
     }
 
-    /// Reads a piece of the request's range, from `at` on, into the buffer; the piece.
+    /// Reads a piece of the request's range, from `at` on, into the buffer. Returns the piece.
     fn read_piece(&mut self, request: &Request, at: usize, end: usize) -> Result<Range<usize>, Stopped> {
         let piece = at..end.min(at + PIECE);
         let hold = self.access.hold(self.pass, None, None);

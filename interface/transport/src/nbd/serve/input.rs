@@ -1,4 +1,4 @@
-//! Waiting for the client: to send more, or to take more.
+//! Waiting for the client: to send more, or to read more.
 
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,19 @@ use rustix::{
 
 use super::{Phase, Shared, State, StepEnd, Worker};
 
-/// Between two looks whether another worker, which came back to a closed gate, has left its request to this one.
+/// Interval at which to check whether another worker, which came back to a closed gate, has left its request to this
+/// one.
 const ASIDE_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// Between two looks whether the lead, which has been with others, is still with this one: who has lost it can stand in for the next.
+/// Interval at which a worker that has passed the lead on and got it back checks that it still has it: a worker without
+/// it can stand in for the next.
 const LEAD_LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// The handshake is over within this time, or the connection is.
+/// The handshake is completed within this time, or the connection ends.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// A peer that has sent a part of a request, or takes no replies, goes on within this time, or the connection ends.
+/// A peer that has sent a part of a request, or reads no replies, goes on within this time, or the connection ends.
 const STALL_LIMIT: Duration = Duration::from_secs(300);
 
 impl Worker<'_, '_> {
-    /// Nothing can be done with what was received, or nothing more can be put out: sends, and receives.
+    /// The received input cannot be processed, or the output has no room: sends, and receives.
     pub(super) fn fill(&mut self, shared: MutexGuard<'_, Shared>) -> StepEnd {
         let connection = self.connection;
         let record = shared.record;
@@ -28,10 +30,10 @@ impl Worker<'_, '_> {
         let was_left = connection.unsent(&record) > 0;
         let Ok(all_sent) = connection.send(&record) else { return StepEnd::Closed };
         if all_sent && was_left && (connection.unparsed(&record) > 0 || record.aside != 0) {
-            // There may be room now for what had none.
+            // There may be room now for a request that had none.
             return StepEnd::Again;
         }
-        // While the gate was closed nobody heard the client.
+        // While the gate was closed no core read from the client.
         let (is_over, since) = (shared.is_over, shared.since.max(self.admitted));
         if is_over && all_sent {
             return if record.aside == 0 { StepEnd::Closed } else { self.pause(shared) };
@@ -44,7 +46,7 @@ impl Worker<'_, '_> {
         }
         let has_room = !is_over && connection.has_room(&record);
         if has_room && !all_sent {
-            // A client may say all it has to say before it listens.
+            // A client may send everything it has to send before it reads.
             match connection.receive(self.access.index()) {
                 Err(Os::AGAIN | Os::INTR) => {}
                 other => return self.received(other),
@@ -60,7 +62,8 @@ impl Worker<'_, '_> {
         self.receive(is_idle, record.aside != 0)
     }
 
-    /// Receives; waits for it without limit only when the peer owes nothing, and nobody else's request may be left to this worker.
+    /// Receives. Waits without limit only when the peer owes nothing, and no other worker's request may be left to this
+    /// worker.
     pub(super) fn receive(&mut self, is_idle: bool, has_aside: bool) -> StepEnd {
         let (access, pass, connection) = (self.access, self.pass, self.connection);
         let received = self.buffers.spin.until(|| match connection.receive(access.index()) {
@@ -87,7 +90,7 @@ impl Worker<'_, '_> {
         self.received(connection.receive(access.index()))
     }
 
-    /// Sleeps until the client says something, the gate is closed, or it is time to look around.
+    /// Sleeps until the client sends something, the gate is closed, or it is time to check.
     fn sleep(&self, limit: Option<Timespec>) -> StepEnd {
         match self.poll_socket(PollFlags::IN, limit.as_ref()) {
             Ok(_) | Err(Os::INTR) => StepEnd::Again,
@@ -95,11 +98,11 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Waits for the client, and as the leader also for what others leave to it. What the socket is ready for.
+    /// Waits for the client; the leader also waits for what others leave to it. Returns what the socket is ready for.
     fn poll_socket(&self, what: PollFlags, limit: Option<&Timespec>) -> Result<PollFlags, Os> {
         let (connection, lead) = (self.connection, &self.connection.lead);
         let socket = PollFd::from_borrowed_fd(connection.socket(), what);
-        // While nobody has ever had the lead but this worker, there are no others.
+        // While no other worker has ever had the lead, there are no others.
         if lead.passed() == 0 || !lead.is_with(self.access.index()) {
             let mut polled = [socket];
             rustix::event::poll(&mut polled, limit)?;
@@ -110,7 +113,7 @@ impl Worker<'_, '_> {
         if !polled[1].revents().is_empty() {
             connection.nudged();
             if !lead.is_with(self.access.index()) {
-                // It was meant for another.
+                // The event was meant for another worker.
                 connection.nudge();
             }
         }
@@ -136,7 +139,7 @@ impl Worker<'_, '_> {
         too_long
     }
 
-    /// Waits until the socket can be read or written; the connection ends when that takes too long.
+    /// Waits until the socket can be read or written. The connection ends when that takes too long.
     pub(super) fn poll(&mut self, what: PollFlags) -> StepEnd {
         if self.has_waited_too_long() {
             return StepEnd::Closed;

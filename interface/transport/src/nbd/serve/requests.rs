@@ -11,11 +11,11 @@ use super::{
 use crate::nbd::{execute::execute, protocol::cmd_flag};
 
 impl Worker<'_, '_> {
-    /// Moves the request that stands at `parsed` into the table.
+    /// Moves the request at `parsed` into the table.
     pub(super) fn put_aside(&self, shared: &mut Shared, request: &Request, index: usize, worker: usize) -> Record {
         let mut record = shared.record;
         record.parsed += Request::BYTES as u64;
-        // The data of a write stays in the input; nothing of another request has to.
+        // The data of a write stays in the input; for other requests nothing has to.
         let data = if request.payload() > 0 { record.parsed } else { u64::MAX };
         self.connection.write_aside(index, request, data);
         record.parsed += request.payload();
@@ -78,7 +78,7 @@ impl Worker<'_, '_> {
         self.carry_out(&request, state)
     }
 
-    /// A request that was put aside, and whose worker is gone.
+    /// Takes over a request that was put aside, and whose worker is gone.
     pub(super) fn resume_aside(&mut self, mut shared: MutexGuard<'_, Shared>, index: usize) -> StepEnd {
         let record = shared.record;
         let state = State::from_word(record.negotiated).expect("a request follows the handshake");
@@ -103,7 +103,7 @@ impl Worker<'_, '_> {
         self.direct(&request, state, 0..0)
     }
 
-    /// Asks to be let in for a request of this worker's; if not, the request is let go.
+    /// Asks to be let in for a request of this worker. If refused, the worker lets go of the request.
     pub(super) fn enter(&mut self) -> bool {
         let may = self.access.enter(self.pass);
         if !may {
@@ -129,13 +129,13 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Of how many failed flushes the client was told, where the request may have to tell it.
+    /// The number of failed flushes that the client was told of, where the request may have to report one.
     pub(super) fn told(&self, request: &Request) -> Option<u64> {
         let flushes = request.command == Command::Flush || request.has(cmd_flag::FUA);
         flushes.then(|| self.connection.lock().record.errors_told)
     }
 
-    /// The record that answers this worker's request tells what the request found out.
+    /// The record that answers this worker's request includes the failed flushes that the reply reports.
     pub(super) fn note_told(&mut self, record: &mut Record) {
         if let Some(errors) = self.tells.take() {
             record.errors_told = record.errors_told.max(errors);
@@ -147,7 +147,7 @@ impl Worker<'_, '_> {
         StepEnd::Abandoned
     }
 
-    /// Writes a piece of a long write, when its data is there.
+    /// Writes a piece of a long write, once its data is there.
     fn piece(&mut self, mut shared: MutexGuard<'_, Shared>, mut long: Long) -> StepEnd {
         let connection = self.connection;
         let request = Request::from_words(long.request).expect("the record was checked or written by this core");
@@ -200,14 +200,14 @@ impl Worker<'_, '_> {
                 return if len == left { self.replied(&shared) } else { StepEnd::Again };
             }
             drop(shared);
-            // A reply of another worker's has taken the room meanwhile.
+            // A reply of another worker has taken the room.
             if let Some(turn) = self.wait_for_room(None) {
                 return turn;
             }
         }
     }
 
-    /// A reply was committed. It is sent when enough have come together, or when nothing else is to do (see `fill`).
+    /// A reply was committed. It is sent when enough are collected, or when there is nothing else to do (see `fill`).
     pub(super) fn replied(&mut self, shared: &Shared) -> StepEnd {
         self.replies += 1;
         if self.replies < REPLIES_MAX && !answer::is_much(self.connection, &shared.record) {

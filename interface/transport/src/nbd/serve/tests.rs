@@ -50,13 +50,13 @@ const SOON: Duration = Duration::from_secs(20);
 /// A volume that is one file.
 struct FileDisk(File, Option<Resident>, Fence);
 
-/// No write begins before those that were let in earlier have ended: one of the core before may still be under way when the next
-/// core serves, and would land on top of what that has written since. Cores have such a fence in their engine.
+/// A write waits for the end of all writes that were let in before it. One of the previous core may still be under way
+/// when the next core serves, and would land on top of what that has written. In a core the engine has this fence.
 #[derive(Default)]
 struct Fence(Mutex<(u64, BTreeSet<u64>)>);
 
 impl Fence {
-    /// To be called while nobody else can be let in; [`Fence::pass`] afterwards.
+    /// To be called while no worker can be let in; [`Fence::pass`] afterwards.
     fn enter(&self) -> u64 {
         let mut writes = self.0.lock();
         writes.0 += 1;
@@ -93,7 +93,7 @@ impl Disk for FileDisk {
         if hold.back() { Ok(()) } else { Err(Stopped::Abandoned) }
     }
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
-        // Half of what could be sent so is read, so that both ways are gone.
+        // Half of the data that could be sent from memory is read instead, so that both paths are taken.
         let resident = self.1.as_ref().filter(|file| (offset / 4096).is_multiple_of(2) && file.has(offset, len))?;
         Some(FileRange { file: resident.as_fd(), offset, len })
     }
@@ -141,7 +141,7 @@ impl Stage {
         Self::with(disk, None)
     }
 
-    /// The core that serves first dies so, if it is to.
+    /// How the core that serves first dies, if it is to.
     fn with(disk: &Arc<FileDisk>, mut death: Option<Death>) -> Self {
         signal::install_evict().unwrap();
         let segment = Arc::new(SharedSegment::create(0).unwrap());
@@ -149,7 +149,7 @@ impl Stage {
         let (client, server) = UnixStream::pair().unwrap();
         server.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
-        // As small as the kernel makes it: replies are cut everywhere.
+        // As small as the kernel allows: replies are cut everywhere.
         rustix::net::sockopt::set_socket_send_buffer_size(&server, 1).unwrap();
         let mut stage = Self { segment, memory, client, cores: Vec::new(), generation: 0 };
         for index in 0..2 {
@@ -206,7 +206,7 @@ impl Stage {
         self.rouse(new);
     }
 
-    /// Sends; where the server takes no more before it is relieved of some replies, it is.
+    /// Sends. Where the server takes no more before it can send some replies, reads those.
     fn send(&mut self, bytes: &[u8], got: &mut Vec<u8>) {
         let mut left = bytes;
         until("the server takes what is sent", || {
@@ -255,7 +255,7 @@ impl Drop for Stage {
             self.rouse(index);
             let worker = &self.segment.cores[index].tickets[0];
             signal::evict(std::process::id(), worker.tid.load(Acquire));
-            // One that died was buried before.
+            // A core that died was buried before.
             let Some(core) = self.cores[index].1.take() else { continue };
             let ended = core.join();
             assert!(ended.is_ok() || thread::panicking());
@@ -329,7 +329,7 @@ fn conversation(structured: bool) -> Vec<u8> {
     out
 }
 
-/// What comes back when nothing interrupts.
+/// The replies without an interruption.
 fn expected(bytes: &[u8]) -> Vec<u8> {
     let mut stage = Stage::new(&Arc::new(FileDisk::new()));
     let mut got = Vec::new();
@@ -409,7 +409,7 @@ fn beyond7_long_writes_and_reads_go_on_in_the_next_core() {
         let mut bytes = handshake(structured);
         write(&mut bytes, 1, 1000, (3 << 20) - 17);
         request(&mut bytes, cmd::READ, 0, 3, (3 << 20) + 5, b"");
-        // Refused, and its data is in the way.
+        // It is refused, and its data has to be discarded.
         write(&mut bytes, 0, SIZE - 4096, 1 << 20);
         request(&mut bytes, cmd::READ, 0, 1000, 64, b"");
         request(&mut bytes, cmd::DISC, 0, 0, 0, b"");
@@ -448,7 +448,7 @@ fn who_sends_something_else_than_a_request_is_cut_off() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-    /// Any order of sending, reading and handing over.
+    /// Any order of sending, reading and hand-overs.
     #[test]
     fn beyond7_any_schedule_of_sends_reads_and_hand_overs_gives_the_same_bytes(
         steps in proptest::collection::vec((0_u8..3, 1_usize..3000), 1..200),

@@ -1,10 +1,10 @@
-//! A core dies right after any of its stores to a connection's memory, and the next one goes on: no byte of the replies changes, and
-//! none of the disk's.
+//! A core dies right after any of its stores to a connection's memory, and the next one goes on: no byte of the replies
+//! or of the disk changes.
 
 use super::*;
 
 impl Stage {
-    /// What the interface does when the core that serves has died: nobody is waited for.
+    /// What the interface does when the core that serves has died: it waits for no worker.
     fn succeed(&mut self) {
         let dead = self.slot();
         let core = self.cores[dead].1.take().unwrap();
@@ -24,7 +24,8 @@ fn contents(disk: &FileDisk) -> Vec<u8> {
     bytes
 }
 
-/// The conversation with a core that dies after so many stores: the replies, the disk's bytes, and whether it came to that.
+/// The conversation with a core that dies after this number of stores: the replies, the disk's bytes, and whether the
+/// core died.
 fn with_death_after(stores: u64, bytes: &[u8]) -> (Vec<u8>, Vec<u8>, bool) {
     let (disk, died) = (Arc::new(FileDisk::new()), Arc::<AtomicBool>::default());
     let mut stage = Stage::with(&disk, Some(Death { stores, died: Arc::clone(&died) }));
@@ -52,7 +53,7 @@ fn with_death_after(stores: u64, bytes: &[u8]) -> (Vec<u8>, Vec<u8>, bool) {
     (got, contents(&disk), !is_alive)
 }
 
-/// Every store of a conversation, until one is survived because there are no more. `step`: of so many stores one is died of.
+/// Dies at each store of a conversation in turn, until there are no more stores. `step`: at one store in this many.
 fn dies_after_each_store(bytes: &[u8], step: usize) -> u64 {
     let (expected, content, died) = with_death_after(u64::MAX, bytes);
     assert!(expected.starts_with(b"NBDMAGIC") && !died);
@@ -76,7 +77,8 @@ fn beyond2_beyond7_a_death_after_any_store_changes_no_byte() {
     }
 }
 
-/// beyond 2, beyond 7: the same with writes in pieces and replies in chunks; data to be thrown away, and input that goes round its ring.
+/// beyond 2, beyond 7: the same with writes in pieces and replies in chunks, with data to be discarded, and with input
+/// that wraps round its ring.
 #[test]
 fn beyond2_beyond7_a_death_in_long_writes_and_reads_changes_no_byte() {
     let mut bytes = handshake(true);

@@ -1,4 +1,4 @@
-//! Several workers of one connection, and a storage node that answers when it is told to.
+//! Several workers of one connection, and a storage node that answers on the test's command.
 
 use std::collections::HashSet;
 
@@ -10,20 +10,20 @@ mod large;
 mod rings;
 mod room;
 
-/// What the node does at some offsets.
+/// The node's behaviour at some offsets.
 #[derive(Default)]
 struct Node {
     /// Requests wait.
     held: HashSet<u64>,
     /// They fail.
     bad: HashSet<u64>,
-    /// They are there.
+    /// Requests at the node.
     there: HashSet<u64>,
-    /// Who comes back to a closed gate waits before it says so.
+    /// A worker that comes back to a closed gate waits before it leaves its request.
     lingers: bool,
-    /// The disk says that its requests take long, before they do.
+    /// The disk announces that its requests take long, before they do.
     is_known_to_be_slow: bool,
-    /// So many requests came.
+    /// Number of requests that have arrived.
     visits: u32,
 }
 
@@ -44,7 +44,7 @@ impl SlowDisk {
         self.with(|node| node.held.insert(offset));
     }
 
-    /// Lets the requests at an offset go on.
+    /// Releases the requests at an offset.
     fn release(&self, offset: u64) {
         self.with(|node| node.held.remove(&offset));
     }
@@ -171,7 +171,7 @@ impl Team {
         wake::wake(&area.wake, Who::All);
     }
 
-    /// What the watch does when the leader's request takes long, or has taken long until a moment ago.
+    /// What the watch does when the leader's request takes long, or did until a moment ago.
     fn lead(&self, worker: usize) {
         self.connection.lead.give(worker);
     }
@@ -245,7 +245,8 @@ impl Drop for Team {
     }
 }
 
-/// Where a node is known to be slow, requests wait for it together, and nobody has to see first that one takes long.
+/// Where a node is known to be slow, requests wait for it together. No worker has to find out first that one takes
+/// long.
 #[test]
 fn beyond4_requests_wait_for_a_slow_node_at_once() {
     let mut team = Team::new(6, false);
@@ -261,12 +262,12 @@ fn beyond4_requests_wait_for_a_slow_node_at_once() {
         assert_eq!(team.reply(), (offset, 0));
         team.read(4096);
     }
-    // A long write is a piece after the other, by the same worker.
+    // A long write is done piece by piece, by the same worker.
     team.send(cmd::WRITE, 7, 0, 3 << 20, &vec![7; 3 << 20]);
     assert_eq!(team.reply(), (7, 0));
 }
 
-/// The lead is given on while its holder already waits for the client: one of the two receives, and nothing is lost.
+/// The lead is passed on while its holder already waits for the client. One of the two receives, and nothing is lost.
 #[test]
 fn beyond4_a_lead_that_changes_while_its_holder_receives_loses_no_byte() {
     let mut team = Team::new(2, false);
@@ -276,7 +277,7 @@ fn beyond4_a_lead_that_changes_while_its_holder_receives_loses_no_byte() {
         if round % 3 == 0 {
             thread::sleep(Duration::from_micros(100));
         }
-        // It may have slept through the last message, which the other received.
+        // It may have slept while the other received the last message.
         until("the other is idle", || team.is_out_of_poll(1 - leader));
         team.lead(1 - leader);
         until("the next leader waits for the client", || ticket::may_be_reading(team.state(1 - leader)));
@@ -310,7 +311,7 @@ fn beyond4_a_request_that_is_let_go_after_the_gate_is_open_again_is_answered_tho
     team.read(4096);
 }
 
-/// Reads that are at a node known to be slow, all of them at once: their cookies are the numbers from 0 on.
+/// Reads that are at a node known to be slow, all of them at the same time. Their cookies are the numbers from 0 on.
 fn reads_at_the_node(team: &mut Team, count: u64, len: u32) {
     team.disk.with(|node| node.is_known_to_be_slow = true);
     (0..count).for_each(|n| team.disk.hold(n << 16));

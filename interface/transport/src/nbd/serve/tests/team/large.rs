@@ -1,4 +1,4 @@
-//! Large replies, whose data goes straight to the socket, beside other requests.
+//! Large replies, whose data goes directly to the socket, beside other requests.
 
 use super::*;
 
@@ -65,7 +65,7 @@ fn beyond4_a_large_reply_that_fails_between_chunks_takes_nothing_back() {
     assert_eq!(team.reply(), (3, 0), "one reply to each request");
 }
 
-/// The rest of a reply is sent although a piece of a long write hangs, of which the connection waits for the end.
+/// The rest of a reply is sent although a piece of a long write hangs, for whose end the connection waits.
 #[test]
 fn beyond4_the_rest_of_a_reply_is_sent_while_a_long_write_hangs() {
     let mut team = Team::new(3, false);
@@ -86,7 +86,7 @@ fn beyond4_the_rest_of_a_reply_is_sent_while_a_long_write_hangs() {
     assert_eq!(team.reply(), (2, 0));
 }
 
-/// While a slow client takes one large reply after the other, those that wait for their turn keep what they have read.
+/// A slow client takes one large reply after the other. Requests that wait for their turn keep what they have read.
 #[test]
 fn beyond4_large_reads_are_not_read_again_while_the_client_takes_replies() {
     let mut team = Team::new(12, false);

@@ -1,9 +1,9 @@
-//! The rings of a connection are not used again too early.
+//! No part of a connection's rings is reused too early.
 
 use super::*;
 
-/// The data of a write that was put aside stays in the input ring, however much the client sends behind it: whoever carries the write out again
-/// finds it there.
+/// The data of a write that was put aside stays in the input ring, however much the client sends after it: the worker
+/// that carries the write out again finds it there.
 #[test]
 fn beyond7_beyond4_what_is_received_behind_a_write_put_aside_leaves_its_data_alone() {
     const LEN: usize = 700_000;
@@ -13,7 +13,7 @@ fn beyond7_beyond4_what_is_received_behind_a_write_put_aside_leaves_its_data_alo
     team.send(cmd::WRITE, 1, 0, u32::try_from(LEN).unwrap(), &data);
     team.disk.await_request(0);
     team.lead(1);
-    // Each by itself, so that nothing else stands in the ring in between; then more than it holds.
+    // One by one, so that nothing else is in the ring in between; then more than it holds.
     for cookie in 2..40_u64 {
         team.send(cmd::WRITE, cookie, 2 << 20, 20_000, &vec![0xee; 20_000]);
         assert_eq!(team.reply(), (cookie, 0));
@@ -30,7 +30,7 @@ fn beyond7_beyond4_what_is_received_behind_a_write_put_aside_leaves_its_data_alo
     until("the leader is in", || team.is_out_of_poll(1));
     team.disk.release(0);
     until("the writer has given up", || !team.is_at_work(0));
-    // What it has written is done again.
+    // The write is repeated.
     team.disk.file.0.write_all_at(&vec![0; LEN], 0).unwrap();
     team.set_gate(Mode::Open);
     let mut first = None;

@@ -1,8 +1,9 @@
-//! Clients that do not read, or say all they have to say before they do: replies wait for room.
+//! Clients that do not read, or send everything before they do: replies wait for room.
 
 use super::*;
 
-/// A client that takes no replies for a while keeps no worker: others are served by them meanwhile. It misses none afterwards.
+/// A client that reads no replies for a while ties up no worker: other clients are served by them in that time. It
+/// misses no reply afterwards.
 #[test]
 fn beyond4_a_client_that_does_not_read_keeps_no_worker_but_the_leader() {
     const REQUESTS: u64 = 40;
@@ -13,7 +14,7 @@ fn beyond4_a_client_that_does_not_read_keeps_no_worker_but_the_leader() {
         offsets().for_each(|offset| team.disk.hold(offset));
         offsets().for_each(|offset| team.send(cmd::READ, offset, offset, len, b""));
         until("six are at the node", || team.disk.with(|node| offsets().all(|offset| node.there.contains(&offset))));
-        // They come back at once, and of the largest not all have room.
+        // They come back at the same time, and there is not room for all of the largest.
         team.disk.with(|node| node.held.clear());
         (1..=REQUESTS).for_each(|cookie| team.send(cmd::READ, cookie, cookie * 4096, len, b""));
         let is_full = |team: &Team| team.connection.unsent(&team.connection.lock().record) > 50_000;
@@ -51,7 +52,7 @@ fn beyond7_a_client_that_says_everything_before_it_reads_is_heard() {
     }
 }
 
-/// What had no room is looked at again when there is room: a client that has said all it has to say gets every reply.
+/// A request that had no room is retried when there is room: a client that has sent everything gets every reply.
 #[test]
 fn beyond7_a_client_that_half_closes_gets_every_reply() {
     let mut team = Team::new(1, false);
@@ -67,7 +68,7 @@ fn beyond7_a_client_that_half_closes_gets_every_reply() {
     assert_eq!(all.len(), 40 * 60_016);
 }
 
-/// The same where room was kept for replies that are still to come.
+/// The same where room was reserved for replies that are still to come.
 #[test]
 fn beyond7_beyond4_a_client_that_half_closes_gets_every_reply_of_a_slow_node() {
     let mut team = Team::new(6, false);
@@ -86,7 +87,7 @@ fn beyond7_beyond4_a_client_that_half_closes_gets_every_reply_of_a_slow_node() {
     assert_eq!(all.len(), 4 * 60_016 + 4112);
 }
 
-/// A leader whose own reply finds no room listens on: the client may say all it has to say before it reads.
+/// A leader whose own reply finds no room goes on receiving: the client may send everything before it reads.
 #[test]
 fn beyond4_beyond7_a_leader_without_room_for_its_reply_hears_the_client() {
     let mut team = Team::new(6, false);
