@@ -165,7 +165,7 @@ pub(crate) enum VolumeCommand {
     Forget {
         /// The volume
         name: VolumeName,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
