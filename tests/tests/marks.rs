@@ -51,7 +51,7 @@ fn threads(segment: &SharedSegment, pid: u32) -> [BTreeSet<String>; 2] {
         let path = task.unwrap().path();
         let tid: u32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
         let has_word = area.threads.iter().any(|word| word.load(Acquire) == thread_word::running(tid));
-        // It may have ended meanwhile.
+        // It may have ended by now.
         if let Ok(name) = fs::read_to_string(path.join("comm")) {
             names[usize::from(!has_word)].insert(name.trim().to_owned());
         }

@@ -165,7 +165,7 @@ fn a_damaged_record_is_shown_and_begun_anew() {
     holds(&volume, &data);
 }
 
-/// The same while it is served: whoever uses it is cut off only when the operator agrees.
+/// The same while it is served: its users are cut off only when the operator agrees.
 #[test]
 fn a_damaged_record_of_a_volume_that_is_served_costs_nobody_anything() {
     let mut host = Host::new();

@@ -60,7 +60,7 @@ fn d9_a_rollback_during_the_soak_switches_to_the_parked_predecessor() {
         let soaking = volume.wait("the new core", |status| status.version() == VERSION_NEXT);
         assert_eq!(soaking.state(), "upgrading", "{soaking:?}");
         assert!(processes::is_alive(before.core().unwrap()), "the predecessor is parked");
-        // Another upgrade, a detach and a delete have to wait meanwhile.
+        // Until the upgrade ends, another upgrade, a detach and a delete are refused.
         volume.try_upgrade(&core_next(), &[]).refused(1, &["another operation is running", "upgrade"]);
         volume.ask("detach", &[]).refused(1, &["another operation is running"]);
         load.goes_on(100);

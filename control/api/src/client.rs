@@ -20,7 +20,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Why a request was not answered, or not as wished.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "everdiskd is not running (no answer at {}): start it with `everdisk daemon` or your service manager, or give the right --run-dir",
         path.display()

@@ -45,7 +45,7 @@ pub fn size(text: &str) -> Result<u64, BadSize> {
 /// Reads a duration.
 ///
 /// # Errors
-/// [`BadDuration`], also for more than a year, which nobody means.
+/// [`BadDuration`], also for more than a year, which is surely a mistake.
 pub fn duration(text: &str) -> Result<Duration, BadDuration> {
     let bad = || BadDuration(text.chars().take(40).collect());
     let (number, unit) = split(text).ok_or_else(bad)?;

@@ -115,7 +115,7 @@ pub enum Request {
         name: VolumeName,
         /// Absolute path of the new program.
         core: PathBuf,
-        /// What becomes of buffered data.
+        /// What happens to buffered data.
         handover: Handover,
         /// So long it may take to reach the storage nodes, by [`Handover::Flush`].
         flush_limit_ms: u64,

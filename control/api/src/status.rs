@@ -157,7 +157,7 @@ pub struct VolumeStatus {
     pub damaged_ranges: u32,
     /// Requests being executed.
     pub in_flight: u32,
-    /// Requests the kernel has and nobody has answered.
+    /// Requests that the kernel has and that are not answered.
     pub waiting: Option<u64>,
     /// The storage nodes.
     pub nodes: Vec<Node>,
@@ -206,7 +206,7 @@ pub struct Frontend {
     /// Of `nbd`: times that an established connection went on in another core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<u64>,
-    /// Of `nbd`: connections that were closed because nobody could know where in their streams a core had ended.
+    /// Of `nbd`: connections that were closed because it was unknown where in their streams a core had ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broken: Option<u64>,
 }

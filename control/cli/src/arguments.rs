@@ -258,7 +258,7 @@ pub(crate) struct Upgrade {
     pub(crate) plan: bool,
 }
 
-/// An address for NBD clients, a relative path made absolute.
+/// Parses an address for NBD clients and makes a relative path absolute.
 fn nbd_address(text: &str) -> Result<NbdAddress, String> {
     let relative = text.strip_prefix("unix:").filter(|path| !path.is_empty() && !path.starts_with('/'));
     let Some(relative) = relative else { return text.parse().map_err(|e: BadNbdAddress| e.to_string()) };

@@ -243,7 +243,7 @@ impl Session {
         if self.json {
             output::json(&value);
         } else {
-            // As the control module says: of a port that the system chose, nobody knew it before.
+            // As the control module says: if the system chose the port, it was not known before.
             output::line(&format!("{name} is attached at {}", show::places(&read::<VolumeStatus>(value)?)));
         }
         Ok(())

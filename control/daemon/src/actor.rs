@@ -40,9 +40,9 @@ use crate::{
 
 /// Blocks a new core reads before it is given the gate.
 const VERIFY_BLOCKS: u32 = 64;
-/// So many are enough where a storage node is slow, and the old core is held against them.
+/// Fewest blocks the new core has to read. The old core is held to the same number: see [`FEW_WITHIN`].
 const FEW_BLOCKS: u32 = 8;
-/// An old core that cannot read those within this time is no better than a new one that cannot.
+/// If the old core cannot read [`FEW_BLOCKS`] within this time, the storage node is at fault, and the new core is not refused for it.
 const FEW_WITHIN: Duration = Duration::from_secs(2);
 /// A core that is to take the write buffer over has taken in what there is within this time, or does it in the pause.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 const WAY_BACK_BUDGET: Duration = Duration::from_secs(1);
 /// The standby of the new version is waited for at the commit, so that a crash right after it finds one.
 const STANDBY_WITHIN: Duration = Duration::from_secs(5);
-/// Waits look this often.
+/// Interval at which waits poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Acts on one volume for one upgrade.
@@ -89,7 +89,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// Whether a core was started from another program than the recorded one, or by nobody we remember.
+    /// Whether a core was started from another program than the recorded one, or its start is not on record.
     fn is_new(&self, pid: u32, current: &Build, attachment: &Attachment) -> bool {
         attachment.program_of(pid) != Some(&current.program)
     }
@@ -156,7 +156,7 @@ impl<'a> Actor<'a> {
             }
             Err(e) => warn!(volume = %self.volume.name, "the way back was not answered: {e}"),
         }
-        // Another core of the new program may have been given the gate meanwhile.
+        // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
         let now = self.volume.interface().status().ok().and_then(|status| status.serving).unwrap_or(serving);
         if is_old(now) {
@@ -191,7 +191,7 @@ impl<'a> Actor<'a> {
     }
 }
 
-/// A report of a hand-over that nobody reported.
+/// A report of a hand-over whose own report was lost.
 fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> HandoverReport {
     HandoverReport {
         failure,
@@ -356,7 +356,7 @@ impl Act for Actor<'_> {
             }
         });
         if let Err(e) = recorded {
-            // The file may bear the new program all the same: then it has to be there.
+            // The file may name the new program in spite of the error: then the program's copy has to stay.
             self.record_unknown = self.volume.rewrite_record().is_err();
             return Err(unrecorded(e));
         }
@@ -370,7 +370,7 @@ impl Act for Actor<'_> {
     fn hand_back(&mut self) -> Result<GivenBack, Fault> {
         let current = self.volume.current()?;
         let attachment = self.volume.attached()?;
-        // Where nobody serves, the supervisor brings an old core; where nobody answers, there is nothing to take.
+        // When no core serves, the supervisor starts an old core. When the interface does not answer, there is nothing to take.
         let Ok(status) = self.wait_for(|status| status.serving.is_some()) else {
             return Ok(GivenBack { had_switched: false });
         };

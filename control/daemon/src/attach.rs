@@ -56,7 +56,7 @@ pub fn attach(
     }
     limits::check(&volume.spec(), file.is_some())?;
     refuse_strays(volume)?;
-    // Before anything is done, and again when nobody else claims a place at the same time.
+    // Before anything is done, and again once no other attach can claim a place at the same time.
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
     progress.step("stage the programs");
@@ -114,7 +114,7 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
     if let Some(file) = file {
         ask_size(file.path);
     }
-    // Of a port that the system chose, nobody else knows which one it is.
+    // If the system chose the port, only this answer tells which one it is.
     let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
@@ -248,7 +248,7 @@ mod tests {
         let (target, bound) = make();
         clear(left(&path, &socket, target, bound));
         assert!(!path.exists() && !socket.exists(), "what was made goes");
-        // Somebody put files of his own in their places.
+        // Other files were put in their places.
         let (target, bound) = make();
         for made in [&path, &socket] {
             fs::rename(made, made.with_extension("moved")).unwrap();

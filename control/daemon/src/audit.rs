@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::error::Error;
 
-/// Who asked.
+/// The user and process that asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Who {
     /// User id.

@@ -132,7 +132,7 @@ impl Catalogue {
         })
     }
 
-    /// Has nobody else claim places until the result is dropped; what was claimed is in a volume's record, or a draft, by then.
+    /// Keeps all others from claiming places until the result is dropped. By then, what was claimed is in a volume's record or a draft.
     pub fn claim(&self) -> MutexGuard<'_, ()> {
         lock(&self.claims)
     }
@@ -199,7 +199,7 @@ impl Catalogue {
             draft.unclear = matches!(e, Error::Killed(_));
             self.named(e)
         })?;
-        // Until the volume is entered nobody else knows the nodes' identities: they are undone with the draft.
+        // Until the volume is entered, only the draft has the nodes' identities: they are undone with the draft.
         draft.unclear = true;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         draft.unclear = false;
@@ -209,7 +209,7 @@ impl Catalogue {
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         lock(&self.volumes).insert(name, Arc::clone(&volume));
         info!(event = event::VOLUME_CREATED, volume = %volume.name, bytes = size, "the volume is made");
-        // Last: where it cannot be written, directories stay behind one day, and the volume is made all the same.
+        // Last: if this cannot be recorded, the volume still exists, and its directories stay behind when it is deleted.
         if let Err(e) = volume.update(|record| record.nodes.made = made.directories) {
             warn!(volume = %volume.name, "the directories that were made for it are not on record, and will stay: {e}");
         }

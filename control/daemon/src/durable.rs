@@ -39,7 +39,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(parent)
 }
 
-/// Whether `directory` takes so many bytes and a record more, tried with a file that is gone afterwards.
+/// Whether `directory` has room for this number of bytes and one more record. Tries it with a file that is removed afterwards.
 ///
 /// # Errors
 /// The operating system's.

@@ -1,4 +1,4 @@
-//! Has buffered data sent to the storage nodes (M8), and writes go through to them meanwhile (M3).
+//! Has buffered data sent to the storage nodes (M8). While this goes on, writes go through to them (M3).
 
 use std::{
     thread,
@@ -84,7 +84,7 @@ const fn mebibytes(bytes: u64) -> u64 {
 }
 
 /// Has the core that serves send everything acknowledged to the storage nodes, while I/O goes on, and tells how much is
-/// left. `stopped` says that nobody wants it any more.
+/// left. `stopped` says that it is no longer wanted.
 ///
 /// # Errors
 /// No core serves, a storage node did not take it, or it was not done within `limit`.
@@ -96,7 +96,7 @@ pub fn send(volume: &Volume, limit: Patience, progress: &Progress, stopped: &dyn
         let serving = volume.interface().status()?.serving;
         lost = match (serving, lost.take()) {
             (Some(pid), lost) if lost.as_ref().is_none_or(|(dead, ..)| *dead != pid) => match sending.by(pid) {
-                // It died: whoever serves next has what is buffered.
+                // It died: the core that serves next has the buffered data.
                 Err(error @ Error::Peer { .. }) => {
                     Some((pid, error, sending.deadline.min(Instant::now() + PEER_DEADLINE)))
                 }
@@ -123,7 +123,7 @@ struct Sending<'a> {
     stopped: &'a dyn Fn() -> bool,
     limit: Patience,
     deadline: Instant,
-    /// The fewest bytes that were still buffered, once somebody has said so.
+    /// The smallest number of buffered bytes reported yet, if any was reported.
     left: Option<u64>,
 }
 

@@ -17,7 +17,7 @@ use crate::{
 /// Whether the operator wants it by force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// Only if nothing is lost and nobody is cut off.
+    /// Only if nothing is lost and no user is cut off.
     No,
     /// By force, as far as that gives nothing up.
     Asked,
@@ -39,18 +39,18 @@ impl Force {
 /// What is at stake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stake {
-    /// Acknowledged bytes that are on no storage node; none: nobody can tell.
+    /// Acknowledged bytes that are on no storage node; none: unknown.
     pub bytes: Option<u64>,
     /// The oldest of them may be so old.
     pub age: Option<Duration>,
     /// Why they could not be sent.
     pub why: Option<String>,
-    /// Who would be cut off.
+    /// The users that would be cut off.
     pub users: Option<String>,
 }
 
 impl Stake {
-    /// What is in the write buffer nobody can tell, for this reason.
+    /// Why it is unknown what is in the write buffer.
     pub fn unknown(why: &str) -> Self {
         Self { bytes: None, age: None, why: Some(why.to_owned()), users: None }
     }
@@ -96,7 +96,7 @@ impl Stake {
     /// Logs that it was given up. The bytes of it.
     pub fn lost(&self, volume: &Volume) -> Option<u64> {
         if let Some(users) = &self.users {
-            warn!(volume = %volume.name, "whoever used the volume was cut off by a forced detach: {users}");
+            warn!(volume = %volume.name, "the users of the volume were cut off by a forced detach: {users}");
         }
         if self.bytes != Some(0) {
             let bytes = self.bytes.map_or_else(|| "unknown".to_owned(), |bytes| bytes.to_string());

@@ -25,7 +25,7 @@ use crate::{
     volume::{Volume, lock},
 };
 
-/// Between two looks.
+/// Interval between two checks.
 const INTERVAL: Duration = Duration::from_millis(400);
 /// What is over within this time is not logged: a standby that is being replaced, an answer that came late.
 const PASSING: Duration = Duration::from_millis(600);
@@ -35,13 +35,13 @@ const SPACE_MIN: u64 = 1 << 20;
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What it is about; the same as long as it is the same trouble.
+    /// What it is about. The same for as long as the same problem lasts.
     pub about: String,
     /// How bad it is.
     pub health: Health,
     /// A sentence: what is wrong, and what to do.
     pub text: String,
-    /// It was seen for long enough by whoever says so.
+    /// The component that reports it has seen it for long enough.
     certain: bool,
 }
 
@@ -134,7 +134,7 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
     }
 }
 
-/// Nobody serves.
+/// No core serves.
 fn of_gate(volume: &Volume, status: &InterfaceStatus) -> Option<Problem> {
     let why = volume.trouble().unwrap_or_else(|| "no core serves".to_owned());
     let waiting = waiting(status);

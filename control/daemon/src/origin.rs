@@ -98,7 +98,7 @@ impl Read for Source {
     }
 }
 
-/// Why somebody else than root and this user could have written a file in this directory.
+/// Why a user other than root and this one could have written a file in this directory.
 fn distrust(file: &Metadata, directory: &Metadata, user: u32) -> Option<String> {
     if file.uid() != 0 && file.uid() != user {
         return Some(format!("it belongs to user {}, neither root nor user {user}, who would run it", file.uid()));

@@ -86,7 +86,7 @@ fn write(file: &mut File, record: &OwnerRecord) -> std::io::Result<()> {
     file.write_all(&text)
 }
 
-/// Who has the lock. The record counts when it names a process that has it now, or when nobody can be seen who has.
+/// The holder of the lock. The record counts when it names a process that has the lock now, or when no holder is visible.
 fn holder(file: &mut File, holders: &Holders) -> String {
     let mut text = String::new();
     let read = file.take(RECORD_BYTES_MAX).read_to_string(&mut text);

@@ -23,7 +23,7 @@ pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
 /// Unmounting waits for the kernel to write back.
 pub const DETACH_DEADLINE: Duration = Duration::from_secs(30);
-/// A forced unmount waits for nobody, but fusermount3 may take 10 s.
+/// A forced unmount waits for no user, but fusermount3 may take 10 s.
 const FORCED_DETACH_DEADLINE: Duration = Duration::from_secs(15);
 /// A core says how its stores are within this time, or it is not said.
 const CORE_STATUS_DEADLINE: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ const MOUNTINFO: &str = "read /proc/self/mountinfo";
 /// Why the front ends were not given up.
 #[derive(Debug)]
 pub enum NotDetached {
-    /// Somebody has the file open or is connected.
+    /// A process has the file open, or a client is connected.
     InUse(String),
     /// Anything else.
     Other(Error),
@@ -216,7 +216,7 @@ impl Core<'_> {
     }
 }
 
-/// A flush at a core. All of it on one connection: a core answers only so many at a time, and a storage node that hangs
+/// A flush at a core. All of it uses one connection: a core answers a limited number at a time, and a storage node that hangs
 /// would hold up each.
 #[derive(Debug)]
 pub struct Flush {
@@ -229,7 +229,7 @@ pub struct Flush {
 pub enum Flushed {
     /// Everything is durable.
     All,
-    /// So many bytes are still buffered.
+    /// This number of bytes is still buffered.
     Left(u64),
 }
 

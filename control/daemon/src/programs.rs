@@ -132,7 +132,7 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
     if !ended {
         kill_group(child.id());
-        // It may hang in the kernel for longer: whoever waits for it then is not us.
+        // It may hang in the kernel for longer, so a separate thread waits for it.
         thread::spawn(move || child.wait());
         return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }

@@ -34,7 +34,7 @@ impl Progress {
         Self::with(Some(stream))
     }
 
-    /// Speaks to nobody.
+    /// Reports to no client.
     pub fn silent() -> Self {
         Self::with(None)
     }

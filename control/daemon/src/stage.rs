@@ -152,7 +152,7 @@ pub fn core(volume: &Volume, interface: &Identity) -> Result<Build> {
 /// ABI of the segment of an attached volume: as its interface says, or, where that does not tell, the one that its program makes.
 ///
 /// # Errors
-/// Nobody can tell.
+/// Unknown.
 pub fn segment_abi(volume: &Volume, status: &InterfaceStatus) -> Result<u32> {
     let recorded = || volume.record().interface.map(|build| build.identity.abi.max);
     status.segment_abi.or_else(recorded).ok_or_else(|| {

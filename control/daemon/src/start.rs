@@ -26,10 +26,10 @@ pub const ARMED_WITHIN: Duration = Duration::from_secs(10);
 pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// An interface answers within this time.
 const INTERFACE_WITHIN: Duration = Duration::from_secs(5);
-/// Waits look this often.
+/// Interval at which waits poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What becomes of a core that was asked to leave and refused while nobody serves.
+/// What happens to a core that was asked to leave, and refused, while no core serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unserved {
     /// It stays: it may be about to serve.

@@ -21,7 +21,7 @@ use crate::{
     volume::{KnownNode, Running, Volume, lock},
 };
 
-/// So many threads ask at once.
+/// Most threads that poll at once.
 const ASKERS_MAX: usize = 32;
 
 /// Everything about a volume. Never waits for an operation, and for no process longer than a second.

@@ -46,7 +46,7 @@ const VERSION_WITHIN: Duration = Duration::from_secs(5);
 pub struct Wish<'a> {
     /// The new program.
     pub core: &'a Path,
-    /// What becomes of buffered data.
+    /// What happens to buffered data.
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
@@ -375,7 +375,7 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
     } else {
         let committed = left.to.as_ref() == Some(&current);
         let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
-        let reason = (!committed).then(|| "the volume was detached or the machine restarted meanwhile".to_owned());
+        let reason = (!committed).then(|| "the volume was detached, or the machine restarted, before the upgrade ended".to_owned());
         report.outcome = Some(outcome);
         report.reason.clone_from(&reason);
         let end = journal::Event::End { outcome, reason };

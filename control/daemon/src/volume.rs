@@ -41,7 +41,7 @@ pub struct Volume {
     operation: Mutex<Option<Running>>,
     /// Signalled when an operation ends.
     ended: Condvar,
-    /// Held by the supervisor for each of its passes, and by whoever must not meet it.
+    /// Held by the supervisor for each of its passes, and by every operation that must not run beside a pass.
     pub hands: Mutex<()>,
     kicked: Mutex<bool>,
     kick: Condvar,
@@ -69,7 +69,7 @@ pub struct Volume {
     pub deleted: AtomicBool,
 }
 
-/// Processes that are kept, as long as so many have not ended.
+/// Once the list has this many processes, ended ones are dropped from it.
 const CHILDREN_KEPT: usize = 32;
 
 /// What a core has found out about a storage node.
@@ -198,7 +198,7 @@ impl Volume {
         lock(&self.record_trouble).clone()
     }
 
-    /// Looks whether it can be written again.
+    /// Checks whether the record can be written again.
     pub fn retry_record(&self) {
         if self.record_trouble().is_some() {
             let _ = self.rewrite_record();
@@ -276,7 +276,7 @@ impl Volume {
         if self.deleted.load(Ordering::Relaxed) {
             return Err(Error::NotFound(self.name.to_string()));
         }
-        // Here, where nobody sees the operation yet: a wish that comes for it later is not lost.
+        // Here, before any other thread sees the operation: a wish that comes for it later is not lost.
         self.rollback_wanted.store(false, Ordering::Relaxed);
         *operation = Some(Running { name, since: Instant::now() });
         Ok(Operation { volume: Arc::clone(self) })
@@ -296,7 +296,7 @@ impl Volume {
         }
     }
 
-    /// Has the supervisor look at once.
+    /// Has the supervisor make its next pass at once.
     pub fn kick(&self) {
         *lock(&self.kicked) = true;
         self.kick.notify_all();
@@ -344,7 +344,7 @@ impl Volume {
         *lock(&self.unflushed_since)
     }
 
-    /// There are so many bytes in the write buffer now.
+    /// Notes the number of bytes that are in the write buffer now.
     pub fn saw_buffered(&self, bytes: u64) {
         let mut since = lock(&self.unflushed_since);
         *since = (bytes > 0).then(|| since.unwrap_or_else(SystemTime::now));
@@ -400,7 +400,7 @@ pub(crate) mod tests {
         Arc::new(Volume::load(&directories, name, programs).unwrap())
     }
 
-    /// Whoever copies a state directory gets no right to end what the original serves.
+    /// A copy of a state directory gives no right to end what the original serves.
     #[test]
     fn an_attachment_in_a_copied_state_directory_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();

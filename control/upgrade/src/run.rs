@@ -34,7 +34,7 @@ pub struct Plan {
     pub from: Build,
     /// Its process id.
     pub from_pid: u32,
-    /// What becomes of buffered data.
+    /// What happens to buffered data.
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
@@ -191,7 +191,7 @@ impl<'a, A: Act> Run<'a, A> {
             let read = act.read_stores(pid, limit.saturating_sub(took).min(READ_LIMIT));
             read.or_else(|fault| match act.ailing() {
                 Some(why) => {
-                    unread = Some(format!("{fault}; it goes on all the same, for {why}"));
+                    unread = Some(format!("{fault}; the upgrade goes on in spite of this, because {why}"));
                     Ok(0)
                 }
                 None => Err(fault),
@@ -296,7 +296,7 @@ impl<'a, A: Act> Run<'a, A> {
                 Some(serving) if serving == new.pid => break,
                 Some(_) => {
                     return Err(Fault(
-                        "the control module ended meanwhile, and another core was found serving".to_owned(),
+                        "the control module ended during the upgrade, and another core was found serving".to_owned(),
                     ));
                 }
                 None => watch.see(look).map_err(Fault)?,

@@ -26,7 +26,7 @@ pub enum State {
     Staged,
     /// It is a core that fits.
     Verified,
-    /// It runs, is armed and has read its stores, as far as anybody can.
+    /// It runs, is armed and has read its stores, as far as they can be read.
     Armed,
     /// Nothing is buffered, and nothing will be until the gate has changed hands.
     Flushed,

@@ -209,7 +209,7 @@ fn a_forced_detach_asks_where_something_is_given_up() {
                 assert!(flushed || told.to_string().contains("disk full"), "{told}");
                 assert!(forced.is_empty(), "nothing was closed");
             }
-            None => assert_eq!(forced, [false], "who came meanwhile is not cut off"),
+            None => assert_eq!(forced, [false], "a user that came after the check is not cut off"),
         }
         assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
         assert!(!fake.status().buffer.unwrap().synchronous);

@@ -72,7 +72,7 @@ fn a_resize_that_fails_or_is_killed_is_undone() {
     }
 }
 
-/// What is refused before anything is done, because somebody serves a node, say, is not on record as an interrupted resize.
+/// A resize that is refused before anything is done, such as when a node is being served, is not on record as interrupted.
 #[test]
 fn a_resize_that_is_refused_leaves_nothing_to_be_undone() {
     let dir = tempfile::tempdir().unwrap();
