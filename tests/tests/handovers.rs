@@ -1,4 +1,4 @@
-//! The hand-over policies, and what becomes of buffered data that is damaged or cannot be sent.
+//! The hand-over policies, and what happens to buffered data that is damaged or cannot be sent.
 
 use std::{
     fs::File,

@@ -276,7 +276,7 @@ fn another_user_is_turned_away_at_every_socket() {
     volume.detach();
 }
 
-/// The interface's own limits hold against the one who may command it, too: a core cannot be handed the gate by mistake.
+/// The interface's own limits also bind the control module that commands it: a core cannot be handed the gate by mistake.
 #[test]
 fn commands_to_the_interface_that_cannot_be_carried_out_are_refused() {
     let host = Host::new();

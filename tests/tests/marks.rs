@@ -93,7 +93,7 @@ fn d14_a_core_without_marks_is_noticed_by_its_pidfd() {
     volume.detach();
 }
 
-/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, also one that stands in for another,
+/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, also a stand-in,
 /// helps the sender or flushes a node.
 #[test]
 fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
@@ -132,7 +132,7 @@ fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
         });
         drop(end);
     });
-    // The others touch none: they answer the control module, and tell of nodes that do not answer.
+    // The others touch none: they answer the control module, and report nodes that do not answer.
     until_true("only those have no word", || {
         let [_, none] = threads(&segment, pid);
         none.iter().all(|name| ["control", "nodes"].contains(&name.as_str()))

@@ -1,4 +1,4 @@
-//! One owner of a volume: who serves, grows or deletes it keeps everybody else off, and the refusal says who that is.
+//! One owner of a volume: the process that serves, grows or deletes it keeps all others off, and the refusal names it.
 
 use std::{fs, os::unix::fs::FileExt, process::Command};
 
@@ -38,7 +38,7 @@ fn a_state_directory_has_one_control_module_and_the_second_is_told_which() {
 }
 
 /// A control module with a copy of the state directory, or another one that knows the volume, can neither serve nor grow nor delete
-/// what is served, and is told who serves it; through the death of the interface and of a core, and through an upgrade.
+/// what is served, and the refusal names the server. This holds through the death of the interface and of a core, and through an upgrade.
 #[test]
 fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served() {
     let mut host = Host::new();
@@ -96,7 +96,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
     volume.detach();
 }
 
-/// A copy that was made while the volume was attached tells of processes and mounts that are not its own.
+/// A copy that was made while the volume was attached lists processes and mounts that are not its own.
 #[test]
 fn a_state_directory_copied_while_attached_ends_nothing_of_the_original() {
     let host = Host::new();

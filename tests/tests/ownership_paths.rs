@@ -196,7 +196,7 @@ fn what_was_mounted_over_the_file_is_not_unmounted() {
     volume.detach();
 }
 
-/// Two volumes at one place at the same time, of one control module and of two: one has it, the other hears why it has not.
+/// Two volumes at one place at the same time, of one control module and of two: one gets it, the other gets the reason why not.
 #[test]
 fn two_attaches_at_one_place_at_the_same_time_give_one_volume() {
     let host = Host::new();

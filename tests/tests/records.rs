@@ -1,4 +1,4 @@
-//! What is deleted, what is kept, and what becomes of damaged records.
+//! What is deleted, what is kept, and what happens to damaged records.
 
 use std::{
     fs,

@@ -126,7 +126,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// The interface did not answer a hand-over: the segment says who serves.
+    /// The interface did not answer a hand-over: the segment says which core serves.
     fn settle(&self, to: u32, why: &Error) -> Result<HandoverReport> {
         let status = self.wait_for(|status| status.serving.is_some())?;
         let failure = (status.serving != Some(to))
@@ -154,7 +154,7 @@ impl<'a> Actor<'a> {
             Ok(HandoverReport { failure: Some(failure), .. }) => {
                 warn!(volume = %self.volume.name, "the new core does not let go: {}", failure.reason);
             }
-            Err(e) => warn!(volume = %self.volume.name, "the way back was not answered: {e}"),
+            Err(e) => warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}"),
         }
         // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
@@ -203,7 +203,7 @@ fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> Handover
     }
 }
 
-/// The write buffer, and who has it: the core that serves, else one of the program `current`.
+/// The write buffer, and the core that has it: the one that serves, else one of the program `current`.
 pub fn buffer(status: &InterfaceStatus, current: &Identity) -> Option<Buffer> {
     let serving = status.cores.iter().find(|core| Some(core.pid) == status.serving);
     let holder = serving.map_or(current, |core| &core.identity).clone();

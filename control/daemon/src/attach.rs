@@ -119,7 +119,7 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
-/// Processes that run for the volume although no attachment tells of them, its record being lost, may serve it: nothing is done to
+/// Processes that run for the volume without a record of an attachment (it was lost) may serve it: nothing is done to
 /// them, and nothing beside them.
 fn refuse_strays(volume: &Volume) -> Result<()> {
     let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
@@ -129,7 +129,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
     let named: Vec<String> =
         strays.iter().map(|(process, program)| format!("process {} ({})", process.pid, program.display())).collect();
     Err(Error::State(format!(
-        "processes of volume {} run that its record does not tell of, and may serve it: {}; see who uses them, end them, and \
+        "processes of volume {} run that are not in its record, and may serve it: {}; find out what uses them, end them, and \
          attach again",
         volume.name,
         named.join(", ")

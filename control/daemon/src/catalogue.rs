@@ -63,7 +63,7 @@ pub struct Catalogue {
     damaged: Mutex<BTreeMap<VolumeName, Damaged>>,
     /// Those that are being made.
     drafts: Mutex<BTreeMap<VolumeName, VolumeSpec>>,
-    /// Held while places are looked at and entered, so that two wishes at once do not get one place.
+    /// Held while places are checked and entered, so that two requests at once do not get the same place.
     claims: Mutex<()>,
 }
 
@@ -270,7 +270,7 @@ impl Catalogue {
         let running = of_volume(&paths.spec(), &paths.cores());
         if !running.is_empty() && !yes {
             return Err(Error::GivesUp(format!(
-                "the record of volume {name} is damaged, and {} processes of it run: to end them cuts off who uses the volume, and gives \
+                "the record of volume {name} is damaged, and {} processes of it run: ending them cuts off the volume's users, and gives \
                  up what is buffered; say --yes to do it",
                 running.len()
             )));
@@ -287,7 +287,7 @@ impl Catalogue {
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         lock(&self.volumes).insert(name.clone(), Arc::clone(&volume));
         lock(&self.damaged).remove(name);
-        warn!(volume = %name, "its damaged record lies in {} now, and a new one is begun", aside.display());
+        warn!(volume = %name, "its damaged record was moved to {}, and a new one is begun", aside.display());
         Ok(Some(volume))
     }
 

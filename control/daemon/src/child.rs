@@ -79,7 +79,7 @@ impl Child {
         let line = self.tail().map(|text| last_line(&text)).unwrap_or_default();
         match (line.is_empty(), self.ended()) {
             (false, _) => line,
-            (true, Some(status)) => format!("it ended with {status} and said nothing"),
+            (true, Some(status)) => format!("it ended with {status} without a message"),
             (true, None) => "it has said nothing".to_owned(),
         }
     }
@@ -117,6 +117,6 @@ mod tests {
         let child = Child::start(Command::new("false"), &log, || {}).unwrap();
         assert!(child.id.end(Duration::from_secs(5)));
         assert_eq!(child.ended_by_now().unwrap().code(), Some(1));
-        assert_eq!(child.last_words(), "it ended with exit status: 1 and said nothing");
+        assert_eq!(child.last_words(), "it ended with exit status: 1 without a message");
     }
 }

@@ -231,7 +231,7 @@ fn in_use(volume: &Volume, attachment: &Attachment, reason: &str, users: &[User]
     let reason = Some(reason).filter(|reason| !reason.is_empty()).map(str::to_owned);
     let reasons = reason.into_iter().chain(named).collect::<Vec<_>>().join("; ");
     Error::State(format!(
-        "volume {0} is in use ({reasons}): {advice}, or cut off who uses it with `everdisk detach {0} --force`",
+        "volume {0} is in use ({reasons}): {advice}, or cut off its users with `everdisk detach {0} --force`",
         volume.name
     ))
 }

@@ -1,4 +1,4 @@
-//! Errors of the control module, and what the operator hears of them.
+//! Errors of the control module, and what the operator is told of them.
 
 use std::io;
 

@@ -18,7 +18,7 @@ use crate::{
 /// The first ask gives the core this long, each one after it twice as long as the one before: what is acknowledged while
 /// it works must not keep it from ending.
 const FIRST_ASK: Duration = Duration::from_millis(250);
-/// While an answer is awaited, what is left is looked at this often.
+/// Interval at which the remaining data is polled while an answer is awaited.
 const SLICE: Duration = Duration::from_millis(250);
 /// An answer that comes at the end of its limit is on its way for this long.
 const GRACE: Duration = Duration::from_millis(250);
@@ -35,7 +35,7 @@ pub enum Patience {
 }
 
 impl Patience {
-    /// Of an operator who wants it done: however much is buffered, and however slow the storage nodes are.
+    /// For an operator's command: it ends only when done, however much is buffered and however slow the storage nodes are.
     pub const OPERATOR: Self = Self::Still(FLUSH_LIMIT_DEFAULT);
 
     const fn limit(self) -> Duration {

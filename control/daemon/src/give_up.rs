@@ -77,7 +77,7 @@ impl Stake {
             return Ok(());
         }
         let data = (self.bytes != Some(0)).then(|| format!("gives up {}", self.data()));
-        let users = self.users.as_ref().map(|users| format!("cuts off who uses it ({users})"));
+        let users = self.users.as_ref().map(|users| format!("cuts off its users ({users})"));
         let given_up = data.into_iter().chain(users).collect::<Vec<_>>().join(", and ");
         Err(Error::GivesUp(format!("to detach volume {} by force {given_up}: say --yes to do it", volume.name)))
     }
@@ -165,7 +165,7 @@ mod tests {
         let stake = Stake::now(&volume, Some("disk full".to_owned()), Some("process 7 (dd) has it open".to_owned()));
         let asked = stake.permit(&volume, Force::Asked).unwrap_err();
         let words = "to detach volume v by force gives up 2.5 MiB that were acknowledged, are on no storage node yet and at most 1 s old \
-                     (disk full), and cuts off who uses it (process 7 (dd) has it open): say --yes to do it";
+                     (disk full), and cuts off its users (process 7 (dd) has it open): say --yes to do it";
         assert_eq!(asked.to_string(), words);
         assert!(everdisk_api::answer::Refusal::from(asked).needs_yes());
         stake.permit(&volume, Force::Agreed).unwrap();

@@ -262,7 +262,7 @@ impl Told {
             let goes_on = problems.iter().any(|problem| problem.about == *about);
             if !goes_on && trouble.is_told {
                 let lasted_ms = u64::try_from((now - trouble.since).as_millis()).unwrap_or(u64::MAX);
-                info!(event = event::PROBLEM_ENDED, volume = %name, about, lasted_ms, "what was wrong is over");
+                info!(event = event::PROBLEM_ENDED, volume = %name, about, lasted_ms, "the problem is over");
             }
             goes_on
         });

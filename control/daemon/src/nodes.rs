@@ -134,7 +134,7 @@ fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
             .map(|(process, program)| format!("process {} ({})", process.pid, program.display()))
             .collect();
         return Err(Error::State(format!(
-            "the volume is in use by {}, of which its record does not tell: see who uses them, end them, and try again",
+            "the volume is in use by {}, which its record does not list: find out what uses them, end them, and try again",
             named.join(", ")
         )));
     }

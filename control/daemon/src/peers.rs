@@ -50,7 +50,7 @@ impl Interface<'_> {
         match link.ask(ToInterface::Request(request), limit).map_err(failed)? {
             FromInterface::Answer(answer) => Ok(answer),
             FromInterface::Refused { reason } => Err(Error::Failed(format!("the interface refused: {reason}"))),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -59,7 +59,7 @@ impl Interface<'_> {
         match self.ask(request, limit)? {
             Answer::Done => Ok(()),
             Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -71,7 +71,7 @@ impl Interface<'_> {
         match self.ask(Request::Status, STATUS_DEADLINE)? {
             Answer::Status(status) => Ok(*status),
             Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -86,7 +86,7 @@ impl Interface<'_> {
     /// Suspends, switches, probes and resumes. A refusal is a hand-over that did not switch.
     ///
     /// # Errors
-    /// It did not answer: who serves is not known.
+    /// It did not answer: it is not known which core serves.
     pub fn hand_over(self, to: u32, budget: Duration) -> Result<HandoverReport> {
         let before = self.status()?;
         let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
@@ -100,7 +100,7 @@ impl Interface<'_> {
                 carried_bytes: 0,
                 adopted_us: None,
             }),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -155,7 +155,7 @@ impl Interface<'_> {
             Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
             Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),
             Ok(_) => Err(NotDetached::Other(Error::Failed(
-                "the interface answered something else than was asked".to_owned(),
+                "the interface sent an unexpected kind of answer".to_owned(),
             ))),
             Err(e) => Err(NotDetached::Other(e)),
         }
@@ -188,7 +188,7 @@ impl Core<'_> {
         match self.ask(CoreRequest::Follow, limit)? {
             CoreAnswer::Following { buffered_bytes } => Ok(buffered_bytes),
             CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -200,7 +200,7 @@ impl Core<'_> {
         match self.ask(CoreRequest::Verify { blocks }, limit)? {
             CoreAnswer::Verified { blocks } => Ok(blocks),
             CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -211,7 +211,7 @@ impl Core<'_> {
     pub fn nodes(self) -> Result<Vec<NodeStatus>> {
         match self.ask(CoreRequest::Status, CORE_STATUS_DEADLINE)? {
             CoreAnswer::Status { nodes } => Ok(nodes),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 }
@@ -258,7 +258,7 @@ impl Flush {
                 CoreAnswer::Flushed => Ok(Some(Flushed::All)),
                 CoreAnswer::Flushing { buffered_bytes } => Ok(Some(Flushed::Left(buffered_bytes))),
                 CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-                _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+                _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
             },
         }
     }

@@ -1,5 +1,5 @@
-//! Where a volume is to be attached: looked at, and cleared of symbolic links, before anything is started. Also what becomes
-//! of the sockets' names afterwards.
+//! The places where a volume is to be attached: checked, and resolved of symbolic links, before anything is started. Also what happens
+//! to the sockets' names afterwards.
 
 use std::{
     fs, io,

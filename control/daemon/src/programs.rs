@@ -159,7 +159,7 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
         return Ok(ended.stdout);
     }
     let complaint = match ended.complaint.as_str() {
-        "" => format!("{} ended with {} and said nothing", name.display(), ended.status),
+        "" => format!("{} ended with {} without a message", name.display(), ended.status),
         complaint => complaint.to_owned(),
     };
     Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })

@@ -12,7 +12,7 @@ use everdisk_api::answer;
 
 use crate::volume::lock;
 
-/// A client hears something this often.
+/// Interval at which a client gets a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The line to a client; a client that has gone is no reason to stop.

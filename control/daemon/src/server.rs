@@ -138,7 +138,7 @@ fn admit(stream: &UnixStream) -> Result<Who, Refusal> {
             Kind::BadRequest,
             format!("user {} may not command this everdiskd, which runs as user {own}", peer.uid),
         )),
-        Err(e) => Err(Refusal::new(Kind::BadRequest, format!("who you are cannot be told: {e}"))),
+        Err(e) => Err(Refusal::new(Kind::BadRequest, format!("the client's user is not known: {e}"))),
     }
 }
 

@@ -152,7 +152,7 @@ pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool 
         Err(_) => return false,
     };
     if !known.process.end(grace) {
-        warn!(volume = %volume.name, pid, "the core does not go although it was killed");
+        warn!(volume = %volume.name, pid, "the core was killed but has not ended");
         return false;
     }
     info!(event = event::CORE_DISMISSED, volume = %volume.name, pid, "a core that is not needed any more has left");

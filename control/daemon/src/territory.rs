@@ -1,4 +1,4 @@
-//! What volumes have of the file system, and what is in whose way: a storage node lies in no other node, and neither in nor over a file
+//! The parts of the file system that volumes use, and their conflicts: a storage node lies in no other node, and neither in nor over a file
 //! that a volume is attached at; no file or socket lies in a node.
 //!
 //! Every volume counts that this control module knows, attached or not, and those that are being made. A place is told by its file

@@ -77,12 +77,12 @@ fn failed(report: LastUpgrade) -> Error {
         Some(Outcome::Aborted) => {
             format!("the upgrade of {} was aborted, {} has served all the time: {reason}", report.volume, report.from)
         }
-        Some(Outcome::Committed) | None => format!("{version} serves volume {}, and yet: {reason}", report.volume),
+        Some(Outcome::Committed) | None => format!("{version} serves volume {}, but the upgrade is not complete: {reason}", report.volume),
     };
     Error::Upgrade { message, report: Box::new(report) }
 }
 
-/// The checks before the first step: who serves, and that nothing forbids an upgrade now.
+/// The checks before the first step: which core serves, and that nothing forbids an upgrade now.
 fn ready(volume: &Volume) -> Result<(Build, u32)> {
     volume.attached()?;
     let current = volume.current()?;
@@ -346,7 +346,7 @@ pub fn resume_unfinished(volume: &Arc<Volume>) {
     let Ok(operation) = volume.begin(OperationName::Upgrade) else { return };
     let volume = Arc::clone(volume);
     let spawned = std::thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
-        info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is taken up");
+        info!(volume = %volume.name, upgrade = left.upgrade, "an interrupted upgrade is resumed");
         let ended = finish(&volume, &left);
         if let Err(e) = ended {
             warn!(volume = %volume.name, "{e}");

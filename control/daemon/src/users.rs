@@ -1,5 +1,5 @@
 //! Finds the users of a mounted file, anywhere on this machine: processes that have it open or mapped, other mounts of it (also in other mount
-//! namespaces), loop devices. All of it is read from procfs and sysfs; a process of another user can be looked into by root alone.
+//! namespaces), loop devices. All of it is read from procfs and sysfs; only root can inspect a process of another user.
 //!
 //! What holds a file and shows nowhere (a descriptor on its way through a socket, a file registered with io_uring) is left to the
 //! interface, which asks the kernel after the unmount whether anything still holds the file.
@@ -88,7 +88,7 @@ pub fn of_mount(connection: u32, path: &Path) -> Result<Users> {
     let (sender, found) = mpsc::channel();
     let path = path.to_owned();
     thread::spawn(move || sender.send(look(connection, &path)));
-    found.recv_timeout(WITHIN).map_err(|_| Error::Failed(format!("who uses it was not found out within {WITHIN:?}")))
+    found.recv_timeout(WITHIN).map_err(|_| Error::Failed(format!("its users were not found out within {WITHIN:?}")))
 }
 
 /// A line of mountinfo.

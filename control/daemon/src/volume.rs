@@ -1,4 +1,4 @@
-//! One volume as the control module has it: its description, its record, and who may act on it now.
+//! One volume as the control module has it: its description, its record, and the operation that may act on it now.
 
 use std::{
     collections::HashMap,
@@ -123,7 +123,7 @@ impl Volume {
         let mut record = VolumeRecord::load(&paths.record())?;
         let home = paths.home();
         if record.attachment.as_ref().is_some_and(|attachment| attachment.home.is_some() && attachment.home != home) {
-            warn!(volume = %name, "the state directory is a copy: the attachment that it tells of is another's");
+            warn!(volume = %name, "the state directory is a copy: the attachment in it belongs to the original");
             record.attachment = None;
         }
         Ok(Self {

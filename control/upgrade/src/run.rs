@@ -284,7 +284,7 @@ impl<'a, A: Act> Run<'a, A> {
         Ok(Watch::new(new.pid, before))
     }
 
-    /// After a crash of the control module: asks who serves.
+    /// After a crash of the control module: asks which core serves.
     fn find(&mut self, new: &New) -> Result<Watch, Fault> {
         self.new = Some(new.clone());
         self.report.to = Some(new.build.identity.version.clone());

@@ -8,7 +8,7 @@
 //! | `discard` | discards |
 //! | `all` | all of these |
 //!
-//! | effect | what becomes of the operation |
+//! | effect | what happens to the operation |
 //! |---|---|
 //! | `delay_us=N` | it is done N µs later |
 //! | `fail=EIO` | it is not done and fails so; `ENOSPC`, `EOPNOTSUPP` and plain numbers are known as well |

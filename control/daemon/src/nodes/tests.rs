@@ -149,7 +149,7 @@ fn a_delete_touches_nothing_before_every_node_was_found() {
     let left = delete(&volume, true, &Progress::silent()).unwrap();
     assert!(left.len() == 1 && left[0].contains("dir:/srv/2"), "{left:?}");
     assert_eq!(log(dir.path()), ["--destroy"]);
-    // By force nothing was found before: repeated, every node is looked for again.
+    // The forced delete did not need every node. The repeated one checks for every node again.
     assert!(!volume.record().nodes.deleting);
     assert!(delete(&volume, false, &Progress::silent()).is_err());
     assert_eq!(log(dir.path()), ["--check delete"]);
