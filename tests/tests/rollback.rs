@@ -26,7 +26,7 @@ fn a_rollback_after_the_commit_brings_the_old_version_back() {
         load.goes_on(100);
         // What is mistyped or refused changes nothing: not what was last, and not what a rollback goes back to.
         volume.try_upgrade("/no/such/core".as_ref(), &[]).refused(1, &["/no/such/core"]);
-        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is no everdisk-core"]);
+        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is not an everdisk-core"]);
         let last = volume.status().0["last_upgrade"]["upgrade"].clone();
         assert_eq!(last, upgraded.0["upgrade"]);
         let report = Report(host.json(&["rollback", "v"]));
@@ -91,7 +91,7 @@ fn a_plan_changes_nothing() {
     let plan = host.json(&["upgrade", "v", "--core", next.to_str().unwrap(), "--plan", "--soak", "3s"]);
     assert_eq!((plan["from"].as_str(), plan["to"].as_str()), (Some(VERSION), Some(VERSION_NEXT)), "{plan}");
     assert!(plan["steps"].as_array().is_some_and(|steps| steps.len() >= 8), "{plan}");
-    volume.try_upgrade("/bin/true".as_ref(), &["--plan"]).refused(1, &["is no everdisk-core"]);
+    volume.try_upgrade("/bin/true".as_ref(), &["--plan"]).refused(1, &["is not an everdisk-core"]);
     let after = volume.status();
     assert_eq!((after.core(), after.standby()), (before.core(), before.standby()));
     assert_eq!(after.generation(), before.generation());

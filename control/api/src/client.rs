@@ -43,7 +43,9 @@ pub enum ClientError {
     )]
     Lost(String),
     /// The answer is none.
-    #[error("everdiskd sent an unexpected answer ({0}): check with `everdisk version` that it has the version of this command")]
+    #[error(
+        "everdiskd sent an unexpected answer ({0}): check with `everdisk version` that it has the version of this command"
+    )]
     Strange(serde_json::Error),
     /// It refused or failed.
     #[error(transparent)]

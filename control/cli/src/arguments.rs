@@ -263,7 +263,7 @@ fn nbd_address(text: &str) -> Result<NbdAddress, String> {
     let relative = text.strip_prefix("unix:").filter(|path| !path.is_empty() && !path.starts_with('/'));
     let Some(relative) = relative else { return text.parse().map_err(|e: BadNbdAddress| e.to_string()) };
     let path = path::absolute(relative).map_err(|e| format!("cannot find {relative}: {e}"))?;
-    let path = path.to_str().ok_or_else(|| format!("the path of {relative} is no UTF-8 text"))?;
+    let path = path.to_str().ok_or_else(|| format!("the path of {relative} is not valid UTF-8"))?;
     format!("unix:{path}").parse().map_err(|e: BadNbdAddress| e.to_string())
 }
 
@@ -290,12 +290,12 @@ fn handover(text: &str) -> Result<Handover, String> {
 
 fn mode(text: &str) -> Result<u32, String> {
     let bits = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|bits| *bits <= 0o777);
-    bits.ok_or_else(|| format!("{text:?} are no permission bits: write them in octal, such as 0640"))
+    bits.ok_or_else(|| format!("{text:?} is not a set of permission bits: write them in octal, such as 0640"))
 }
 
 fn owner(text: &str) -> Result<(u32, u32), String> {
     let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
-    pair.ok_or_else(|| format!("{text:?} is no owner: write user and group id as numbers, such as 1000:1000"))
+    pair.ok_or_else(|| format!("{text:?} is not an owner: write user and group id as numbers, such as 1000:1000"))
 }
 
 fn bypass(text: &str) -> Result<Bypass, String> {

@@ -212,7 +212,9 @@ fn descriptors() -> Finding {
     match most {
         Some(limit) if limit < DESCRIPTORS => Finding::warn(
             "descriptors",
-            format!("a process may have {limit}, but {DESCRIPTORS} are needed to hold all NBD connections and storage nodes"),
+            format!(
+                "a process may have {limit}, but {DESCRIPTORS} are needed to hold all NBD connections and storage nodes"
+            ),
             "raise RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE=) where everdiskd is started",
         ),
         _ => Finding::ok("descriptors", "a process may have enough"),

@@ -154,7 +154,9 @@ impl<'a> Actor<'a> {
             Ok(HandoverReport { failure: Some(failure), .. }) => {
                 warn!(volume = %self.volume.name, "the new core does not let go: {}", failure.reason);
             }
-            Err(e) => warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}"),
+            Err(e) => {
+                warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}")
+            }
         }
         // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));

@@ -86,11 +86,7 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         }
         Err(NotDetached::Other(e)) if force != Force::Agreed => {
             stay(volume)?;
-            return Err(if force == Force::No {
-                e
-            } else {
-                Error::GivesUp(format!("{e}: say --yes to do it"))
-            });
+            return Err(if force == Force::No { e } else { Error::GivesUp(format!("{e}: say --yes to do it")) });
         }
         Err(NotDetached::Other(_)) => {
             through.keep();

@@ -47,7 +47,10 @@ impl Source {
             Self { file: file.doing(|| format!("read the program {}", path.display()))?, name: path.to_owned() };
         let metadata = source.metadata()?;
         if !metadata.is_file() {
-            return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", path.display())));
+            return Err(Error::Failed(format!(
+                "{} is not a program: give the file of an everdisk-core",
+                path.display()
+            )));
         }
         if metadata.len() > PROGRAM_BYTES_MAX {
             return Err(Error::Failed(format!("{} is larger than any program of ours", path.display())));

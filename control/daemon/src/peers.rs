@@ -154,9 +154,9 @@ impl Interface<'_> {
             },
             Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
             Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),
-            Ok(_) => Err(NotDetached::Other(Error::Failed(
-                "the interface sent an unexpected kind of answer".to_owned(),
-            ))),
+            Ok(_) => {
+                Err(NotDetached::Other(Error::Failed("the interface sent an unexpected kind of answer".to_owned())))
+            }
             Err(e) => Err(NotDetached::Other(e)),
         }
     }

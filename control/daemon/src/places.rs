@@ -122,7 +122,7 @@ fn resolve_file(path: &Path, volume: &VolumeName, territory: &Territory) -> Resu
         (true, _) => Ok(target),
         (_, true) => Err(refused("it is a directory; give the path of a file")),
         _ if left_placeholder(&target).is_some() => Ok(target),
-        _ => Err(refused("it is no regular file")),
+        _ => Err(refused("it is not a regular file")),
     }
 }
 
@@ -216,7 +216,7 @@ fn resolve_socket(path: &Path, volume: &VolumeName, territory: &Territory) -> Re
     let target = in_real_directory(&place, path)?;
     match fs::symlink_metadata(&target) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(refused("something that is no socket is there; remove it or give another path"));
+            return Err(refused("something that is not a socket is there; remove it or give another path"));
         }
         Ok(_) if has_owner(&target) => {
             return Err(refused("a process has that socket already; end it or give another path"));
@@ -225,7 +225,7 @@ fn resolve_socket(path: &Path, volume: &VolumeName, territory: &Territory) -> Re
         _ => {}
     }
     territory.refuse_front_end(&place, &target, volume)?;
-    let text = target.to_str().ok_or_else(|| refused("the path is no UTF-8 text"))?;
+    let text = target.to_str().ok_or_else(|| refused("the path is not valid UTF-8"))?;
     format!("unix:{text}").parse().map_err(|e: everdisk_proto::nbd::BadNbdAddress| refused(&e.to_string()))
 }
 

@@ -196,7 +196,7 @@ pub fn last_line(text: &str) -> String {
 /// It is not, or does not answer.
 pub fn identify(component: Component, program: &Path, name: &Path, limit: Duration) -> Result<Identity> {
     let out = run_named(program, name, &["--version"], limit)?;
-    let no_such = |why: String| Error::Failed(format!("{} is no {}: {why}", name.display(), component.program()));
+    let no_such = |why: String| Error::Failed(format!("{} is not an {}: {why}", name.display(), component.program()));
     let identity = Identity::parse(&out).map_err(|e| no_such(e.to_string()))?;
     if identity.component != component {
         return Err(no_such(format!("it is {identity}")));
@@ -288,9 +288,9 @@ mod tests {
         let identity = identify(Component::Core, &core, &core, SOON).unwrap();
         assert_eq!(identity.version, "9.8.7");
         let as_interface = identify(Component::Interface, &core, &core, SOON).unwrap_err().to_string();
-        assert!(as_interface.contains("is no everdisk-interface: it is everdisk-core 9.8.7"), "{as_interface}");
+        assert!(as_interface.contains("is not an everdisk-interface: it is everdisk-core 9.8.7"), "{as_interface}");
         let foreign = identify(Component::Core, Path::new("/bin/true"), Path::new("called"), SOON).unwrap_err();
-        assert!(foreign.to_string().contains("called is no everdisk-core"), "{foreign}");
+        assert!(foreign.to_string().contains("called is not an everdisk-core"), "{foreign}");
         for served in [7, 8] {
             serves(&identity, served).unwrap();
         }

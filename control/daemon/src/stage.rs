@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(interface(&volume).unwrap(), second, "until the next attach");
         assert!(!first.program.exists() && second.program.exists());
         program(&installed, "everdisk-core 2.0 (abi 5..5, buffer 2..2)");
-        assert!(interface_beside(&volume).unwrap_err().to_string().contains("is no everdisk-interface"));
+        assert!(interface_beside(&volume).unwrap_err().to_string().contains("is not an everdisk-interface"));
         assert!(second.program.exists() && uncommitted.exists());
     }
 

@@ -77,7 +77,9 @@ fn failed(report: LastUpgrade) -> Error {
         Some(Outcome::Aborted) => {
             format!("the upgrade of {} was aborted, {} has served all the time: {reason}", report.volume, report.from)
         }
-        Some(Outcome::Committed) | None => format!("{version} serves volume {}, but the upgrade is not complete: {reason}", report.volume),
+        Some(Outcome::Committed) | None => {
+            format!("{version} serves volume {}, but not everything succeeded: {reason}", report.volume)
+        }
     };
     Error::Upgrade { message, report: Box::new(report) }
 }
@@ -375,7 +377,8 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
     } else {
         let committed = left.to.as_ref() == Some(&current);
         let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
-        let reason = (!committed).then(|| "the volume was detached, or the machine restarted, before the upgrade ended".to_owned());
+        let reason = (!committed)
+            .then(|| "the volume was detached, or the machine restarted, before the upgrade ended".to_owned());
         report.outcome = Some(outcome);
         report.reason.clone_from(&reason);
         let end = journal::Event::End { outcome, reason };

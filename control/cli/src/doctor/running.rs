@@ -47,7 +47,9 @@ fn daemon(socket: &Path) -> (Finding, bool) {
             let found = format!("version {version} runs, but this command has version {PRODUCT}");
             (Finding::warn("everdiskd", found, "restart everdiskd; I/O on the volumes goes on"), true)
         }
-        Err(e) => (Finding::warn("everdiskd", e.to_string(), "start everdiskd: until then no standby core is started"), false),
+        Err(e) => {
+            (Finding::warn("everdiskd", e.to_string(), "start everdiskd: until then no standby core is started"), false)
+        }
     }
 }
 
