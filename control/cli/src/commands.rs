@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The control module said no, or nothing.
+    /// The control module refused, or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// No default directories.
@@ -46,10 +46,10 @@ pub(crate) enum Failure {
     Io {
         /// What was tried.
         doing: String,
-        /// Its word.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Something is wrong with a volume, and it was said.
+    /// A volume has a problem, which was printed.
     #[error("a volume is {}", .0.name())]
     Unwell(Health),
     /// Anything else.
@@ -123,7 +123,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, Failure> {
 }
 
 impl Session {
-    /// Asks, and shows on stderr what takes long.
+    /// Sends the request, and shows on stderr the steps that take long.
     fn ask(&self, request: &Request) -> Result<Value, Failure> {
         let mut last = (String::new(), Instant::now());
         let watch = |progress: &Progress| {

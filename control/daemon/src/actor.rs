@@ -1,4 +1,4 @@
-//! The acts of an upgrade, with real processes. Which core is new and which is old is told by its program: until the
+//! The acts of an upgrade, with real processes. The program of a core tells whether it is new or old: until the
 //! commit the recorded current program is the old one.
 
 use std::{
@@ -44,11 +44,11 @@ const VERIFY_BLOCKS: u32 = 64;
 const FEW_BLOCKS: u32 = 8;
 /// If the old core cannot read [`FEW_BLOCKS`] within this time, the storage node is at fault, and the new core is not refused for it.
 const FEW_WITHIN: Duration = Duration::from_secs(2);
-/// A core that is to take the write buffer over has taken in what there is within this time, or does it in the pause.
+/// Time limit for a core to follow the write buffer before the hand-over. What it has not read by then it reads in the pause.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
 /// The interface comes back, or a core takes the gate after another's death, within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
-/// The way back may take longer than the way there: what counts is that there is one.
+/// Giving the gate back may take longer than the hand-over: what counts is that it succeeds.
 const WAY_BACK_BUDGET: Duration = Duration::from_secs(1);
 /// The standby of the new version is waited for at the commit, so that a crash right after it finds one.
 const STANDBY_WITHIN: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ pub struct Actor<'a> {
     /// Of what is staged.
     digest: Option<String>,
     to: Option<Build>,
-    /// The new program could not be recorded, and perhaps it was.
+    /// Recording the new program failed, and it is not known whether it is on record.
     record_unknown: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
     pub rollback: bool,

@@ -31,7 +31,7 @@ use crate::{
     volume::Volume,
 };
 
-/// Attaches a volume to a file, to places at which NBD clients are awaited, or to both.
+/// Attaches a volume to a file, to addresses for NBD clients, or to both.
 ///
 /// # Errors
 /// Why not; nothing is left of the attempt then.
@@ -136,7 +136,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
     )))
 }
 
-/// A question to the mounted file, which a core that hangs leaves open.
+/// Asks the mounted file for its size. A core that hangs leaves the request unanswered.
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
@@ -158,7 +158,7 @@ fn make_target(volume: &Volume, file: &FileAttach) -> Result<Option<OwnedFd>> {
     Ok(target.is_ours.then_some(pinned))
 }
 
-/// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not ask whether somebody
+/// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not check whether a process
 /// still uses them.
 ///
 /// # Errors

@@ -34,13 +34,13 @@ use crate::{
 const NEW: &str = ".new-";
 /// Name of a directory that was a volume.
 const OLD: &str = ".old-";
-/// Name of a directory that is a volume no longer, and whose storage nodes have everything.
+/// Name of a directory that is no longer a volume, and whose data stays on the storage nodes.
 const FORGOTTEN: &str = ".forgotten-";
 
 /// What is chosen once, when a volume is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Bytes; the only one that can be changed.
+    /// Bytes. The only field that can be changed.
     pub size: u64,
     /// Stripe unit in bytes.
     pub stripe: u64,
@@ -216,7 +216,7 @@ impl Catalogue {
         Ok((volume, made.warnings))
     }
 
-    /// Makes a detached volume larger. With what the operator should know of it.
+    /// Grows a detached volume. Returns warnings for the operator.
     ///
     /// # Errors
     /// Why not.
@@ -228,7 +228,7 @@ impl Catalogue {
         Ok((volume, warnings))
     }
 
-    /// Deletes a detached volume, its data first. `force`: although nodes are not there. What stays behind, in words.
+    /// Deletes a detached volume, its data first. `force`: even if nodes are missing. Returns what stays behind, in words.
     ///
     /// # Errors
     /// Why not; the volume stays then.
@@ -246,7 +246,7 @@ impl Catalogue {
         Ok(left)
     }
 
-    /// Moves the files of a volume to `grave`, and knows it no longer.
+    /// Moves the files of a volume to `grave`, and removes it from the list.
     fn bury(&self, volume: &Volume, grave: &Path) -> Result<()> {
         let state = &volume.paths.state;
         fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;

@@ -104,7 +104,7 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
     }
 }
 
-/// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that nobody uses, if
+/// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that no process uses, if
 /// there are such.
 fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), NotDetached> {
     let file = attachment.file.as_ref();
@@ -244,7 +244,7 @@ fn given_up(attachment: &Attachment) -> Result<bool> {
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.
 ///
 /// # Errors
-/// A process does not go, or the record cannot be written. Or the volume is detached, and yet its last flush failed.
+/// A process does not end, or the record cannot be written. Or the volume is detached, but its last flush failed.
 fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Result<LastFlush> {
     let last = attachment.cores.iter().find(|core| Some(core.process.pid) == serving);
     let flushed = last.map_or(Ok(LastFlush::Unknown), |core| last_flush(volume, core.process));

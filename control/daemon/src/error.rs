@@ -25,7 +25,7 @@ pub enum Error {
     /// The volume's state does not permit it.
     #[error("{0}")]
     State(String),
-    /// It would give something up, which the operator has not agreed to.
+    /// It would give up data or cut off users, and the operator has not agreed to that.
     #[error("{0}")]
     GivesUp(String),
     /// The request itself is wrong.

@@ -20,9 +20,9 @@ use crate::{
 const FIRST_ASK: Duration = Duration::from_millis(250);
 /// Interval at which the remaining data is polled while an answer is awaited.
 const SLICE: Duration = Duration::from_millis(250);
-/// An answer that comes at the end of its limit is on its way for this long.
+/// Time that an answer given at the end of its limit needs to arrive.
 const GRACE: Duration = Duration::from_millis(250);
-/// Between two asks, and while another core takes over.
+/// Interval between two requests, and between two polls while another core takes over.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a flush may take.
@@ -30,7 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub enum Patience {
     /// Altogether.
     Whole(Duration),
-    /// As long as it takes, but not so long without less being left.
+    /// No limit in total, but this limit on the time in which the remaining data does not shrink.
     Still(Duration),
 }
 
@@ -188,7 +188,7 @@ impl Sending<'_> {
 pub struct Synchronous<'a>(Option<&'a Volume>);
 
 impl<'a> Synchronous<'a> {
-    /// Has writes go through from now on. A volume without a write buffer knows nothing else.
+    /// Has writes go through from now on. In a volume without a write buffer they always do.
     ///
     /// # Errors
     /// The interface does not answer, or why not.

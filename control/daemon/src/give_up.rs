@@ -1,4 +1,4 @@
-//! What a detach by force gives up: said before, asked for, and logged as the loss that it is. And what is said when a process does not
+//! What a detach by force gives up: announced before, confirmed by the operator, and logged as a loss. Also the message when a process does not
 //! end although it was killed.
 
 use std::{fs, time::Duration};
@@ -93,7 +93,7 @@ impl Stake {
         }
     }
 
-    /// Logs that it was given up. The bytes of it.
+    /// Logs that it was given up. Returns the number of bytes.
     pub fn lost(&self, volume: &Volume) -> Option<u64> {
         if let Some(users) = &self.users {
             warn!(volume = %volume.name, "the users of the volume were cut off by a forced detach: {users}");

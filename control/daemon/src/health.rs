@@ -1,4 +1,4 @@
-//! What is wrong with a volume: a judgement of what was seen, and a log of how each trouble begins and ends.
+//! The problems of a volume: judges what was seen, and logs when each problem begins and ends.
 //!
 //! The watch runs on a thread of its own for each volume and asks every process with a deadline, so that nothing that hangs keeps it
 //! from being seen: what is wrong is in `status`, in `health` and in the log within two seconds.
@@ -27,9 +27,9 @@ use crate::{
 
 /// Interval between two checks.
 const INTERVAL: Duration = Duration::from_millis(400);
-/// What is over within this time is not logged: a standby that is being replaced, an answer that came late.
+/// A problem that ends within this time is not logged: a standby that is being replaced, an answer that came late.
 const PASSING: Duration = Duration::from_millis(600);
-/// With less space than this, a record cannot be counted on to be written.
+/// With less free space than this, writing a record may fail.
 const SPACE_MIN: u64 = 1 << 20;
 
 /// Something that is wrong.

@@ -172,7 +172,7 @@ pub fn check_serve(volume: &Volume) -> Result<()> {
     task(volume, &["--check", "serve"]).map(drop)
 }
 
-/// Makes a detached volume larger. What the operator should know of it.
+/// Grows a detached volume. Returns warnings for the operator.
 ///
 /// # Errors
 /// Why not; the volume has its old size then.

@@ -17,7 +17,7 @@ use crate::{
     places,
 };
 
-/// The interface says how it stands within this time.
+/// Time limit for the interface's answer to a status request.
 pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// fusermount3 may take 10 s.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
@@ -25,7 +25,7 @@ const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
 pub const DETACH_DEADLINE: Duration = Duration::from_secs(30);
 /// A forced unmount waits for no user, but fusermount3 may take 10 s.
 const FORCED_DETACH_DEADLINE: Duration = Duration::from_secs(15);
-/// A core says how its stores are within this time, or it is not said.
+/// Time limit for a core's answer about its stores. Without an answer their state is unknown.
 const CORE_STATUS_DEADLINE: Duration = Duration::from_millis(500);
 
 const MOUNTINFO: &str = "read /proc/self/mountinfo";

@@ -31,9 +31,9 @@ use crate::{
 
 /// Names the directory of the programs, when it is not that of this one.
 pub const LIBEXEC_VARIABLE: &str = "EVERDISK_LIBEXEC";
-/// What a program may say before it is no longer listened to.
+/// Most bytes of output that are read from a program.
 const OUTPUT_MAX: u64 = 4096;
-/// Another thread's fork can hold the descriptor by which a program was just written for this long.
+/// For this long another thread's fork can hold the descriptor through which a program was just written.
 const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where the programs are.

@@ -1,4 +1,4 @@
-//! Tells the client what is being done, and at least every second that something is.
+//! Tells the client the current step, and repeats it at least every second.
 
 use std::{
     io::Write,
@@ -51,7 +51,7 @@ impl Progress {
         shared.tell();
     }
 
-    /// Says the step in other words, from the next beat of the heart on.
+    /// Changes the text of the step, from the next heartbeat on.
     pub fn amend(&self, step: String) {
         lock(&self.shared).step = step;
     }

@@ -34,7 +34,7 @@ use crate::{
 
 /// A client has this long to send its line.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// A client that does not read its answer is given up after this time.
+/// The connection of a client that does not read its answer is closed after this time.
 const WRITE_WITHIN: Duration = Duration::from_secs(2);
 /// Clients at a time.
 const CLIENTS_MAX: usize = 64;
