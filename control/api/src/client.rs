@@ -14,10 +14,10 @@ use crate::{
     request::Request,
 };
 
-/// The control module sends a line at least every second; after this silence it is given up.
+/// The control module sends a line at least every second. After this silence the client gives up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Why a request was not answered, or not as wished.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No process listens.

@@ -18,7 +18,7 @@ pub struct FileOptions {
     pub allow_other: bool,
 }
 
-/// A place at which NBD clients are awaited.
+/// An address for NBD clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NbdOptions {
     /// The address.

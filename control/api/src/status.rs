@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub enum State {
     /// I/O is executed.
     Serving,
-    /// I/O is held because the operator said so.
+    /// I/O is held by the operator's command.
     Suspended,
     /// An upgrade or a rollback runs; I/O goes on.
     Upgrading,
@@ -51,7 +51,7 @@ pub enum Health {
     /// Nothing is wrong.
     #[default]
     Ok,
-    /// I/O goes on, and something is wrong.
+    /// I/O goes on, but there is a problem.
     Degraded,
     /// I/O does not go on.
     Failed,
@@ -171,7 +171,7 @@ pub struct VolumeStatus {
     pub operation: Option<String>,
     /// Every core that runs for the volume.
     pub cores: Vec<Program>,
-    /// Why the state is not what one would wish.
+    /// The reason for a state that is not the normal one.
     pub reason: Option<String>,
 }
 
@@ -217,7 +217,7 @@ impl Frontend {
         Self::new(FrontendKind::File, path.display().to_string())
     }
 
-    /// A place at which NBD clients are awaited, of which nothing but the address is known.
+    /// An address for NBD clients, of which nothing else is known.
     pub fn nbd(address: &NbdAddress) -> Self {
         Self::new(FrontendKind::Nbd, address.to_string())
     }

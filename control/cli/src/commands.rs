@@ -263,7 +263,7 @@ impl Session {
 
     fn upgrade(&self, upgrade: &Upgrade) -> Result<(), Failure> {
         let Some(core) = &upgrade.core else {
-            // The command line has seen to it.
+            // The command line has checked this.
             return Err(Failure::Other("give the new core with --core FILE".to_owned()));
         };
         let core = absolute(core)?;
@@ -313,7 +313,7 @@ impl Session {
             if self.json {
                 output::json(value);
             } else if !ended.was_refused() {
-                // Of one that was refused there is nothing to tell but the reason.
+                // The report of an upgrade that was refused has nothing but the reason.
                 show::upgrade(&ended);
             }
         }

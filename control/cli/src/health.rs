@@ -15,7 +15,7 @@ use crate::{
     output::{self, complain},
 };
 
-/// Says how a volume is, or every volume.
+/// Prints the health of one volume, or of all volumes.
 ///
 /// # Errors
 /// [`Failure::Unwell`] when something is wrong, [`Failure::Client`] when there is no such volume.

@@ -35,7 +35,7 @@ pub struct NodesRecord {
     /// The size that a resize under way goes to: the nodes may have any size from the description's on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resizing: Option<u64>,
-    /// The volume is being deleted: a node where nothing is left has been.
+    /// The volume is being deleted: a node with nothing left on it is already deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub deleting: bool,
 }
@@ -230,7 +230,7 @@ pub fn settle(volume: &Volume) -> Result<()> {
     volume.update(|record| record.nodes.resizing = None)
 }
 
-/// Deletes a detached volume's data. `force`: although nodes are not there, or have nothing of it. What stays behind, in words.
+/// Deletes a detached volume's data. `force`: even if nodes are missing, or have nothing of it. Returns what stays behind, in words.
 ///
 /// # Errors
 /// Why not. Nothing was touched then, unless a node failed in the middle; then it can be repeated.

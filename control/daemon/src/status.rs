@@ -1,4 +1,4 @@
-//! How a volume stands, asked of its processes each time.
+//! The status of a volume. Its processes are polled each time.
 
 use std::{sync::Arc, thread};
 
@@ -59,7 +59,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
     status
 }
 
-/// As [`status`], of several volumes side by side: one that does not answer holds up no other.
+/// As [`status`], for several volumes concurrently: one that does not answer delays no other.
 pub fn statuses(volumes: &[Arc<Volume>]) -> Vec<VolumeStatus> {
     side_by_side(volumes, status)
 }

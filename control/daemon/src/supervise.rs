@@ -112,7 +112,7 @@ impl Started {
     }
 }
 
-/// A core that is dead, and of whose end nothing was said yet.
+/// A core that is dead, and whose end is not logged yet.
 #[derive(Debug)]
 struct Dead {
     core: KnownCore,
@@ -124,7 +124,7 @@ struct Supervisor<'a> {
     volume: &'a Arc<Volume>,
     interface: Option<Started>,
     interface_pause: BackOff,
-    /// The dead interface of which was said that it is, and since when none has taken its place.
+    /// The dead interface whose death was logged, and since when no other has replaced it.
     headless: Option<(Option<ProcessId>, Instant)>,
     /// Why the last interface that was started ended by itself.
     unrestored: Option<String>,
@@ -331,7 +331,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Whether a core has said nothing for the hang limit.
+    /// Whether a core has not answered for the hang limit.
     fn is_silent(&self, pid: u32) -> bool {
         lock(&self.volume.silent).get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
     }
@@ -357,7 +357,7 @@ impl<'a> Supervisor<'a> {
         Ok(attachment)
     }
 
-    /// One line for each core that has died: what it did, how it ended, and what became of its work. The interface may notice a
+    /// One line for each core that has died: what it did, how it ended, and what happened to its work. The interface may notice a
     /// moment later than this process.
     fn mourn(&mut self, status: &InterfaceStatus) {
         let volume = &self.volume.name;

@@ -1,4 +1,4 @@
-//! Upgrade, its plan, rollback, and taking up what an earlier control module left.
+//! Upgrade, its plan, rollback, and resuming what an earlier control module left unfinished.
 
 use std::{
     path::Path,
@@ -234,7 +234,7 @@ fn nodes_and_directories(volume: &Volume, core: &Path) -> Result<String> {
 /// What the policy would do, and the lines of the plan that say it.
 ///
 /// # Errors
-/// The new core would have to take the write buffer over and cannot.
+/// The new core would have to adopt the write buffer, and cannot.
 fn check_buffer(volume: &Volume, from: &Build, to: &Identity, handover: Handover) -> Result<(String, String)> {
     let Some(buffer) = actor::buffer(&volume.interface().status()?, &from.identity) else {
         let policy = match handover {
@@ -331,7 +331,7 @@ fn way_back(volume: &Volume, to: &Identity) -> Result<Handover> {
     Ok(if known { Handover::Carry } else { Handover::Flush })
 }
 
-/// Takes up an upgrade that an earlier control module left, in a thread of its own.
+/// Resumes an upgrade that an earlier control module left unfinished, in a thread of its own.
 pub fn resume_unfinished(volume: &Arc<Volume>) {
     let left = match read_journal(volume) {
         Ok(records) => unfinished(&records),

@@ -80,8 +80,8 @@ pub trait Act {
     /// # Errors
     /// A storage node did not take it, or not in time.
     fn flush(&mut self, limit: Duration) -> Result<(), Fault>;
-    /// Has the new core take in what is buffered, so that there is little left to do for it when it is given the gate.
-    /// One that does not is no obstacle.
+    /// Has the new core follow the write buffer, so that little is left to adopt when it is given the gate.
+    /// A core that does not follow is no obstacle.
     fn follow(&mut self, pid: u32);
     /// [`Step::Suspend`] to [`Step::Resume`]. If the new core has the gate already (its predecessor died), that is
     /// success.

@@ -23,7 +23,7 @@ const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 /// the switch is on record, a control module that takes over would know less.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The new core reads its stores within this time, or it is looked whether they are to blame: a storage node that hangs
+/// Time limit for the new core to read its stores. After it, the stores themselves are checked: a storage node that hangs
 /// must not hold the upgrade up.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 
