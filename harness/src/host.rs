@@ -1,4 +1,4 @@
-//! A computing node of its own: directories, a control module, and an end at which what is left over is told.
+//! A computing node of its own: directories, a control module, and an end that reports what is left over.
 //!
 //! ```text
 //!  ROOT/run            --run-dir of the control module

@@ -1,4 +1,4 @@
-//! Processes and mounts, told by the directories they name: nothing is ever chosen by a program's name alone.
+//! Processes and mounts, identified by the directories they name: nothing is ever chosen by a program's name alone.
 
 use std::{
     os::fd::AsFd,
@@ -97,7 +97,7 @@ pub fn end_child(child: &mut Child, limit: Duration) -> bool {
 #[must_use]
 pub struct Frozen(u32);
 
-/// Stops a process, and waits until every thread of it stands.
+/// Stops a process, and waits until every thread of it is stopped.
 pub fn freeze(pid: u32) -> Frozen {
     signal(pid, Signal::STOP);
     let frozen = Frozen(pid);

@@ -21,7 +21,7 @@ use crate::{
     watchdog::{LOG_LINES, Watchdog},
 };
 
-/// What was told to end may take this long before it counts as left over.
+/// A process that was told to end may take this long before it counts as left over.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The user as which the programs of a host run.

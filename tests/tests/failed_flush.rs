@@ -141,7 +141,7 @@ fn d5_anothers_failed_fsync_makes_no_later_one_lie() {
     flushed.end();
 }
 
-/// semantics 8: `everdisk flush` fails as long as the nodes do, and the application whose data it was learns of it once.
+/// semantics 8: `everdisk flush` fails as long as the nodes do, and the application that wrote the data gets the error once.
 #[test]
 fn d5_a_failed_flush_by_the_operator_is_told_again_and_to_the_application() {
     let host = host(BUFFERED);

@@ -16,7 +16,7 @@ use everdisk_tests::{
     volume::{Volume, report},
 };
 
-/// The volume stands as before: the same core, its standby, no third core, nothing staged that is not in use.
+/// The volume is as before: the same core, its standby, no third core, nothing staged that is not in use.
 fn as_before(volume: &Volume<'_>, before: &Status) {
     let now = volume.settled();
     assert_eq!(now.version(), before.version(), "{now:?}");

@@ -238,7 +238,7 @@ fn d5_damaged_buffered_data_is_reported_and_never_served() {
     volume.detach();
 }
 
-/// D5: a volume whose buffered data cannot be sent is not detached, and says where the data is; mended, it is.
+/// D5: a volume whose buffered data cannot be sent is not detached, and says where the data is. Once the node works again, it is detached.
 #[test]
 fn d5_a_detach_that_cannot_flush_keeps_the_volume_and_its_data() {
     let host = host();

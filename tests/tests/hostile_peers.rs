@@ -175,7 +175,7 @@ fn a_hundred_silent_peers_on_every_socket_keep_nobody_out() {
         silent.extend(packet::connect(&core));
     }
     assert!(silent.len() >= 100, "{} connections", silent.len());
-    // Those who are silent already do not have to be outwaited: the next command is carried out.
+    // The next command is executed without waiting for the peers that are already silent.
     works(&volume, &load);
     for _ in 0..100 {
         streams.extend(UnixStream::connect(&control));

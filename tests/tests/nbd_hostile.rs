@@ -168,7 +168,7 @@ fn garbage_in_the_handshake_closes_that_connection_alone() {
     good.end();
 }
 
-/// Half-open: who connects and says nothing, or stops in the middle of the handshake, is shown out after a while.
+/// Half-open: a client that connects and sends nothing, or stops in the middle of the handshake, is disconnected after a while.
 #[test]
 fn a_handshake_that_does_not_go_on_is_ended_after_its_limit() {
     let host = Host::new();

@@ -1,4 +1,4 @@
-//! Paths: what is mounted, unmounted, bound or removed is told by what it is; nothing of others is hidden, unmounted or deleted.
+//! Paths: what is mounted, unmounted, bound or removed is identified by itself, not by its name. Nothing of others is hidden, unmounted or deleted.
 
 use std::{
     fs,

@@ -50,7 +50,7 @@ fn directories_are_made_when_that_is_asked_for_and_only_those_are_removed() {
     assert!(!made.exists());
 }
 
-/// A file system that is smaller than the volume's part is told when the volume is made or grows.
+/// A file system that is smaller than the volume's part is reported when the volume is made or grows.
 #[test]
 fn a_volume_that_its_node_cannot_take_whole_is_made_with_a_warning() {
     let host = Host::new();
