@@ -112,7 +112,7 @@ pub fn run(interrupt: &Interrupt) -> Result<bool> {
 
 fn watch(host: &Host, export: &Target) -> Result<Seen> {
     let identity = || {
-        let found = fs::metadata(host.file()).map_err(Error::io("look at the file"))?;
+        let found = fs::metadata(host.file()).map_err(Error::io("examine the file"))?;
         Ok((found.ino(), found.dev()))
     };
     let before = identity()?;

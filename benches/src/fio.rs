@@ -171,7 +171,7 @@ fn stop(fio: Running) -> Result<Value> {
     jobs(&fio.stop(Signal::INT, GRACE)?).map(only)
 }
 
-/// An NBD client in the background that writes, reads back and verifies. fio never reconnects: whoever drops its connection
+/// An NBD client in the background that writes, reads back and verifies. fio never reconnects: a server that drops its connection
 /// has failed it.
 #[derive(Debug)]
 pub struct Verifying(Running);

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A standby is started and armed within this time.
 const STANDBY_WITHIN: Duration = Duration::from_secs(20);
-/// Between two looks for it: seldom enough not to be load.
+/// Interval of the polls for it: long enough that they are no load.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// A volume's interface.

@@ -344,6 +344,6 @@ mod tests {
 
         let load = Load::start(&path, 2, 8 << 20).unwrap();
         let tally = load.finish(Duration::from_secs(20));
-        assert!(tally.mismatches > 100, "the disk was not empty, and nobody noticed");
+        assert!(tally.mismatches > 100, "the disk was not empty, and this was not noticed");
     }
 }

@@ -63,7 +63,7 @@ pub fn memory_directory() -> Result<PathBuf> {
     memory_directory_for(2)
 }
 
-/// As [`memory_directory`], with room for so many images.
+/// As [`memory_directory`], with room for the given number of images.
 ///
 /// # Errors
 /// As [`memory_directory`].

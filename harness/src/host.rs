@@ -1,4 +1,4 @@
-//! A computing node of its own: directories, a control module, and an end at which what is left over is told.
+//! A computing node of its own: directories, a control module, and an end that reports what is left over.
 //!
 //! ```text
 //!  ROOT/run            --run-dir of the control module
@@ -33,10 +33,10 @@ use crate::{
 
 /// The CLI may take this long: the longest upgrade that fails waits 20 s for its standby.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-/// Between two looks.
+/// Interval between two polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A computing node. Whoever drops it has to [`clean`](Host::clean) it before.
+/// A computing node. It has to be [`clean`](Host::clean)ed before it is dropped.
 #[derive(Debug)]
 pub struct Host {
     root: PathBuf,

@@ -13,10 +13,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{Error, Result};
 
-/// Between two looks while waiting.
+/// Interval between two polls while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Whether somebody wants this program to end.
+/// Whether this program was asked to end.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -55,10 +55,10 @@ impl Interrupt {
         }
     }
 
-    /// Looks every `pause` until `look` gives something.
+    /// Polls `look` every `pause` until it returns a value.
     ///
     /// # Errors
-    /// What `look` says, [`Error::Interrupted`], or `what` did not happen within `limit`.
+    /// The error of `look`, [`Error::Interrupted`], or `what` did not happen within `limit`.
     pub fn wait_for<T>(
         &self,
         what: &str,

@@ -5,7 +5,7 @@
 //!  faults.rs      storage nodes that are slow, fail or hang on command
 //!  programs.rs    where the programs are
 //!  run.rs         programs under a deadline
-//!  processes.rs   who runs, what is mounted, ending a process
+//!  processes.rs   which processes run, what is mounted, ending a process
 //!  fio.rs         fio: what its load goes to, and its report
 //!  nbd.rs         NBD: where a server awaits clients, the bytes of the protocol; nbd/client.rs is a client
 //!  wait.rs        waiting for a condition, never for a time

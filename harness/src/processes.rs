@@ -1,4 +1,4 @@
-//! Processes and mounts, told by the directories they name: nothing is ever chosen by a program's name alone.
+//! Processes and mounts, identified by the directories they name: nothing is ever chosen by a program's name alone.
 
 use std::{
     os::fd::AsFd,
@@ -97,7 +97,7 @@ pub fn end_child(child: &mut Child, limit: Duration) -> bool {
 #[must_use]
 pub struct Frozen(u32);
 
-/// Stops a process, and waits until every thread of it stands.
+/// Stops a process, and waits until every thread of it is stopped.
 pub fn freeze(pid: u32) -> Frozen {
     signal(pid, Signal::STOP);
     let frozen = Frozen(pid);
@@ -130,7 +130,7 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
 }
 
 fn lost(pid: u32, why: &procfs::ProcError) -> Error {
-    Error::Failed(format!("cannot look at process {pid}: {why}"))
+    Error::Failed(format!("cannot inspect process {pid}: {why}"))
 }
 
 /// Memory of a process, KiB.
@@ -150,7 +150,7 @@ impl Memory {
     /// Of the process `pid`.
     ///
     /// # Errors
-    /// It has gone, or is somebody else's.
+    /// It has gone, or belongs to another user.
     pub fn of(pid: u32) -> Result<Self> {
         let process = of(pid).map_err(|e| lost(pid, &e))?;
         let rollup = process.smaps_rollup().map_err(|e| lost(pid, &e))?.memory_map_rollup;
@@ -203,7 +203,7 @@ pub fn mount_on(path: &Path) -> Option<Mounted> {
     mounts().find(|mount| mount.path == path)
 }
 
-/// Takes the topmost mount on `path` out of the tree, although somebody may use it.
+/// Takes the topmost mount on `path` out of the tree, even if it is in use.
 pub fn unmount(path: &Path) {
     if let Ok(Some(mount)) = everdisk_sys::mounts::at(path) {
         let _ = everdisk_sys::fuse::unmount(&mount, true);

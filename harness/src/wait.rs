@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two looks.
+/// Interval between two polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// What everything that is not limited otherwise may take; generous, for slow machines.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Looks until `look` gives something, and fails after `limit` with what was waited for.
+/// Polls `look` until it returns a value, and panics after `limit` with what was waited for.
 pub fn until_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {

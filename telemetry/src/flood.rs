@@ -51,7 +51,7 @@ impl<F> Flood<F> {
     }
 }
 
-/// Looks for the field `event`.
+/// Finds out whether the field `event` is there.
 struct HasEvent(bool);
 
 impl Visit for HasEvent {
@@ -69,7 +69,7 @@ where
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut has_event = HasEvent(false);
         event.record(&mut has_event);
-        // Who asks for more than is told usually wants all of it.
+        // A user who asks for more than the default level usually wants all of it.
         if has_event.0 || *event.metadata().level() > Level::INFO {
             return self.inner.format_event(ctx, writer, event);
         }

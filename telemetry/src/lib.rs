@@ -49,7 +49,7 @@ pub mod event {
     pub const VOLUME_DETACHED: &str = "volume_detached";
     /// An interface was started.
     pub const INTERFACE_STARTED: &str = "interface_started";
-    /// An interface ended that nobody had told to.
+    /// An interface ended without having been told to.
     pub const INTERFACE_ENDED: &str = "interface_ended";
     /// An interface that was started in the place of a dead one has taken up its duties.
     pub const INTERFACE_RESTORED: &str = "interface_restored";
@@ -57,9 +57,9 @@ pub mod event {
     pub const SUPERVISION_FAILED: &str = "supervision_failed";
     /// A core was started.
     pub const CORE_STARTED: &str = "core_started";
-    /// A core that had the gate ended, and nobody had told it to.
+    /// A core that had the gate ended without having been told to.
     pub const CORE_CRASHED: &str = "core_crashed";
-    /// A core that did not have the gate ended, and nobody had told it to.
+    /// A core that did not have the gate ended without having been told to.
     pub const CORE_ENDED: &str = "core_ended";
     /// Something is wrong with a volume, as `everdisk health` says.
     pub const PROBLEM_BEGAN: &str = "problem_began";

@@ -34,7 +34,7 @@ pub use self::{
     volatile::{durable, fail_write_back, lose_power, make_volatile},
 };
 
-/// Between two looks at the file of an operation that hangs.
+/// Interval at which an operation that hangs polls the file.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Longest text that is read.
 const TEXT_MAX: usize = 1024;

@@ -48,7 +48,7 @@ impl Faults {
         self.nodes().map(|(node, file)| fault_store::durable(file, node).expect("a volatile node")).collect()
     }
 
-    /// One volatile node's kernel cannot write what is unflushed, while nobody flushes: it is lost, and told at the next flush.
+    /// One volatile node's kernel cannot write the unflushed data, while no flush runs: the data is lost, and the next flush reports it.
     /// Returns the bytes that were lost.
     pub fn fail_write_back(&self, index: usize) -> u64 {
         let errno = rustix::io::Errno::IO.raw_os_error();

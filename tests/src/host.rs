@@ -21,10 +21,10 @@ use crate::{
     watchdog::{LOG_LINES, Watchdog},
 };
 
-/// What was told to end may take this long before it counts as left over.
+/// A process that was told to end may take this long before it counts as left over.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Who the programs of a host run as.
+/// The user as which the programs of a host run.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// Put before every command line: a way into a namespace, another user.

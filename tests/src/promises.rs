@@ -6,7 +6,7 @@
 //!
 //! | promise | holds |
 //! |---|---|
-//! | a read shows the last acknowledged write, or one that was under way meanwhile | always |
+//! | a read shows the last acknowledged write, or one that was under way during the read | always |
 //! | what a read has shown, no later read takes back | always |
 //! | no block is torn: each is one write's, as a whole | always, but for a read that meets the write half way |
 //! | no application sees an error | unless every process of the volume dies |

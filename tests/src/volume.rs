@@ -84,7 +84,7 @@ impl<'a> Volume<'a> {
         Status(self.host.json(&["status", &self.name]))
     }
 
-    /// Waits until it serves and has a standby: what a quiet volume looks like.
+    /// Waits until it serves and has a standby, as a quiet volume does.
     pub fn settled(&self) -> Status {
         self.wait("a serving core and a standby", |status| {
             status.state() == "serving" && status.core().is_some() && status.standby().is_some()

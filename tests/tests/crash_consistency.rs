@@ -75,7 +75,7 @@ pub(crate) fn attach_again(volume: &Volume<'_>) {
 }
 
 /// beyond 2, D5: the serving core dies again and again, half of the times its successor too as soon as it serves, at any
-/// moment of writes, destage and flush: every read shows the last acknowledged write, and nobody sees an error.
+/// moment of writes, destage and flush: every read shows the last acknowledged write, and no application sees an error.
 #[test]
 fn beyond2_d5_no_acknowledged_write_is_lost_with_a_core_or_two_in_a_row() {
     let host = host("16M");
@@ -233,7 +233,7 @@ fn d5_what_was_flushed_survives_the_death_of_every_process_and_the_order_across_
         let load = promises.start(&volume);
         a_while(&load, &mut random, 800);
         kill_all(&volume);
-        assert!(load.stop_with_errors() > 0, "nobody is left to serve: applications see errors");
+        assert!(load.stop_with_errors() > 0, "no core is left to serve: applications see errors");
         faults.clear();
         attach_again(&volume);
         let loss = promises.check_after_loss(&volume.open());
@@ -274,7 +274,7 @@ fn d5_an_acknowledged_fsync_means_durable_on_every_storage_node() {
     volume.detach();
 }
 
-/// D5: a flush that fails is told to whoever asked for it, and nothing is lost: once the storage node works again the next
+/// D5: a flush that fails is reported to the client that asked for it, and nothing is lost: once the storage node works again the next
 /// one succeeds and means what it says.
 #[test]
 fn d5_a_failed_flush_is_told_to_the_caller_and_keeps_the_data() {
@@ -289,7 +289,7 @@ fn d5_a_failed_flush_is_told_to_the_caller_and_keeps_the_data() {
     for _ in 0..3 {
         let error = file.sync_data().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
-        assert_eq!(read(&file, data.len()), data, "what was acknowledged is read meanwhile");
+        assert_eq!(read(&file, data.len()), data, "what was acknowledged is read while flushes fail");
     }
     assert_eq!(volume.status().core(), core, "the core lives");
     kill_core(&volume);

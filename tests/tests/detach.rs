@@ -35,7 +35,7 @@ fn refused(volume: &Volume<'_>, words: &[&str]) {
     assert_eq!(volume.status().state(), "serving");
 }
 
-/// The file stays usable for whoever has it.
+/// The file stays usable for a process that has it open.
 fn writes(file: &File) {
     file.write_all_at(b"application", 4096).unwrap();
     file.sync_all().unwrap();
@@ -88,7 +88,7 @@ impl Drop for Elsewhere {
     }
 }
 
-/// In another mount namespace; a copy of the mount that nobody uses there is no obstacle.
+/// In another mount namespace; a copy of the mount that no process uses there is no obstacle.
 #[test]
 fn detach_refuses_while_the_file_is_open_in_another_mount_namespace() {
     let host = Host::new();
@@ -106,7 +106,7 @@ fn detach_refuses_while_the_file_is_open_in_another_mount_namespace() {
 }
 
 /// A descriptor on its way through a socket, of a mount that has gone: no process has it. The kernel is asked after the unmount, and
-/// nobody is cut off.
+/// no user is cut off.
 #[test]
 fn what_holds_the_file_and_shows_nowhere_is_not_cut_off() {
     let host = Host::new();

@@ -1,5 +1,5 @@
 //! A flush that fails once, on storage nodes that do what Linux does: what could not be written is gone from them, and their next flush
-//! succeeds (`fault_store`). Whoever asks learns of it, and whatever says durable afterwards means it: the data is on the nodes.
+//! succeeds (`fault_store`). Each client that flushes gets the error, and a flush that succeeds afterwards means durable: the data is on the nodes.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -70,7 +70,7 @@ impl<'a> Flushed<'a> {
         self.file.sync_data().map_err(|e| Errno::from_io_error(&e).unwrap())
     }
 
-    /// The application flushes until it is told that all is durable, which has to be so then. Returns how many times it was told
+    /// The application flushes until a flush succeeds, after which all has to be durable. Returns how many times it was told
     /// that a flush failed.
     fn flushes_until_durable(&self) -> usize {
         let failed = (0..10).take_while(|_| self.fsync().is_err()).count();
@@ -141,7 +141,7 @@ fn d5_anothers_failed_fsync_makes_no_later_one_lie() {
     flushed.end();
 }
 
-/// semantics 8: `everdisk flush` fails as long as the nodes do, and the application whose data it was learns of it once.
+/// semantics 8: `everdisk flush` fails as long as the nodes do, and the application that wrote the data gets the error once.
 #[test]
 fn d5_a_failed_flush_by_the_operator_is_told_again_and_to_the_application() {
     let host = host(BUFFERED);
@@ -231,7 +231,7 @@ fn beyond2_d5_a_failed_flush_is_not_forgotten_with_the_core_that_saw_it() {
     flushed.end();
 }
 
-/// The kernel writes back by itself, and fails, while nobody flushes. The next fsync is told, whichever core it meets; the one after it means
+/// The kernel writes back by itself, and fails, while no flush runs. The next fsync fails, whichever core it meets; the one after it means
 /// durable.
 #[test]
 fn d5_a_write_back_that_fails_by_itself_is_told_and_loses_nothing() {

@@ -16,7 +16,7 @@ use everdisk_tests::{
     volume::{Volume, report},
 };
 
-/// The volume stands as before: the same core, its standby, no third core, nothing staged that is not in use.
+/// The volume is as before: the same core, its standby, no third core, nothing staged that is not in use.
 fn as_before(volume: &Volume<'_>, before: &Status) {
     let now = volume.settled();
     assert_eq!(now.version(), before.version(), "{now:?}");
@@ -65,13 +65,13 @@ fn m4_a_file_that_is_no_usable_core_aborts_the_upgrade_before_the_suspension() {
     let scripted = |name: &str| scripted_core(host.root(), name);
     let cases: Vec<(PathBuf, &[&str], &str)> = vec![
         (host.root().join("missing"), &["missing"], "stage"),
-        (host.root().to_owned(), &["is no program"], "stage"),
-        ("/dev/null".into(), &["is no program"], "stage"),
+        (host.root().to_owned(), &["is not a program"], "stage"),
+        ("/dev/null".into(), &["is not a program"], "stage"),
         (plain, &[], "verify"),
         (empty, &[], "verify"),
-        ("/bin/true".into(), &["is no everdisk-core"], "verify"),
+        ("/bin/true".into(), &["is not an everdisk-core"], "verify"),
         ("/bin/false".into(), &[], "verify"),
-        (liar, &["is no everdisk-core"], "verify"),
+        (liar, &["is not an everdisk-core"], "verify"),
         (scripted("other-abi"), &["ABI 900..901"], "verify"),
         (scripted("exit"), &["scripted to fail at once"], "standby"),
     ];

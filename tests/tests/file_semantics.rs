@@ -1,4 +1,4 @@
-//! The file with real system calls: what an application may do, what it may not, and who may.
+//! The file with real system calls: what an application may do, what it may not, and which users may access it.
 
 use std::{
     fs::{File, OpenOptions},

@@ -43,7 +43,7 @@ fn checksums(root: &Path) -> String {
     run(command, LIMIT).ok()
 }
 
-/// Upgrades there and back until it is told to stop; returns how many.
+/// Upgrades there and back until `stop` is set; returns the number of upgrades.
 fn upgrade_until(volume: &Volume<'_>, stop: &AtomicBool) -> u32 {
     let mut upgrades = 0;
     while !stop.load(SeqCst) || upgrades < 3 {

@@ -1,4 +1,4 @@
-//! The hand-over policies, and what becomes of buffered data that is damaged or cannot be sent.
+//! The hand-over policies, and what happens to buffered data that is damaged or cannot be sent.
 
 use std::{
     fs::File,
@@ -49,7 +49,7 @@ fn is_there(file: &File, from: u64, blocks: u64) {
 }
 
 /// M2 M3 M7 M8: the upgrade instruction has the buffered data sent to the storage nodes before the suspension, while I/O goes
-/// on. Writes go through meanwhile, so that what is buffered only shrinks; at the switch there is nothing left of it.
+/// on. Until then writes go through, so the buffered data only shrinks; at the switch nothing of it is left.
 #[test]
 fn m2_m3_m7_m8_buffered_data_is_sent_before_the_suspension_while_writes_go_through() {
     let host = host();
@@ -65,7 +65,7 @@ fn m2_m3_m7_m8_buffered_data_is_sent_before_the_suspension_while_writes_go_throu
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
     let (output, shrinking, went_on) = thread::scope(|scope| {
         let _let_go = at_end(|| stop.store(true, SeqCst));
-        // Nobody flushes: it is the upgrade that has the data sent.
+        // No client flushes: the upgrade has the data sent.
         let writer = scope.spawn(|| {
             while !stop.load(SeqCst) {
                 let block = written.load(SeqCst);
@@ -94,7 +94,7 @@ fn m2_m3_m7_m8_buffered_data_is_sent_before_the_suspension_while_writes_go_throu
     });
     let report = report(&output);
     assert_eq!((output.code(), report.outcome()), (0, "committed"), "{report:?} {}", output.stderr);
-    println!("buffered bytes in synchronous mode: {shrinking:?}; {went_on} writes meanwhile");
+    println!("buffered bytes in synchronous mode: {shrinking:?}; {went_on} writes during the upgrade");
     assert!(shrinking.len() >= 3, "the synchronous mode was hardly seen: {shrinking:?}");
     assert!(shrinking.windows(2).all(|pair| pair[1] <= pair[0]), "the buffer grew: {shrinking:?}");
     assert!(went_on > 0, "no write was done while the buffer was sent");
@@ -200,7 +200,7 @@ fn d5_damaged_buffered_data_is_reported_and_never_served() {
     let file = volume.open();
     file.sync_all().unwrap();
     faults.set(HUNG);
-    // What the standby has read and verified before it is damaged, it does not verify again: it reads nothing meanwhile.
+    // The standby does not verify again what it has read and verified before the damage. So it is frozen and reads nothing.
     let standby = processes::freeze(volume.settled().standby().unwrap());
     scatter(&file, 0, 64);
     let data_start = SEGMENT_BYTES as u64 + Geometry::new(32 << 20).data_start();
@@ -238,7 +238,7 @@ fn d5_damaged_buffered_data_is_reported_and_never_served() {
     volume.detach();
 }
 
-/// D5: a volume whose buffered data cannot be sent is not detached, and says where the data is; mended, it is.
+/// D5: a volume whose buffered data cannot be sent is not detached, and says where the data is. Once the node works again, it is detached.
 #[test]
 fn d5_a_detach_that_cannot_flush_keeps_the_volume_and_its_data() {
     let host = host();

@@ -1,4 +1,4 @@
-//! Peers on the sockets that mean no good: the volume serves on and whoever may command it still can.
+//! Hostile peers on the sockets: the volume serves on, and the processes that may command it still can.
 
 use std::{
     fs,
@@ -87,7 +87,7 @@ fn nonsense() -> Vec<(Vec<u8>, usize)> {
     ]
 }
 
-/// SO_PEERCRED, D11: garbage, frames that are too long, descriptors that nobody asked for, on the interface's and the
+/// SO_PEERCRED, D11: garbage, frames that are too long, unsolicited descriptors, on the interface's and the
 /// core's socket.
 #[test]
 fn garbage_on_the_sockets_of_interface_and_core_does_no_harm() {
@@ -137,7 +137,7 @@ fn peers_that_pretend_to_be_cores_do_no_harm() {
         other => assert!(matches!(other, FromInterface::Refused { .. }), "{other:?}"),
     }
     assert_eq!(volume.status().core(), serving.core());
-    // It returns descriptors that nobody asked for.
+    // It returns descriptors that it was not asked for.
     let file = LentFile { path: "/x".into(), channels: 1, source: None };
     let null: Vec<OwnedFd> = devices(2);
     let fds: Vec<_> = null.iter().map(AsFd::as_fd).collect();
@@ -175,7 +175,7 @@ fn a_hundred_silent_peers_on_every_socket_keep_nobody_out() {
         silent.extend(packet::connect(&core));
     }
     assert!(silent.len() >= 100, "{} connections", silent.len());
-    // Those who are silent already do not have to be outwaited: the next command is carried out.
+    // The next command is executed without waiting for the peers that are already silent.
     works(&volume, &load);
     for _ in 0..100 {
         streams.extend(UnixStream::connect(&control));
@@ -263,7 +263,7 @@ fn another_user_is_turned_away_at_every_socket() {
     for (path, kind, words) in cases {
         let kept_out = ask(path, kind, words);
         assert!(kept_out.contains("Permission denied"), "{}: {kept_out}", path.display());
-        // Even where somebody has opened the socket to all.
+        // Even where the socket was opened to all users.
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
         let answer = ask(path, kind, words);
         let refused = ["kept out", "refused", "another user", "may not command", "b''"];
@@ -276,7 +276,7 @@ fn another_user_is_turned_away_at_every_socket() {
     volume.detach();
 }
 
-/// The interface's own limits hold against the one who may command it, too: a core cannot be handed the gate by mistake.
+/// The interface's own limits also bind the control module that commands it: a core cannot be handed the gate by mistake.
 #[test]
 fn commands_to_the_interface_that_cannot_be_carried_out_are_refused() {
     let host = Host::new();
@@ -307,5 +307,5 @@ fn commands_to_the_interface_that_cannot_be_carried_out_are_refused() {
     load.stop();
     volume.detach();
     let gone = Link::<ToInterface, FromInterface>::connect(&interface);
-    assert!(gone.is_err(), "nobody listens after a detach");
+    assert!(gone.is_err(), "no process listens after a detach");
 }

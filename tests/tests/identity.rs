@@ -55,7 +55,7 @@ fn m5_the_open_file_inode_and_mount_stay_through_upgrades_and_a_kill() {
     assert_eq!(pids.len(), 7, "every core was another process: {pids:?}");
     drop(file);
     volume.detach();
-    // What was written is there for whoever attaches next, and the version stays.
+    // What was written is there after the next attach, and the version stays.
     volume.attach(&[]);
     assert_eq!(volume.status().version(), VERSION_NEXT);
     let mut read = vec![0; 10_000];

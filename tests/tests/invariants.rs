@@ -5,7 +5,7 @@ use rustix::fs::SeekFrom;
 
 const MIB: u64 = 1 << 20;
 
-/// A store that breaks its contract, as only a fault of ours can have it: it looks forward and finds something before where it began. The core
+/// A store breaks its contract, which only a defect of ours can cause: a search forward reports something before its start. The core
 /// says so with file and line and ends; the standby answers the request that was under way, and goes on with the load.
 #[test]
 fn d15_a_core_that_finds_an_invariant_broken_says_so_ends_and_is_succeeded_without_an_error() {

@@ -29,7 +29,7 @@ fn d3_d10_a_hundred_kills_of_the_core_under_fio_verify_show_no_error_and_no_mism
             assert_eq!(after.core(), before.standby(), "the standby takes over: {before:?} {after:?}");
             assert!(after.generation() > before.generation(), "{after:?}");
             if round % 3 == 0 {
-                // Twice in a row: whoever took over dies at once, perhaps with nobody behind it.
+                // Twice in a row: the core that took over dies at once, perhaps with no standby behind it.
                 volume.kill_core();
                 kills += 1;
             }
@@ -55,7 +55,7 @@ fn d3_a_core_that_hangs_is_killed_and_what_it_had_read_is_done_by_the_next() {
         load.goes_on(200);
         let pid = volume.settled().core().unwrap();
         let frozen = processes::freeze(pid);
-        // Its requests hang: with four threads and nobody who answers the count comes to rest.
+        // Its requests hang: with four threads and no core that answers, the count comes to rest.
         let mut last = load.operations();
         everdisk_tests::wait::until_true("the I/O comes to rest", || {
             std::thread::sleep(std::time::Duration::from_millis(20));

@@ -55,7 +55,7 @@ fn a_file_size_limit_is_named() {
     volume.try_attach(&[]).refused(1, &["RLIMIT_FSIZE", "33554432"]);
 }
 
-/// 9: where a limit may be raised it is: a soft limit stops nobody.
+/// 9: where a limit may be raised it is: a soft limit stops no program.
 #[test]
 fn a_soft_limit_is_raised() {
     let host = limited(&["--nofile=128:", "--memlock=65536:"]);

@@ -1,4 +1,4 @@
-//! What the logs say: one line for what happened, with who, why and what became of it, and no more.
+//! What the logs say: one line for each event, with its actor, its reason and its outcome, and no more.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use everdisk_tests::{
     wait::until,
 };
 
-/// 9: a crash is a crash: which process, how it ended, in which generation, who took over and how quickly; once.
+/// 9: a crash is logged once: which process, how it ended, in which generation, which core took over and how quickly.
 #[test]
 fn a_crash_is_logged_as_one_and_a_normal_upgrade_is_not() {
     let host = Host::new();
@@ -44,7 +44,7 @@ fn a_crash_is_logged_as_one_and_a_normal_upgrade_is_not() {
     until("the crash", || (host.logged(&words).len() == 1).then_some(()));
     let in_interface = host.interface_log("v");
     assert_eq!(in_interface.matches("core_crashed").count(), 1, "{in_interface}");
-    // A standby's death is told as that, and an interface's with its own process id.
+    // A standby's death is logged as such, and an interface's with its own process id.
     let now = volume.settled();
     processes::kill(now.standby().unwrap());
     let words = ["WARN", "core_ended", &format!("pid={} ", now.standby().unwrap()), "signal: 9", "did not serve"];
@@ -60,12 +60,12 @@ fn a_crash_is_logged_as_one_and_a_normal_upgrade_is_not() {
     volume.detach();
     volume.attach(&[]);
     volume.settled();
-    // What belonged to the attachment before is not told of in this one.
+    // Events of the attachment before are not reported in this one.
     assert_eq!((host.logged(&["core_crashed"]).len(), host.logged(&["core_ended"]).len()), (1, 1));
     volume.detach();
 }
 
-/// 9: every act of an operator is logged with who asked, done or refused.
+/// 9: every act of an operator, done or refused, is logged with the user that asked.
 #[test]
 fn the_acts_of_operators_are_logged() {
     let host = Host::new();

@@ -51,7 +51,7 @@ fn threads(segment: &SharedSegment, pid: u32) -> [BTreeSet<String>; 2] {
         let path = task.unwrap().path();
         let tid: u32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
         let has_word = area.threads.iter().any(|word| word.load(Acquire) == thread_word::running(tid));
-        // It may have ended meanwhile.
+        // It may have ended by now.
         if let Ok(name) = fs::read_to_string(path.join("comm")) {
             names[usize::from(!has_word)].insert(name.trim().to_owned());
         }
@@ -93,7 +93,7 @@ fn d14_a_core_without_marks_is_noticed_by_its_pidfd() {
     volume.detach();
 }
 
-/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, also one that stands in for another,
+/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, also a stand-in,
 /// helps the sender or flushes a node.
 #[test]
 fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
@@ -132,7 +132,7 @@ fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
         });
         drop(end);
     });
-    // The others touch none: they answer the control module, and tell of nodes that do not answer.
+    // The others touch none: they answer the control module, and report nodes that do not answer.
     until_true("only those have no word", || {
         let [_, none] = threads(&segment, pid);
         none.iter().all(|name| ["control", "nodes"].contains(&name.as_str()))

@@ -99,7 +99,7 @@ fn the_control_module_dies_idle_and_nothing_happens_to_io() {
         host.kill_daemon();
         load.goes_on(100);
         if round % 2 == 1 {
-            // A core dies while nobody supervises: the standby takes over by itself.
+            // A core dies while no supervisor runs: the standby takes over by itself.
             processes::kill(before.core().unwrap());
             load.goes_on(100);
         }
@@ -267,7 +267,7 @@ fn interface_and_every_core_die_and_attach_brings_the_data_back() {
     volume.detach();
 }
 
-/// D5: the interface and the control module are dead, and somebody unmounts the file: what was acknowledged and never flushed
+/// D5: the interface and the control module are dead, and the file is unmounted by hand: what was acknowledged and never flushed
 /// is on the storage nodes when the core has gone.
 #[test]
 fn d5_an_unmount_by_a_stranger_while_the_interface_is_dead_loses_nothing() {
@@ -288,7 +288,7 @@ fn d5_an_unmount_by_a_stranger_while_the_interface_is_dead_loses_nothing() {
     assert!(found == data, "what was acknowledged is not on the storage node");
 }
 
-/// 9: every core dies, again and again, so that no standby is there; the interface holds the requests meanwhile.
+/// 9: every core dies, again and again, so that no standby is there; the interface holds the requests until a core serves.
 #[test]
 fn every_core_dies_at_once_and_the_interface_holds_the_requests() {
     let host = Host::new();

@@ -1,4 +1,4 @@
-//! Clients that nobody here has written, on the exports of a volume: libnbd's and QEMU's (M5).
+//! Third-party clients on the exports of a volume: libnbd's and QEMU's (M5).
 
 use std::{
     io::{Read, Write},

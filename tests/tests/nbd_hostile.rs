@@ -86,7 +86,7 @@ impl<'a> Bystander<'a> {
         }
     }
 
-    /// Nothing is left of anybody else; then everything works as ever.
+    /// Nothing is left of any other client; then everything works as before.
     fn end(mut self) {
         self.goes_on();
         until_true("the bad clients have gone", || self.exported.connections() == 1);
@@ -168,7 +168,7 @@ fn garbage_in_the_handshake_closes_that_connection_alone() {
     good.end();
 }
 
-/// Half-open: who connects and says nothing, or stops in the middle of the handshake, is shown out after a while.
+/// Half-open: a client that connects and sends nothing, or stops in the middle of the handshake, is disconnected after a while.
 #[test]
 fn a_handshake_that_does_not_go_on_is_ended_after_its_limit() {
     let host = Host::new();
@@ -187,11 +187,11 @@ fn a_handshake_that_does_not_go_on_is_ended_after_its_limit() {
     streams.iter().for_each(|stream| is_closed(stream, Duration::from_secs(8)));
     let took = began.elapsed();
     assert!(took > HANDSHAKE_LIMIT - Duration::from_secs(2), "shown out too early, after {took:?}");
-    // Who has shaken hands may be silent for longer.
+    // A client that has shaken hands may be silent for longer.
     good.end();
 }
 
-/// Slow readers: thousands of reads whose replies nobody takes. They alone stand still.
+/// Slow readers: thousands of reads whose replies are not taken. Only their connections stop.
 #[test]
 fn clients_that_never_read_their_replies_do_not_stall_the_others() {
     let host = Host::new();
@@ -263,7 +263,7 @@ fn two_thousand_clients_come_and_go_and_leave_nothing() {
     good.end();
 }
 
-/// The limit: whoever is one too many waits or is refused, those within it work, and a place that is left is taken.
+/// The limit: a client beyond it waits or is refused, the clients within it work, and a place that becomes free is taken.
 #[test]
 fn one_connection_more_than_may_be_is_kept_out_until_another_one_goes() {
     const PLACE: u64 = 64 << 20;
@@ -306,7 +306,7 @@ fn one_connection_more_than_may_be_is_kept_out_until_another_one_goes() {
     good.end();
 }
 
-/// Who hangs up in the middle of a request, again and again, also while the core is replaced.
+/// A client that hangs up in the middle of a request, again and again, also while the core is replaced.
 #[test]
 fn disconnects_in_the_middle_of_requests_do_no_harm_through_upgrades() {
     let host = Host::new();

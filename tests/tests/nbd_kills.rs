@@ -94,7 +94,7 @@ fn m6_the_interface_dies_under_fio_over_nbd_and_connections_go_on() {
             exported.volume.kill_core();
         }
         loads.iter_mut().for_each(Load::check);
-        // Who comes now is let in where everybody was before.
+        // A client that connects now is let in at the same address as before.
         let mut client = exported.both()[round % 2].client();
         client.write(200 << 20, b"new");
         assert_eq!(client.read(200 << 20, 3), b"new");
@@ -107,7 +107,7 @@ fn m6_the_interface_dies_under_fio_over_nbd_and_connections_go_on() {
     exported.detach();
 }
 
-/// 9: the control module dies under load: nobody notices, not even who comes meanwhile.
+/// 9: the control module dies under load: no client notices, not even one that connects before the restart.
 #[test]
 fn m6_the_control_module_dies_under_fio_over_nbd_and_nobody_notices() {
     let mut host = Host::new();

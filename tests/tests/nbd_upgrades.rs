@@ -84,7 +84,7 @@ fn waiting(work: impl FnOnce() + Send + 'static) -> mpsc::Receiver<Instant> {
     receiver
 }
 
-/// M4 M9 M10: a suspension is a wait, for who is connected and for who comes: nobody is refused, and nothing is executed.
+/// M4 M9 M10: a suspension is a wait, for connected and for new clients: none is refused, and nothing is executed.
 #[test]
 fn m4_m9_clients_that_are_connected_and_clients_that_come_wait_for_the_resumption() {
     let host = Host::new();
@@ -166,7 +166,7 @@ fn m5_beyond7_a_request_of_which_a_part_has_arrived_goes_on_in_the_next_core() {
     exported.detach();
 }
 
-/// 7: the same for the handshake: who is in the middle of it goes on in the next core, or in whoever serves handshakes.
+/// 7: the same for the handshake: a client in the middle of it goes on in the next core, or in the core that serves handshakes.
 #[test]
 fn m5_beyond7_a_handshake_of_which_a_part_was_said_goes_on() {
     use everdisk_tests::nbd::{go, option, wire};
@@ -192,7 +192,7 @@ fn m5_beyond7_a_handshake_of_which_a_part_was_said_goes_on() {
     exported.detach();
 }
 
-/// 7: replies that nobody has read yet, or read a part of, are read on, from whichever core sent them.
+/// 7: replies that the client has not read yet, or only in part, are read to the end, whichever core sent them.
 #[test]
 fn m5_beyond7_a_reply_of_which_a_part_was_read_is_read_on_after_the_upgrade() {
     const LEN: u32 = 1 << 20;

@@ -1,4 +1,4 @@
-//! One owner of a volume: who serves, grows or deletes it keeps everybody else off, and the refusal says who that is.
+//! One owner of a volume: the process that serves, grows or deletes it keeps all others off, and the refusal names it.
 
 use std::{fs, os::unix::fs::FileExt, process::Command};
 
@@ -37,8 +37,8 @@ fn a_state_directory_has_one_control_module_and_the_second_is_told_which() {
     second(&host).refused(1, &[&pid]);
 }
 
-/// Whoever has a copy of the state directory, or another control module that knows the volume, can neither serve nor grow nor delete
-/// what is served, and is told who serves it; through the death of the interface and of a core, and through an upgrade.
+/// A control module with a copy of the state directory, or another one that knows the volume, can neither serve nor grow nor delete
+/// what is served, and the refusal names the server. This holds through the death of the interface and of a core, and through an upgrade.
 #[test]
 fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served() {
     let mut host = Host::new();
@@ -75,7 +75,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
         load.stop();
         drop(file);
     }
-    // Nobody restores the interface: the cores alone keep the nodes.
+    // The interface is not restored: the cores alone keep the nodes.
     host.kill_daemon();
     let named = processes::naming(&host.root().join("state/volumes/v/volume.json"));
     let (interface, cores): (Vec<_>, Vec<_>) =
@@ -96,7 +96,7 @@ fn a_copied_state_directory_neither_serves_nor_grows_nor_deletes_what_is_served(
     volume.detach();
 }
 
-/// A copy that was made while the volume was attached tells of processes and mounts that are not its own.
+/// A copy that was made while the volume was attached lists processes and mounts that are not its own.
 #[test]
 fn a_state_directory_copied_while_attached_ends_nothing_of_the_original() {
     let host = Host::new();
@@ -117,7 +117,7 @@ fn a_state_directory_copied_while_attached_ends_nothing_of_the_original() {
     volume.detach();
 }
 
-/// Processes that nobody remembers: the record is lost, and they serve on. They are named, and once they have ended the volume is
+/// Processes that are not on record: the record is lost, and they serve on. They are named, and once they have ended the volume is
 /// attached at once.
 #[test]
 fn processes_that_were_left_over_are_named_and_kept_off() {
@@ -143,7 +143,7 @@ fn processes_that_were_left_over_are_named_and_kept_off() {
         processes::kill(core);
         until_true("a core has gone", || !processes::is_alive(core));
     }
-    // The mount they served is nobody's now, and in nobody's way.
+    // The mount they served has no owner now, and is no obstacle.
     host.everdisk(&["attach", "v", "--file", text(&path)]).refused(1, &["mounted there already", "umount"]);
     everdisk_tests::run::sh("umount", &[&path]);
     Volume::new(&host, "v").attach(&[]);

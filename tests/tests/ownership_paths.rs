@@ -1,4 +1,4 @@
-//! Paths: what is mounted, unmounted, bound or removed is told by what it is; nothing of others is hidden, unmounted or deleted.
+//! Paths: what is mounted, unmounted, bound or removed is identified by itself, not by its name. Nothing of others is hidden, unmounted or deleted.
 
 use std::{
     fs,
@@ -84,7 +84,7 @@ fn a_front_end_lies_in_no_node_of_any_volume_and_no_node_in_what_another_has() {
     assert_eq!(f.status().state(), "detached");
 }
 
-/// What is mounted over a node's file, by whomever, is not the node's file.
+/// A file that is mounted over a node's file, by any user, is not the node's file.
 #[test]
 fn d11_a_node_whose_file_is_covered_is_refused() {
     let host = Host::new();
@@ -151,8 +151,8 @@ fn a_detach_removes_its_own_socket_and_nothing_that_took_its_place() {
     fs::remove_file(&socket).unwrap();
     drop(UnixListener::bind(&socket).unwrap());
     host.everdisk(&["detach", "v", "--force"]).ok();
-    assert!(socket.exists(), "a socket that another made, although nobody listens there now");
-    // One that nobody has is in nobody's way; ours is known after a death of the interface too.
+    assert!(socket.exists(), "a socket that another program made, although no process listens there now");
+    // A socket that no process has is no obstacle; ours is recognized after a death of the interface too.
     attach(&host);
     let status = Volume::new(&host, "v").settled();
     processes::kill(status.interface().unwrap());
@@ -181,7 +181,7 @@ fn a_file_with_something_in_it_and_a_mount_point_are_not_mounted_over() {
     assert!(volume.path.exists(), "an empty file that was there before stays");
 }
 
-/// What somebody mounted over the volume's file stays, and the volume with it.
+/// Another mount over the volume's file stays, and the volume with it.
 #[test]
 fn what_was_mounted_over_the_file_is_not_unmounted() {
     let host = Host::new();
@@ -196,7 +196,7 @@ fn what_was_mounted_over_the_file_is_not_unmounted() {
     volume.detach();
 }
 
-/// Two volumes at one place at the same time, of one control module and of two: one has it, the other hears why it has not.
+/// Two volumes at one place at the same time, of one control module and of two: one gets it, the other gets the reason why not.
 #[test]
 fn two_attaches_at_one_place_at_the_same_time_give_one_volume() {
     let host = Host::new();
@@ -233,7 +233,7 @@ fn two_attaches_at_one_place_at_the_same_time_give_one_volume() {
     }
 }
 
-/// After somebody unmounted the file what is written to its path fails, also for root: it would be hidden by the next attach.
+/// After the file was unmounted by hand, a write to its path fails, also for root: the next attach would hide the data.
 #[test]
 fn what_stays_at_the_path_after_an_unmount_by_hand_takes_no_data() {
     let host = Host::new();
@@ -257,7 +257,7 @@ fn what_stays_at_the_path_after_an_unmount_by_hand_takes_no_data() {
     assert!(!volume.path.exists(), "and it goes with the attachment");
 }
 
-/// What an attachment that nobody remembers left is taken up, not refused.
+/// What an attachment that is not on record left behind is taken up, not refused.
 #[test]
 fn a_placeholder_that_was_left_is_taken_up() {
     let mut host = Host::new();

@@ -49,7 +49,7 @@ fn m7_what_a_node_cannot_do_by_itself_is_done_all_the_same() {
         // What is discarded is a hole as long as the discard is buffered.
         file.sync_data().unwrap();
         assert_eq!(seek(&file, SeekFrom::Data(0)).unwrap(), 0);
-        assert_eq!(seek(&file, SeekFrom::Hole(0)).unwrap(), 8 * MIB as u64, "nobody knows of a hole");
+        assert_eq!(seek(&file, SeekFrom::Hole(0)).unwrap(), 8 * MIB as u64, "no hole is known");
         let mut found = vec![0; 8 * MIB];
         file.read_exact_at(&mut found, 0).unwrap();
         assert!(found == expected);

@@ -117,7 +117,7 @@ const WAYS: [Way; 14] = [
     }),
 ];
 
-/// Does everything that means durable, at both nodes and at one alone, and looks at once what a power failure would leave.
+/// Does every call that means durable, at both nodes and at one alone, and checks at once what a power failure would leave.
 fn each_way_is_durable(exported: &Exported<'_>, durable: &dyn Fn() -> Vec<Vec<u8>>) {
     let volume = &exported.volume;
     let (client, other) = (exported.unix.client(), exported.tcp.client());
@@ -158,7 +158,7 @@ fn d5_what_is_said_to_be_durable_survives_a_power_failure_at_once() {
         let faults = Faults::volatile(&volume);
         let exported = Exported::attach(volume);
         each_way_is_durable(&exported, &|| faults.durable());
-        // It would not be found otherwise: what nobody flushed is not durable.
+        // It would not be found otherwise: data that was not flushed is not durable.
         exported.volume.attach(&[]);
         let file = exported.volume.open();
         let before = faults.durable();

@@ -51,7 +51,7 @@ fn all_without_privileges(volume: &Volume<'_>) {
 }
 
 /// Root's cores keep nothing of root but the right to lock memory, through an upgrade and a death, also where the nodes belong
-/// to another user and where nobody may lock memory without that right.
+/// to another user and where no process may lock memory without that capability.
 #[test]
 fn cores_run_without_privileges_on_nodes_of_another_user() {
     need_root();

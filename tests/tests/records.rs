@@ -1,4 +1,4 @@
-//! What is deleted, what is kept, and what becomes of damaged records.
+//! What is deleted, what is kept, and what happens to damaged records.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ fn directories_are_made_when_that_is_asked_for_and_only_those_are_removed() {
     assert!(!made.exists());
 }
 
-/// A file system that is smaller than the volume's part is told when the volume is made or grows.
+/// A file system that is smaller than the volume's part is reported when the volume is made or grows.
 #[test]
 fn a_volume_that_its_node_cannot_take_whole_is_made_with_a_warning() {
     let host = Host::new();
@@ -165,7 +165,7 @@ fn a_damaged_record_is_shown_and_begun_anew() {
     holds(&volume, &data);
 }
 
-/// The same while it is served: whoever uses it is cut off only when the operator agrees.
+/// The same while it is served: its users are cut off only when the operator agrees.
 #[test]
 fn a_damaged_record_of_a_volume_that_is_served_costs_nobody_anything() {
     let mut host = Host::new();

@@ -139,7 +139,7 @@ fn what_a_volumes_state_does_not_permit_is_refused() {
     let path = |text: &str| host.everdisk(&["attach", "v", "--file", text]);
     path("/nonexistent/dir/v.img").refused(1, &["/nonexistent/dir/v.img", "directory does not exist"]);
     path(host.root().to_str().unwrap()).refused(1, &["is a directory"]);
-    path("/dev/null").refused(1, &["no regular file"]);
+    path("/dev/null").refused(1, &["not a regular file"]);
     let nbd = |text: &str| host.everdisk(&["attach", "v", "--nbd", text]);
     nbd("unix:/nonexistent/dir/v.sock").refused(1, &["/nonexistent/dir/v.sock", "directory does not exist"]);
     nbd("unix:/dev/null").refused(1, &["/dev/null", "no socket"]);

@@ -26,7 +26,7 @@ fn a_rollback_after_the_commit_brings_the_old_version_back() {
         load.goes_on(100);
         // What is mistyped or refused changes nothing: not what was last, and not what a rollback goes back to.
         volume.try_upgrade("/no/such/core".as_ref(), &[]).refused(1, &["/no/such/core"]);
-        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is no everdisk-core"]);
+        volume.try_upgrade("/bin/true".as_ref(), &[]).refused(1, &["is not an everdisk-core"]);
         let last = volume.status().0["last_upgrade"]["upgrade"].clone();
         assert_eq!(last, upgraded.0["upgrade"]);
         let report = Report(host.json(&["rollback", "v"]));
@@ -60,7 +60,7 @@ fn d9_a_rollback_during_the_soak_switches_to_the_parked_predecessor() {
         let soaking = volume.wait("the new core", |status| status.version() == VERSION_NEXT);
         assert_eq!(soaking.state(), "upgrading", "{soaking:?}");
         assert!(processes::is_alive(before.core().unwrap()), "the predecessor is parked");
-        // Another upgrade, a detach and a delete have to wait meanwhile.
+        // Until the upgrade ends, another upgrade, a detach and a delete are refused.
         volume.try_upgrade(&core_next(), &[]).refused(1, &["another operation is running", "upgrade"]);
         volume.ask("detach", &[]).refused(1, &["another operation is running"]);
         load.goes_on(100);
@@ -91,7 +91,7 @@ fn a_plan_changes_nothing() {
     let plan = host.json(&["upgrade", "v", "--core", next.to_str().unwrap(), "--plan", "--soak", "3s"]);
     assert_eq!((plan["from"].as_str(), plan["to"].as_str()), (Some(VERSION), Some(VERSION_NEXT)), "{plan}");
     assert!(plan["steps"].as_array().is_some_and(|steps| steps.len() >= 8), "{plan}");
-    volume.try_upgrade("/bin/true".as_ref(), &["--plan"]).refused(1, &["is no everdisk-core"]);
+    volume.try_upgrade("/bin/true".as_ref(), &["--plan"]).refused(1, &["is not an everdisk-core"]);
     let after = volume.status();
     assert_eq!((after.core(), after.standby()), (before.core(), before.standby()));
     assert_eq!(after.generation(), before.generation());

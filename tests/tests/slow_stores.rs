@@ -77,7 +77,7 @@ fn carry(volume: &Volume<'_>) -> u64 {
 }
 
 /// beyond 4, beyond 3, D5: the storage nodes hang. Writes are acknowledged as long as the buffer has space, what was
-/// written is read, the core may die or be upgraded meanwhile; what finds the buffer full waits, and nobody sees an error.
+/// written is read, and the core may die or be upgraded. A write that finds the buffer full waits, and no application sees an error.
 #[test]
 fn beyond4_beyond3_buffered_io_goes_on_while_the_storage_nodes_hang() {
     let host = host("16M");
@@ -151,7 +151,7 @@ fn d5_neighbouring_writes_are_sent_to_the_storage_nodes_together() {
     file.sync_data().unwrap();
     let counts = faults.counts();
     println!("1024 writes of 4 KiB: {} writes of {} bytes on average", faults.writes(), counts.mean_write());
-    // The volume's stripe is 64 KiB: no write to a storage node needs to be smaller, but the few that hung meanwhile.
+    // The volume's stripe is 64 KiB: no write to a storage node needs to be smaller, except the few that hung.
     assert!(counts.mean_write() >= 48 << 10, "{counts:?}");
     assert!(read(&file, 4 * MIB, 0) == data);
     drop(file);
@@ -266,11 +266,11 @@ fn beyond4_many_requests_wait_for_a_slow_storage_node_at_once() {
     faults.clear();
 }
 
-/// beyond 4: a request hangs at its node, and long after, when workers that nobody needs have ended, another one does: whatever
+/// beyond 4: a request hangs at its node, and long after, when surplus workers have ended, another one does: whatever
 /// needs no node goes on each time, on the file and over NBD.
 #[test]
 fn beyond4_requests_that_hang_long_after_one_another_hold_up_nobody() {
-    // Longer than workers are kept that nobody needs.
+    // Longer than surplus workers are kept.
     const LATER: Duration = Duration::from_secs(11);
     let host = Host::faulty();
     let exported = Exported::attach(host.create_with("v", "64M", 1, &["--buffer", "16M"]));

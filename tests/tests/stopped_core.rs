@@ -1,4 +1,4 @@
-//! A core that is stopped in the middle of a request: nobody else may execute what it may still execute.
+//! A core that is stopped in the middle of a request: no other core may execute what it may still execute.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ fn d6_what_a_stopped_core_may_still_execute_is_given_to_nobody() {
     });
     let hand_over = ToInterface::Request(Request::Handover { to: standby, budget_ms: 5000 });
     interface(&volume).unwrap().send(1, hand_over, &[]).unwrap();
-    // Once it drains it answers nobody: then the gate is closed.
+    // Once it drains it answers no request: then the gate is closed.
     let asks = || interface(&volume)?.ask(ToInterface::Request(Request::Status), Duration::from_millis(300)).ok();
     until("the interface drains", || asks().is_none().then_some(()));
     let closed = Instant::now();

@@ -163,7 +163,7 @@ fn d5_a_full_storage_node_is_told_to_fsync_and_the_buffered_data_is_kept() {
     drop(tmpfs);
 }
 
-/// A full storage node: the application gets ENOSPC, the volume lives on, upgrades meanwhile, and works when there is
+/// A full storage node: the application gets ENOSPC, the volume lives on, can be upgraded, and works when there is
 /// space again.
 #[test]
 fn a_full_storage_node_gives_enospc_and_the_volume_lives_on() {

@@ -43,7 +43,7 @@ fn check_written(volume: &Volume<'_>, count: u64) {
 }
 
 /// M1 M4 M9 M10 A: instructions that arrive while I/O is suspended are held, not failed, and processed after the
-/// resumption; an upgrade is refused meanwhile.
+/// resumption; an upgrade is refused during the suspension.
 #[test]
 fn m1_m4_m9_m10_writes_during_a_suspension_wait_and_complete_after_it() {
     let host = Host::new();
@@ -82,7 +82,7 @@ fn m1_m4_m9_m10_writes_during_a_suspension_wait_and_complete_after_it() {
     check_written(&volume, 8);
 }
 
-/// D8: a suspension that nobody ends ends by itself, also when the control module has died.
+/// D8: a suspension without a resume ends by itself, also when the control module has died.
 #[test]
 fn d8_a_lease_that_is_over_lets_io_go_on_without_the_control_module() {
     let mut host = Host::new();

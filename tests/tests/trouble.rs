@@ -119,7 +119,7 @@ fn a_node_that_failed_is_still_failed_after_the_core_was_replaced() {
     volume.detach();
 }
 
-/// 9: a stopped interface is seen, in time, also by whoever asks for every volume; I/O goes on.
+/// 9: a stopped interface is reported in time, also to a client that asks for every volume; I/O goes on.
 #[test]
 fn a_stopped_interface_is_seen_and_holds_up_no_answer() {
     let host = Host::new();
@@ -185,7 +185,7 @@ fn a_core_whose_nodes_hang_is_not_succeeded() {
     volume.detach();
 }
 
-/// 9: a standby that is stopped is never given the gate unproved and never keeps it; nobody waits for it.
+/// 9: a stopped standby is never given the gate without a check and never keeps it; no request waits for it.
 #[test]
 fn a_stopped_standby_is_not_waited_for_when_the_core_dies() {
     let host = Host::new();

@@ -97,7 +97,7 @@ fn an_unprivileged_user_does_everything_through_fusermount3() {
         volume.ask("resume", &[]).ok();
         // Not even root outside the namespace sees the mount; in it, root is another user and is kept out.
         assert_eq!(processes::mount_on(&volume.path), None);
-        // What it sees there is the file below: after an unmount by hand nobody but root could write into it.
+        // What it sees there is the file below: after an unmount by hand only root could write into it.
         let below = fs::metadata(&volume.path).unwrap();
         assert_eq!((below.is_file(), below.len(), below.permissions().mode() & 0o7777), (true, 0, 0));
         let mut held = host.command("sh");

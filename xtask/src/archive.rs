@@ -56,7 +56,7 @@ impl Archive {
             ("Dir::State::extended_states", at("extended_states")),
             ("Dir::Cache", at("cache")),
             ("Dir::Cache::archives", at("cache/archives")),
-            // As root apt-get would hand the download to a user of its own, who cannot write here.
+            // As root, apt-get would do the download as a user of its own that cannot write here.
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             command.arg("-o").arg(format!("{option}={value}"));

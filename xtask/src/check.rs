@@ -41,7 +41,7 @@ pub(crate) enum Law {
 /// What a law says of the repository.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// What was looked at, in a few words.
+    /// What was checked, in a few words.
     pub(crate) note: String,
     /// Each says where, what, and what to do. None: the law is kept.
     pub(crate) violations: Vec<String>,
@@ -50,7 +50,7 @@ pub(crate) struct Verdict {
 /// Checks everything, or `only` some; reports all violations before it fails.
 ///
 /// # Errors
-/// A law is broken, or could not be looked at.
+/// A law is broken, or could not be checked.
 pub(crate) fn run(only: &[Law]) -> Result<(), TaskError> {
     let workspace = Workspace::load()?;
     let mut broken = Vec::new();

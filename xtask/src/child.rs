@@ -83,7 +83,7 @@ pub(crate) fn run(command: &mut Command, deadline: Instant, stdout: Stdout) -> R
         }
         thread::sleep(POLL);
     };
-    // Before the output is awaited: whoever is left holds the pipe open.
+    // Before the output is awaited: a process that is left holds the pipe open.
     let left_behind = end_marked(&mark, |name| name.starts_with("everdisk"));
     let tally = results.and_then(|results| results.recv_timeout(GRACE).ok()).unwrap_or_default();
     Ok(Ended { status, tally, left_behind })
@@ -135,7 +135,7 @@ fn end_marked(mark: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         }
         for (pid, name) in left {
             let label = format!("{name} ({})", pid.as_raw_nonzero());
-            // It may have ended meanwhile.
+            // It may have ended by now.
             let _ = kill_process(pid, Signal::KILL);
             if !killed.contains(&label) {
                 killed.push(label);

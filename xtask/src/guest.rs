@@ -109,7 +109,7 @@ fn merge(from: &Path, to: &Path) -> Result<(), TaskError> {
     fs::remove_dir(from).map_err(failed())
 }
 
-/// Looks for every part, and boots the kernel until it finds that it has no root: QEMU, its modules and its firmware work.
+/// Checks for every part, and boots the kernel until it finds that it has no root: QEMU, its modules and its firmware work.
 fn check(directory: &Path) -> Result<(), TaskError> {
     let absent = lacking(directory);
     let again = format!("remove {} and run `cargo xtask setup`", directory.display());

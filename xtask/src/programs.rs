@@ -118,7 +118,7 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Which package brought a file. `None`: this system has no dpkg, and nobody can tell.
+/// The package that installed a file. `None`: this system has no dpkg, so the package is unknown.
 pub(crate) struct Packages(Option<BTreeMap<PathBuf, Vec<String>>>);
 
 impl Packages {
@@ -126,7 +126,7 @@ impl Packages {
     pub(crate) fn of(programs: &[Program], path: &[PathBuf]) -> Self {
         let Some(dpkg) = first(path, "dpkg-query") else { return Self(None) };
         let files = programs.iter().flat_map(|program| all(path, program.name)).flat_map(|file| names(&file));
-        // It fails where it knows one of them not, and tells of the others all the same.
+        // It fails when it does not know one of the files, but still reports the others.
         let told = Command::new(dpkg).arg("--search").args(files).env("LC_ALL", "C").output();
         Self(told.ok().map(|told| owners(&String::from_utf8_lossy(&told.stdout))))
     }
@@ -183,7 +183,7 @@ pub(crate) fn lay(programs: &[Program], path: &[PathBuf], directory: &Path) -> s
     for (name, file) in programs.chain(tools) {
         std::os::unix::fs::symlink(file, directory.join(name))?;
     }
-    // Whoever a test becomes has to be able to go there.
+    // Every user that a test becomes has to be able to enter it.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
 }
 

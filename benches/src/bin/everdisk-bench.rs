@@ -130,7 +130,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// False when a measurement failed; the others are made and written all the same.
+/// False when a measurement failed; the others are still made and written.
 fn run(arguments: &Arguments) -> Result<bool> {
     let quick = |thorough, quick| if arguments.quick { quick } else { thorough };
     let scope = Scope {
@@ -148,7 +148,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     say(machine::line(&machine));
     if machine::load_average() > BUSY {
         say(format!(
-            "  somebody else is using this machine (load {:.1}): the numbers will show it",
+            "  another program is using this machine (load {:.1}): the numbers will show it",
             machine::load_average()
         ));
     }

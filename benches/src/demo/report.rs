@@ -181,7 +181,7 @@ fn remarks(seen: &Seen, around: &[u64], calm: &Sorted) -> Vec<String> {
                 time(pause),
                 time(limit)
             )),
-            None => remarks.push(format!("nobody told how long the {name} at {seconds:.1} s held I/O")),
+            None => remarks.push(format!("it is not known how long the {name} at {seconds:.1} s held I/O")),
             Some(_) => {}
         }
         let usual = calm.at(900);

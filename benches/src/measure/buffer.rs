@@ -153,7 +153,7 @@ fn fill(host: &Host, bytes: u64) -> Result<()> {
     writing.finish(host, WRITE_WITHIN)
 }
 
-/// Threads that read random blocks all the time: somebody has to feel a pause, and what is buffered must not change by it.
+/// Threads that read random blocks all the time: they measure the pause, and reads do not change what is buffered.
 struct Readers {
     stop: Arc<AtomicBool>,
     reads: Arc<AtomicU64>,

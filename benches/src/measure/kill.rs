@@ -23,7 +23,7 @@ use crate::{
 pub(super) const TARGET_MEDIAN_NS: f64 = 10e6;
 /// The volume is served again within this time.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(20);
-/// Left alone for this long: nobody asks the interface while it has better things to do.
+/// The interface is not polled for this long, so that no request delays its work.
 const UNDISTURBED: Duration = Duration::from_millis(60);
 /// At the end everything is read back within this time.
 const FINISH_WITHIN: Duration = Duration::from_secs(120);

@@ -32,7 +32,7 @@ const JOB: Job = Job { pattern: "randrw", block: "4k", depth: 16 };
 pub(super) const ROUND: usize = 25;
 /// A core that dies younger than a second is started again later.
 const GROWN_UP: Duration = Duration::from_millis(1100);
-/// Every so many upgrades a standby is killed.
+/// A standby is killed once in this many upgrades.
 const CONTROL_EVERY: usize = 2;
 /// After its predecessor has left, a core's start is over.
 const LEAVING_NS: u64 = 30_000_000;

@@ -59,7 +59,7 @@ pub fn run(scope: &Scope) -> Result<Value> {
                 scope.interrupt.check()?;
                 fio::measure(target, VOLUME_BYTES, *job, scope.seconds)
             };
-            // Who begins alternates too.
+            // The one that begins alternates too.
             let (first, second) = if round % 2 == 0 { (&ours, &peers) } else { (&peers, &ours) };
             let (first, second) = (run(first)?, run(second)?);
             let (mine, theirs) = if round % 2 == 0 { (first, second) } else { (second, first) };

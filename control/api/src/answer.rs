@@ -62,7 +62,7 @@ pub enum Kind {
     NotFound,
     /// The volume's state does not permit it: change that first.
     State,
-    /// Somebody else is at it: try again later.
+    /// Another operation is running: try again later.
     Busy,
     /// It was tried and did not succeed.
     Failed,

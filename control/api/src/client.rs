@@ -14,13 +14,13 @@ use crate::{
     request::Request,
 };
 
-/// The control module sends a line at least every second; after this silence it is given up.
+/// The control module sends a line at least every second. After this silence the client gives up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Why a request was not answered, or not as wished.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "everdiskd is not running (no answer at {}): start it with `everdisk daemon` or your service manager, or give the right --run-dir",
         path.display()
@@ -43,7 +43,9 @@ pub enum ClientError {
     )]
     Lost(String),
     /// The answer is none.
-    #[error("everdiskd answered something else than was agreed ({0}); is it of the same version?")]
+    #[error(
+        "everdiskd sent an unexpected answer ({0}): check with `everdisk version` that it has the version of this command"
+    )]
     Strange(serde_json::Error),
     /// It refused or failed.
     #[error(transparent)]

@@ -18,7 +18,7 @@ pub struct FileOptions {
     pub allow_other: bool,
 }
 
-/// A place at which NBD clients are awaited.
+/// An address for NBD clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NbdOptions {
     /// The address.
@@ -50,7 +50,7 @@ pub fn check_set<'a>(file: bool, nbd: impl IntoIterator<Item = &'a NbdAddress>) 
     }
 }
 
-/// What the operator must know who serves NBD at this address: beyond this machine anybody may read, change and imitate
+/// What an operator must know to serve NBD at this address: beyond this machine anyone may read, change and imitate
 /// the traffic. Of host names only `localhost` is known to stay on it.
 pub fn exposure(address: &NbdAddress) -> Option<String> {
     let NbdAddress::Tcp { host, .. } = address else { return None };

@@ -15,7 +15,7 @@ pub enum OperationName {
     Attach,
     /// Close them.
     Detach,
-    /// Close them although somebody uses them.
+    /// Close them although they are in use.
     ForcedDetach,
     /// Make durable what was acknowledged.
     Flush,

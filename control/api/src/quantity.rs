@@ -8,12 +8,12 @@ use everdisk_proto::limits::{
 
 /// The text is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is no size: write bytes, or a number with K, M, G, T or P (powers of 1024), such as 10G or 512Ki")]
+#[error("{0:?} is not a size: write bytes, or a number with K, M, G, T or P (powers of 1024), such as 10G or 512Ki")]
 pub struct BadSize(String);
 
 /// The text is no duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is no duration: write a number with ms, s, m or h, such as 100ms or 30s")]
+#[error("{0:?} is not a duration: write a number with ms, s, m or h, such as 100ms or 30s")]
 pub struct BadDuration(String);
 
 /// Splits `12ab` into 12 and `ab`.
@@ -45,7 +45,7 @@ pub fn size(text: &str) -> Result<u64, BadSize> {
 /// Reads a duration.
 ///
 /// # Errors
-/// [`BadDuration`], also for more than a year, which nobody means.
+/// [`BadDuration`], also for more than a year, which is surely a mistake.
 pub fn duration(text: &str) -> Result<Duration, BadDuration> {
     let bad = || BadDuration(text.chars().take(40).collect());
     let (number, unit) = split(text).ok_or_else(bad)?;

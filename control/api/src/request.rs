@@ -30,7 +30,7 @@ pub enum Request {
         stripe: u64,
         /// Bytes of its write buffer; 0: it is always synchronous.
         buffer: u64,
-        /// Whether writes may pass the write buffer by.
+        /// Whether writes may bypass the write buffer.
         #[serde(default)]
         bypass: Bypass,
         /// Its storage nodes in the order of the layout.
@@ -57,7 +57,7 @@ pub enum Request {
     VolumeDelete {
         /// Its name.
         name: VolumeName,
-        /// Although storage nodes are not there.
+        /// Delete it even if storage nodes are missing.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
@@ -81,13 +81,13 @@ pub enum Request {
     Detach {
         /// Its name.
         name: VolumeName,
-        /// Although a front end is in use, or the data could not be flushed.
+        /// Detach it even if a front end is in use, or the data could not be flushed.
         force: bool,
         /// By force: even if data is given up, or users of a front end are cut off.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         yes: bool,
     },
-    /// How a volume, or every volume, stands.
+    /// The status of one volume, or of all volumes.
     Status {
         /// None: every volume.
         name: Option<VolumeName>,
@@ -115,11 +115,11 @@ pub enum Request {
         name: VolumeName,
         /// Absolute path of the new program.
         core: PathBuf,
-        /// What becomes of buffered data.
+        /// What happens to buffered data.
         handover: Handover,
-        /// So long it may take to reach the storage nodes, by [`Handover::Flush`].
+        /// Time limit for the flush of [`Handover::Flush`].
         flush_limit_ms: u64,
-        /// Drain and probe together may take this long.
+        /// Time limit for drain and probe together.
         pause_budget_ms: u64,
         /// How long the old core stays parked.
         soak_ms: u64,

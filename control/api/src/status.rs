@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub enum State {
     /// I/O is executed.
     Serving,
-    /// I/O is held because the operator said so.
+    /// I/O is held by the operator's command.
     Suspended,
     /// An upgrade or a rollback runs; I/O goes on.
     Upgrading,
@@ -51,7 +51,7 @@ pub enum Health {
     /// Nothing is wrong.
     #[default]
     Ok,
-    /// I/O goes on, and something is wrong.
+    /// I/O goes on, but there is a problem.
     Degraded,
     /// I/O does not go on.
     Failed,
@@ -157,7 +157,7 @@ pub struct VolumeStatus {
     pub damaged_ranges: u32,
     /// Requests being executed.
     pub in_flight: u32,
-    /// Requests the kernel has and nobody has answered.
+    /// Requests that the kernel has and that are not answered.
     pub waiting: Option<u64>,
     /// The storage nodes.
     pub nodes: Vec<Node>,
@@ -171,7 +171,7 @@ pub struct VolumeStatus {
     pub operation: Option<String>,
     /// Every core that runs for the volume.
     pub cores: Vec<Program>,
-    /// Why the state is not what one would wish.
+    /// The reason for a state that is not the normal one.
     pub reason: Option<String>,
 }
 
@@ -206,7 +206,7 @@ pub struct Frontend {
     /// Of `nbd`: times that an established connection went on in another core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<u64>,
-    /// Of `nbd`: connections that were closed because nobody could know where in their streams a core had ended.
+    /// Of `nbd`: connections that were closed because it was unknown where in their streams a core had ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broken: Option<u64>,
 }
@@ -217,7 +217,7 @@ impl Frontend {
         Self::new(FrontendKind::File, path.display().to_string())
     }
 
-    /// A place at which NBD clients are awaited, of which nothing but the address is known.
+    /// An address for NBD clients, of which nothing else is known.
     pub fn nbd(address: &NbdAddress) -> Self {
         Self::new(FrontendKind::Nbd, address.to_string())
     }

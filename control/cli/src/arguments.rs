@@ -19,10 +19,10 @@ Examples:
   everdisk attach v --nbd unix:/run/v.sock --nbd tcp:localhost:10809
   everdisk attach v --file /srv/v.img --nbd unix:/run/v.sock --mode 0660 --owner 0:107";
 
-/// What `--version` says after the name of the program.
+/// What `--version` prints after the name of the program.
 static VERSION: LazyLock<String> = LazyLock::new(|| Identity::current(Component::Control).details());
 
-/// Block volumes whose client software is upgraded while applications use them
+/// Serve block volumes, and upgrade the client software while applications use them
 #[derive(Debug, Parser)]
 #[command(version = VERSION.as_str(), max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -64,40 +64,41 @@ impl Arguments {
 pub(crate) enum Command {
     /// Run the control module in the foreground
     Daemon {
-        /// A core that serves, does nothing and does not answer for this long while requests wait is killed, and the standby takes
-        /// over; at least 1s. Volumes that are attached already keep theirs
+        /// Time limit for a hung core, at least 1s. When requests wait and the serving core neither works on one nor answers
+        /// for this long, it is killed and a standby takes over. Volumes that are already attached keep their limit
         #[arg(long, value_name = "TIME", value_parser = quantity::hang_limit, default_value = "10s")]
         hang_limit: Duration,
     },
-    /// Make, show, grow and delete volumes
+    /// Create, show, grow, delete and forget volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
     /// Serve a volume as a file, to NBD clients, or both
     Attach(Attach),
-    /// Flush a volume and close its front ends; refuses while its file is in use anywhere on this machine (open, mapped, mounted elsewhere,
-    /// under a loop device) or NBD clients are connected
+    /// Flush a volume and close its front ends. Refused while NBD clients are connected, or while the file is in use anywhere on
+    /// this machine (open, mapped, mounted elsewhere, or under a loop device)
     Detach {
         /// The volume
         name: VolumeName,
-        /// Discard what cannot be flushed, and cut off the users of the volume. Prints what would be lost, and asks first
+        /// Discard the data that cannot be flushed, and cut off the users of the volume. Prints first what would be lost, and asks
+        /// for confirmation
         #[arg(long)]
         force: bool,
-        /// With --force: do not ask
+        /// With --force: do not ask for confirmation
         #[arg(long, requires = "force")]
         yes: bool,
     },
-    /// Show how a volume, or every volume, stands
+    /// Show the status of one volume, or of all volumes
     Status {
-        /// The volume; every volume when it is left out
+        /// The volume [default: all volumes]
         name: Option<VolumeName>,
     },
-    /// Say what is wrong with a volume, or with any: exit status 0 when nothing is, 1 when I/O still goes on, 2 when it does
-    /// not, or when the control module does not answer
+    /// List the problems of one volume, or of all volumes. Exit status 0: no problem; 1: problems, but I/O goes on; 2: I/O does
+    /// not go on, or the control module does not answer
     Health {
-        /// The volume; every volume when it is left out
+        /// The volume [default: all volumes]
         name: Option<VolumeName>,
     },
-    /// Make everything acknowledged durable on the storage nodes
+    /// Make all acknowledged writes durable on the storage nodes
     Flush {
         /// The volume
         name: VolumeName,
@@ -106,23 +107,24 @@ pub(crate) enum Command {
     Suspend {
         /// The volume
         name: VolumeName,
-        /// I/O goes on by itself after this time, at most 100s
+        /// Time after which I/O goes on even without `resume`, at most 100s
         #[arg(long, value_name = "TIME", value_parser = quantity::lease, default_value = "30s")]
         lease: Duration,
     },
-    /// Let I/O go on
+    /// End a suspension: I/O goes on
     Resume {
         /// The volume
         name: VolumeName,
     },
     /// Replace the core of a volume while it is in use
     Upgrade(Upgrade),
-    /// Go back to the build before the last committed upgrade, once; stops an upgrade that soaks
+    /// Return to the core build that ran before the last committed upgrade. Works once for each upgrade. During the soak of an
+    /// upgrade, stops that upgrade and rolls it back
     Rollback {
         /// The volume
         name: VolumeName,
     },
-    /// Say what this machine can and cannot do, and how to mend it
+    /// Check what Everdisk needs from this machine, and say how to fix what is missing
     Doctor,
     /// Show the versions of this command and of the running control module
     Version,
@@ -130,7 +132,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Make a volume and format its storage nodes
+    /// Create a volume and format its storage nodes
     Create(Create),
     /// List all volumes
     List,
@@ -139,7 +141,7 @@ pub(crate) enum VolumeCommand {
         /// The volume
         name: VolumeName,
     },
-    /// Make a detached volume larger
+    /// Grow a detached volume
     Resize {
         /// The volume
         name: VolumeName,
@@ -151,18 +153,19 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// The volume
         name: VolumeName,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
-        /// Although storage nodes are not there: what lies on them stays
+        /// Delete the volume even if storage nodes are missing. The data on the missing nodes stays there
         #[arg(long)]
         force: bool,
     },
-    /// Forget a detached or damaged volume: its files in the state directory are put aside, its storage nodes stay as they are
+    /// Forget a detached or damaged volume. Its files in the state directory are renamed, not removed; its storage nodes stay as
+    /// they are
     Forget {
         /// The volume
         name: VolumeName,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -170,28 +173,29 @@ pub(crate) enum VolumeCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Its name
+    /// Name of the volume
     pub(crate) name: VolumeName,
-    /// Its size, such as 10G (powers of 1024)
+    /// Size of the volume, such as 10G (powers of 1024)
     #[arg(long, value_parser = quantity::volume_size)]
     pub(crate) size: u64,
-    /// A storage node, such as dir:/srv/a; repeat it to stripe over several
+    /// A storage node, such as dir:/srv/a. Repeat the option to stripe over several nodes
     #[arg(long = "node", value_name = "URL", required = true)]
     pub(crate) nodes: Vec<NodeUrl>,
-    /// Make the directories of the storage nodes too; `volume delete` removes those again
+    /// Also create the directories of the storage nodes. `volume delete` removes directories that were created this way
     #[arg(long)]
     pub(crate) create_dir: bool,
-    /// Stripe unit
+    /// Stripe unit: size of the pieces in which the volume is distributed over its nodes
     #[arg(long, value_parser = quantity::stripe, default_value = "4M")]
     pub(crate) stripe: u64,
     /// Copies of the data; only 1 in this version
     #[arg(long, default_value_t = 1, value_parser = one_copy)]
     pub(crate) replicas: u32,
-    /// Write buffer, from 2M to 1G; 0: every write goes through to the storage nodes before it is acknowledged
+    /// Size of the write buffer, from 2M to 1G. With 0, every write goes through to the storage nodes before it is acknowledged
     #[arg(long, value_name = "SIZE", value_parser = quantity::buffer, default_value = "64M")]
     pub(crate) buffer: u64,
-    /// Whether writes may pass the write buffer by where the storage nodes are as quick: auto, or never. Never is for nodes that tell of
-    /// a failed write late or not at all (thin disks, NFS): nothing is then acknowledged from their page cache alone
+    /// Whether writes may bypass the write buffer: auto, or never. With auto, writes bypass it when the storage nodes are as fast
+    /// as the buffer. Use never for nodes that report a failed write late or not at all (thin disks, NFS): no write is then
+    /// acknowledged from their page cache alone
     #[arg(long, value_name = "WHEN", value_parser = bypass, default_value = "auto")]
     pub(crate) bypass: Bypass,
 }
@@ -201,20 +205,22 @@ pub(crate) struct Create {
 pub(crate) struct Attach {
     /// The volume
     pub(crate) name: VolumeName,
-    /// Mount it on this file, which is made if need be. Beside --nbd it cannot be mapped shared (mmap fails with ENODEV)
+    /// Serve the volume as this file, which is created if it does not exist. Together with --nbd, the file cannot be mapped
+    /// shared (mmap fails with ENODEV)
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
-    /// Serve it to NBD clients at unix:PATH or tcp:HOST:PORT (an IPv6 host in brackets; port 0 lets the system choose); at
-    /// most 8 times, and beside --file. TCP is neither encrypted nor authenticated: stay on loopback, or use a tunnel
+    /// Serve the volume to NBD clients at unix:PATH or tcp:HOST:PORT (an IPv6 host in brackets; port 0 lets the system choose).
+    /// May be given up to 8 times, and together with --file. TCP is neither encrypted nor authenticated: stay on loopback, or
+    /// use a tunnel
     #[arg(long, value_name = "ADDRESS", value_parser = nbd_address)]
     pub(crate) nbd: Vec<NbdAddress>,
-    /// Let users other than the file's owner in, as far as --mode permits
+    /// Let users other than the file's owner access the file, as far as --mode permits
     #[arg(long, requires = "file")]
     pub(crate) allow_other: bool,
-    /// Permission bits of the file and of UNIX sockets, octal; who may write to a socket may connect
+    /// Permission bits of the file and of UNIX sockets, octal. Write permission on a socket is permission to connect
     #[arg(long, value_parser = mode, default_value = "0600")]
     pub(crate) mode: u32,
-    /// Owner of the file and of UNIX sockets, by numbers [default: who runs the control module]
+    /// Owner of the file and of UNIX sockets, as numeric ids [default: the user and group of the control module]
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
     pub(crate) owner: Option<(u32, u32)>,
 }
@@ -224,39 +230,40 @@ pub(crate) struct Upgrade {
     /// The volume
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub(crate) name: Option<VolumeName>,
-    /// Every attached volume, one after the other; stops at the first failure
+    /// Upgrade all attached volumes, one after the other; stop at the first failure
     #[arg(long)]
     pub(crate) all: bool,
-    /// The new everdisk-core
+    /// The new everdisk-core program
     #[arg(long, value_name = "FILE", required_unless_present = "package", conflicts_with = "package")]
     pub(crate) core: Option<PathBuf>,
     /// An upgrade package; not in this version
     #[arg(long, value_name = "FILE", value_parser = no_package)]
     pub(crate) package: Option<PathBuf>,
-    /// What becomes of buffered data: flush sends it to the storage nodes first, carry hands it over as it is; overlap is
-    /// not in this version
+    /// What happens to buffered data. With flush, it is sent to the storage nodes before the hand-over. With carry, the new core
+    /// adopts it as it is. This version has no overlap
     #[arg(long, default_value = "flush", value_parser = handover)]
     pub(crate) handover: Handover,
-    /// By flush: when the storage nodes take longer, what is left is carried over, or the upgrade is aborted
+    /// Time limit for --handover flush. When it is exceeded, the new core adopts the data that is still buffered; if it cannot,
+    /// the upgrade is aborted
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "30s")]
     pub(crate) flush_limit: Duration,
-    /// The gate returns to the old core when drain and probe take longer, at most 5s
+    /// Time limit for drain and probe together, at most 5s. When it is exceeded, the gate returns to the old core
     #[arg(long, value_name = "TIME", value_parser = quantity::pause_budget, default_value = "100ms")]
     pub(crate) pause_budget: Duration,
-    /// How long the old core stays parked while the new one is watched
+    /// How long the old core stays parked after the switch, ready for a rollback, while the new core is watched
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "10s")]
     pub(crate) soak: Duration,
-    /// Only check, and say what would be done
+    /// Only check the upgrade and print what it would do
     #[arg(long)]
     pub(crate) plan: bool,
 }
 
-/// An address for NBD clients, a relative path made absolute.
+/// Parses an address for NBD clients and makes a relative path absolute.
 fn nbd_address(text: &str) -> Result<NbdAddress, String> {
     let relative = text.strip_prefix("unix:").filter(|path| !path.is_empty() && !path.starts_with('/'));
     let Some(relative) = relative else { return text.parse().map_err(|e: BadNbdAddress| e.to_string()) };
     let path = path::absolute(relative).map_err(|e| format!("cannot find {relative}: {e}"))?;
-    let path = path.to_str().ok_or_else(|| format!("the path of {relative} is no UTF-8 text"))?;
+    let path = path.to_str().ok_or_else(|| format!("the path of {relative} is not valid UTF-8"))?;
     format!("unix:{path}").parse().map_err(|e: BadNbdAddress| e.to_string())
 }
 
@@ -283,12 +290,12 @@ fn handover(text: &str) -> Result<Handover, String> {
 
 fn mode(text: &str) -> Result<u32, String> {
     let bits = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|bits| *bits <= 0o777);
-    bits.ok_or_else(|| format!("{text:?} are no permission bits: write them in octal, such as 0640"))
+    bits.ok_or_else(|| format!("{text:?} is not a set of permission bits: write them in octal, such as 0640"))
 }
 
 fn owner(text: &str) -> Result<(u32, u32), String> {
     let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
-    pair.ok_or_else(|| format!("{text:?} is no owner: write user and group id as numbers, such as 1000:1000"))
+    pair.ok_or_else(|| format!("{text:?} is not an owner: write user and group id as numbers, such as 1000:1000"))
 }
 
 fn bypass(text: &str) -> Result<Bypass, String> {

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The control module said no, or nothing.
+    /// The control module refused, or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// No default directories.
@@ -46,10 +46,10 @@ pub(crate) enum Failure {
     Io {
         /// What was tried.
         doing: String,
-        /// Its word.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Something is wrong with a volume, and it was said.
+    /// A volume has a problem, which was printed.
     #[error("a volume is {}", .0.name())]
     Unwell(Health),
     /// Anything else.
@@ -123,7 +123,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, Failure> {
 }
 
 impl Session {
-    /// Asks, and shows on stderr what takes long.
+    /// Sends the request, and shows on stderr the steps that take long.
     fn ask(&self, request: &Request) -> Result<Value, Failure> {
         let mut last = (String::new(), Instant::now());
         let watch = |progress: &Progress| {
@@ -243,7 +243,7 @@ impl Session {
         if self.json {
             output::json(&value);
         } else {
-            // As the control module says: of a port that the system chose, nobody knew it before.
+            // As the control module says: if the system chose the port, it was not known before.
             output::line(&format!("{name} is attached at {}", show::places(&read::<VolumeStatus>(value)?)));
         }
         Ok(())
@@ -263,7 +263,7 @@ impl Session {
 
     fn upgrade(&self, upgrade: &Upgrade) -> Result<(), Failure> {
         let Some(core) = &upgrade.core else {
-            // The command line has seen to it.
+            // The command line has checked this.
             return Err(Failure::Other("give the new core with --core FILE".to_owned()));
         };
         let core = absolute(core)?;
@@ -313,7 +313,7 @@ impl Session {
             if self.json {
                 output::json(value);
             } else if !ended.was_refused() {
-                // Of one that was refused there is nothing to tell but the reason.
+                // The report of an upgrade that was refused has nothing but the reason.
                 show::upgrade(&ended);
             }
         }

@@ -1,4 +1,4 @@
-//! `doctor`: what this machine can and cannot do for Everdisk, and how to mend it. Reads only.
+//! `doctor`: checks what Everdisk needs from this machine, and says how to fix what is missing. It only reads.
 
 use std::{
     env,
@@ -99,9 +99,9 @@ fn kernel(release: &str) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version >= KERNEL_MIN {
-        Finding::ok("kernel", format!("{release} can give requests again (FUSE_NOTIFY_RESEND)"))
+        Finding::ok("kernel", format!("{release} can give out requests again (FUSE_NOTIFY_RESEND)"))
     } else {
-        let found = format!("{release} cannot give requests again to the next core (FUSE_NOTIFY_RESEND)");
+        let found = format!("{release} cannot give out requests again to the next core (FUSE_NOTIFY_RESEND)");
         Finding::fail("kernel", found, "run kernel 6.9 or newer")
     }
 }
@@ -142,19 +142,19 @@ fn request_timeout() -> Finding {
     judge_timeout(set.filter(|seconds| *seconds > 0).min())
 }
 
-/// `seconds`: the shortest timeout the kernel puts on FUSE requests.
+/// `seconds`: the shortest timeout that the kernel sets for FUSE requests.
 fn judge_timeout(seconds: Option<u64>) -> Finding {
     match seconds {
         Some(seconds) if seconds <= LEASE_MAX.as_secs() => Finding::warn(
             "request timeout",
             format!(
-                "the kernel aborts the volume when a request takes {seconds} s; a suspension may take {} s",
+                "the kernel aborts the volume when a request takes {seconds} s, but a suspension may take {} s",
                 LEASE_MAX.as_secs()
             ),
             "set /proc/sys/fs/fuse/default_request_timeout and max_request_timeout to 0, or give shorter leases",
         ),
         Some(seconds) => Finding::ok("request timeout", format!("{seconds} s, longer than any lease")),
-        None => Finding::ok("request timeout", "the kernel puts none on FUSE requests"),
+        None => Finding::ok("request timeout", "the kernel sets no timeout for FUSE requests"),
     }
 }
 
@@ -162,14 +162,14 @@ fn hung_task() -> Finding {
     match number("/proc/sys/kernel/hung_task_timeout_secs") {
         Some(seconds) if seconds > 0 && seconds <= LEASE_MAX.as_secs() => Finding::warn(
             "hung tasks",
-            format!("the kernel warns after {seconds} s, and a suspension may take {} s", LEASE_MAX.as_secs()),
+            format!("the kernel warns after {seconds} s, but a suspension may take {} s", LEASE_MAX.as_secs()),
             "set /proc/sys/kernel/hung_task_timeout_secs to 120, or give shorter leases",
         ),
         _ => Finding::ok("hung tasks", "the kernel does not warn within the longest lease"),
     }
 }
 
-/// Looks for a program as a shell does.
+/// Searches `PATH` for a program, as a shell does.
 fn on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let places = env::split_paths(&path).chain(["/sbin", "/usr/sbin"].map(PathBuf::from));
@@ -190,14 +190,14 @@ fn fusermount() -> Finding {
     }
 }
 
-/// Request and reply buffers are locked into memory: a core that dies while one is paged in costs an application EIO. At
+/// Request and reply buffers are locked in memory: if a core dies while one is paged in, an application gets EIO. At
 /// rest there is one of each for every channel.
 fn locked_memory() -> Finding {
     let needed = (2 * CHANNELS_MAX * REQUEST_BYTES_MAX) as u64;
     match process::lockable_bytes() {
         Some(limit) if limit < needed => Finding::warn(
             "locked memory",
-            format!("{limit} bytes may be locked, {needed} are needed at rest"),
+            format!("{limit} bytes may be locked, but {needed} are needed at rest"),
             "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) where everdiskd is started",
         ),
         _ => Finding::ok("locked memory", "enough may be locked"),
@@ -212,7 +212,9 @@ fn descriptors() -> Finding {
     match most {
         Some(limit) if limit < DESCRIPTORS => Finding::warn(
             "descriptors",
-            format!("a process may have {limit}, {DESCRIPTORS} are needed for every NBD connection and storage node"),
+            format!(
+                "a process may have {limit}, but {DESCRIPTORS} are needed to hold all NBD connections and storage nodes"
+            ),
             "raise RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE=) where everdiskd is started",
         ),
         _ => Finding::ok("descriptors", "a process may have enough"),

@@ -15,13 +15,13 @@ use crate::{
     output::{self, complain},
 };
 
-/// Says how a volume is, or every volume.
+/// Prints the health of one volume, or of all volumes.
 ///
 /// # Errors
 /// [`Failure::Unwell`] when something is wrong, [`Failure::Client`] when there is no such volume.
 pub(crate) fn health(socket: &Path, as_json: bool, name: Option<VolumeName>) -> Result<(), Failure> {
     let volumes = match volumes(socket, name) {
-        // Where nobody says how the volumes are, they are not known to be well.
+        // Without an answer the volumes are not known to be well.
         Err(error @ (ClientError::Refused(_) | ClientError::Strange(_))) => return Err(error.into()),
         Err(error) => {
             complain(&format!("everdisk: {error}"));

@@ -1,5 +1,5 @@
-//! `everdisk`: the operator's command. Results go to stdout, everything else to stderr; exit status 0 is done, 1 is
-//! failed with a message that says what, why and what to do, 2 is wrong usage. (`health` has a meaning of its own for each.)
+//! `everdisk`: the operator's command. Results go to stdout, everything else to stderr. Exit status 0: done. 1:
+//! failed, with a message that says what, why and what to do. 2: wrong usage. (`health` gives each status a meaning of its own.)
 #![forbid(unsafe_code)]
 
 mod arguments;

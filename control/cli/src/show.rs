@@ -84,7 +84,7 @@ pub(crate) fn statuses(volumes: &[VolumeStatus]) {
     table(&rows);
 }
 
-/// Requests that nobody has answered, executing ones among them, where that is known.
+/// Requests that are not answered, and how many of them are executing, where that is known.
 fn waiting(v: &VolumeStatus) -> String {
     v.waiting.map_or_else(|| "-".to_owned(), |waiting| waiting.to_string())
 }

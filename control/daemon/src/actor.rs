@@ -1,4 +1,4 @@
-//! The acts of an upgrade, with real processes. Which core is new and which is old is told by its program: until the
+//! The acts of an upgrade, with real processes. The program of a core tells whether it is new or old: until the
 //! commit the recorded current program is the old one.
 
 use std::{
@@ -40,19 +40,19 @@ use crate::{
 
 /// Blocks a new core reads before it is given the gate.
 const VERIFY_BLOCKS: u32 = 64;
-/// So many are enough where a storage node is slow, and the old core is held against them.
+/// Fewest blocks the new core has to read. The old core is held to the same number: see [`FEW_WITHIN`].
 const FEW_BLOCKS: u32 = 8;
-/// An old core that cannot read those within this time is no better than a new one that cannot.
+/// If the old core cannot read [`FEW_BLOCKS`] within this time, the storage node is at fault, and the new core is not refused for it.
 const FEW_WITHIN: Duration = Duration::from_secs(2);
-/// A core that is to take the write buffer over has taken in what there is within this time, or does it in the pause.
+/// Time limit for a core to follow the write buffer before the hand-over. What it has not read by then it reads in the pause.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
 /// The interface comes back, or a core takes the gate after another's death, within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
-/// The way back may take longer than the way there: what counts is that there is one.
+/// Giving the gate back may take longer than the hand-over: what counts is that it succeeds.
 const WAY_BACK_BUDGET: Duration = Duration::from_secs(1);
 /// The standby of the new version is waited for at the commit, so that a crash right after it finds one.
 const STANDBY_WITHIN: Duration = Duration::from_secs(5);
-/// Waits look this often.
+/// Interval at which waits poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Acts on one volume for one upgrade.
@@ -65,7 +65,7 @@ pub struct Actor<'a> {
     /// Of what is staged.
     digest: Option<String>,
     to: Option<Build>,
-    /// The new program could not be recorded, and perhaps it was.
+    /// Recording the new program failed, and it is not known whether it is on record.
     record_unknown: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
     pub rollback: bool,
@@ -89,7 +89,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// Whether a core was started from another program than the recorded one, or by nobody we remember.
+    /// Whether a core was started from another program than the recorded one, or its start is not on record.
     fn is_new(&self, pid: u32, current: &Build, attachment: &Attachment) -> bool {
         attachment.program_of(pid) != Some(&current.program)
     }
@@ -126,7 +126,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// The interface did not answer a hand-over: the segment says who serves.
+    /// The interface did not answer a hand-over: the segment says which core serves.
     fn settle(&self, to: u32, why: &Error) -> Result<HandoverReport> {
         let status = self.wait_for(|status| status.serving.is_some())?;
         let failure = (status.serving != Some(to))
@@ -154,9 +154,11 @@ impl<'a> Actor<'a> {
             Ok(HandoverReport { failure: Some(failure), .. }) => {
                 warn!(volume = %self.volume.name, "the new core does not let go: {}", failure.reason);
             }
-            Err(e) => warn!(volume = %self.volume.name, "the way back was not answered: {e}"),
+            Err(e) => {
+                warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}")
+            }
         }
-        // Another core of the new program may have been given the gate meanwhile.
+        // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
         let now = self.volume.interface().status().ok().and_then(|status| status.serving).unwrap_or(serving);
         if is_old(now) {
@@ -191,7 +193,7 @@ impl<'a> Actor<'a> {
     }
 }
 
-/// A report of a hand-over that nobody reported.
+/// A report of a hand-over whose own report was lost.
 fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> HandoverReport {
     HandoverReport {
         failure,
@@ -203,7 +205,7 @@ fn taken(status: &InterfaceStatus, failure: Option<HandoverFailure>) -> Handover
     }
 }
 
-/// The write buffer, and who has it: the core that serves, else one of the program `current`.
+/// The write buffer, and the core that has it: the one that serves, else one of the program `current`.
 pub fn buffer(status: &InterfaceStatus, current: &Identity) -> Option<Buffer> {
     let serving = status.cores.iter().find(|core| Some(core.pid) == status.serving);
     let holder = serving.map_or(current, |core| &core.identity).clone();
@@ -356,7 +358,7 @@ impl Act for Actor<'_> {
             }
         });
         if let Err(e) = recorded {
-            // The file may bear the new program all the same: then it has to be there.
+            // The file may name the new program in spite of the error: then the program's copy has to stay.
             self.record_unknown = self.volume.rewrite_record().is_err();
             return Err(unrecorded(e));
         }
@@ -370,7 +372,7 @@ impl Act for Actor<'_> {
     fn hand_back(&mut self) -> Result<GivenBack, Fault> {
         let current = self.volume.current()?;
         let attachment = self.volume.attached()?;
-        // Where nobody serves, the supervisor brings an old core; where nobody answers, there is nothing to take.
+        // When no core serves, the supervisor starts an old core. When the interface does not answer, there is nothing to take.
         let Ok(status) = self.wait_for(|status| status.serving.is_some()) else {
             return Ok(GivenBack { had_switched: false });
         };

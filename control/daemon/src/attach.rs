@@ -31,7 +31,7 @@ use crate::{
     volume::Volume,
 };
 
-/// Attaches a volume to a file, to places at which NBD clients are awaited, or to both.
+/// Attaches a volume to a file, to addresses for NBD clients, or to both.
 ///
 /// # Errors
 /// Why not; nothing is left of the attempt then.
@@ -56,7 +56,7 @@ pub fn attach(
     }
     limits::check(&volume.spec(), file.is_some())?;
     refuse_strays(volume)?;
-    // Before anything is done, and again when nobody else claims a place at the same time.
+    // Before anything is done, and again once no other attach can claim a place at the same time.
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
     progress.step("stage the programs");
@@ -114,12 +114,12 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
     if let Some(file) = file {
         ask_size(file.path);
     }
-    // Of a port that the system chose, nobody else knows which one it is.
+    // If the system chose the port, only this answer tells which one it is.
     let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
-/// Processes that run for the volume although no attachment tells of them, its record being lost, may serve it: nothing is done to
+/// Processes that run for the volume without a record of an attachment (it was lost) may serve it: nothing is done to
 /// them, and nothing beside them.
 fn refuse_strays(volume: &Volume) -> Result<()> {
     let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
@@ -129,14 +129,14 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
     let named: Vec<String> =
         strays.iter().map(|(process, program)| format!("process {} ({})", process.pid, program.display())).collect();
     Err(Error::State(format!(
-        "processes of volume {} run that its record does not tell of, and may serve it: {}; see who uses them, end them, and \
+        "processes of volume {} run that are not in its record, and may serve it: {}; find out what uses them, end them, and \
          attach again",
         volume.name,
         named.join(", ")
     )))
 }
 
-/// A question to the mounted file, which a core that hangs leaves open.
+/// Asks the mounted file for its size. A core that hangs leaves the request unanswered.
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
@@ -158,7 +158,7 @@ fn make_target(volume: &Volume, file: &FileAttach) -> Result<Option<OwnedFd>> {
     Ok(target.is_ours.then_some(pinned))
 }
 
-/// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not ask whether somebody
+/// Removes what is left of an attachment: processes, mount, sockets, file, record. Does not check whether a process
 /// still uses them.
 ///
 /// # Errors
@@ -248,7 +248,7 @@ mod tests {
         let (target, bound) = make();
         clear(left(&path, &socket, target, bound));
         assert!(!path.exists() && !socket.exists(), "what was made goes");
-        // Somebody put files of his own in their places.
+        // Other files were put in their places.
         let (target, bound) = make();
         for made in [&path, &socket] {
             fs::rename(made, made.with_extension("moved")).unwrap();

@@ -1,4 +1,4 @@
-//! One line in the log for each act of an operator, done or refused: who asked for what, and how it ended.
+//! One line in the log for each act of an operator, done or refused: the user that asked, what was asked for, and how it ended.
 
 use everdisk_api::{operation::OperationName, request::Request};
 use everdisk_telemetry::event;
@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::error::Error;
 
-/// Who asked.
+/// The user and process that asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Who {
     /// User id.

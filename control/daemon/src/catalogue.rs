@@ -35,13 +35,13 @@ use crate::{
 const NEW: &str = ".new-";
 /// Name of a directory that was a volume.
 const OLD: &str = ".old-";
-/// Name of a directory that is a volume no longer, and whose storage nodes have everything.
+/// Name of a directory that is no longer a volume, and whose data stays on the storage nodes.
 const FORGOTTEN: &str = ".forgotten-";
 
 /// What is chosen once, when a volume is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Bytes; the only one that can be changed.
+    /// Bytes. The only field that can be changed.
     pub size: u64,
     /// Stripe unit in bytes.
     pub stripe: u64,
@@ -64,7 +64,7 @@ pub struct Catalogue {
     damaged: Mutex<BTreeMap<VolumeName, Damaged>>,
     /// Those that are being made.
     drafts: Mutex<BTreeMap<VolumeName, VolumeSpec>>,
-    /// Held while places are looked at and entered, so that two wishes at once do not get one place.
+    /// Held while places are checked and entered, so that two requests at once do not get the same place.
     claims: Mutex<()>,
 }
 
@@ -133,7 +133,7 @@ impl Catalogue {
         })
     }
 
-    /// Has nobody else claim places until the result is dropped; what was claimed is in a volume's record, or a draft, by then.
+    /// Keeps all others from claiming places until the result is dropped. By then, what was claimed is in a volume's record or a draft.
     pub fn claim(&self) -> MutexGuard<'_, ()> {
         self.claims.lock()
     }
@@ -200,7 +200,7 @@ impl Catalogue {
             draft.unclear = matches!(e, Error::Killed(_));
             self.named(e)
         })?;
-        // Until the volume is entered nobody else knows the nodes' identities: they are undone with the draft.
+        // Until the volume is entered, only the draft has the nodes' identities: they are undone with the draft.
         draft.unclear = true;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         draft.unclear = false;
@@ -210,14 +210,14 @@ impl Catalogue {
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         self.volumes.lock().insert(name, Arc::clone(&volume));
         info!(event = event::VOLUME_CREATED, volume = %volume.name, bytes = size, "the volume is made");
-        // Last: where it cannot be written, directories stay behind one day, and the volume is made all the same.
+        // Last: if this cannot be recorded, the volume still exists, and its directories stay behind when it is deleted.
         if let Err(e) = volume.update(|record| record.nodes.made = made.directories) {
             warn!(volume = %volume.name, "the directories that were made for it are not on record, and will stay: {e}");
         }
         Ok((volume, made.warnings))
     }
 
-    /// Makes a detached volume larger. With what the operator should know of it.
+    /// Grows a detached volume. Returns warnings for the operator.
     ///
     /// # Errors
     /// Why not.
@@ -229,7 +229,7 @@ impl Catalogue {
         Ok((volume, warnings))
     }
 
-    /// Deletes a detached volume, its data first. `force`: although nodes are not there. What stays behind, in words.
+    /// Deletes a detached volume, its data first. `force`: even if nodes are missing. Returns what stays behind, in words.
     ///
     /// # Errors
     /// Why not; the volume stays then.
@@ -247,7 +247,7 @@ impl Catalogue {
         Ok(left)
     }
 
-    /// Moves the files of a volume to `grave`, and knows it no longer.
+    /// Moves the files of a volume to `grave`, and removes it from the list.
     fn bury(&self, volume: &Volume, grave: &Path) -> Result<()> {
         let state = &volume.paths.state;
         fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;
@@ -271,7 +271,7 @@ impl Catalogue {
         let running = of_volume(&paths.spec(), &paths.cores());
         if !running.is_empty() && !yes {
             return Err(Error::GivesUp(format!(
-                "the record of volume {name} is damaged, and {} processes of it run: to end them cuts off who uses the volume, and gives \
+                "the record of volume {name} is damaged, and {} processes of it run: ending them cuts off the volume's users, and gives \
                  up what is buffered; say --yes to do it",
                 running.len()
             )));
@@ -288,7 +288,7 @@ impl Catalogue {
         supervise(&volume).doing(|| "start a thread".to_owned())?;
         self.volumes.lock().insert(name.clone(), Arc::clone(&volume));
         self.damaged.lock().remove(name);
-        warn!(volume = %name, "its damaged record lies in {} now, and a new one is begun", aside.display());
+        warn!(volume = %name, "its damaged record was moved to {}, and a new one is begun", aside.display());
         Ok(Some(volume))
     }
 

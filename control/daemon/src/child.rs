@@ -17,9 +17,9 @@ use crate::{
     programs::{last_line, spawn as spawn_command},
 };
 
-/// A log longer than this is begun anew by the next process that writes to it.
+/// The next process that writes to a log longer than this begins the log anew.
 const LOG_BYTES_MAX: u64 = 1 << 20;
-/// How a process that has gone ended is known within this time.
+/// Within this time after the end of a process its exit status is known.
 const REAPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A process that was started here.
@@ -65,7 +65,7 @@ impl Child {
         self.ended.get().copied()
     }
 
-    /// How it ended, when it has gone: the reaper may be a moment behind.
+    /// The exit status, once it has gone: the reaper may be a moment behind.
     pub fn ended_by_now(&self) -> Option<ExitStatus> {
         let deadline = Instant::now() + REAPED_WITHIN;
         while self.ended().is_none() && Instant::now() < deadline {
@@ -79,7 +79,7 @@ impl Child {
         let line = self.tail().map(|text| last_line(&text)).unwrap_or_default();
         match (line.is_empty(), self.ended()) {
             (false, _) => line,
-            (true, Some(status)) => format!("it ended with {status} and said nothing"),
+            (true, Some(status)) => format!("it ended with {status} without a message"),
             (true, None) => "it has said nothing".to_owned(),
         }
     }
@@ -117,6 +117,6 @@ mod tests {
         let child = Child::start(Command::new("false"), &log, || {}).unwrap();
         assert!(child.id.end(Duration::from_secs(5)));
         assert_eq!(child.ended_by_now().unwrap().code(), Some(1));
-        assert_eq!(child.last_words(), "it ended with exit status: 1 and said nothing");
+        assert_eq!(child.last_words(), "it ended with exit status: 1 without a message");
     }
 }

@@ -29,11 +29,11 @@ use crate::{
 const FORCED_FLUSH: Patience = Patience::Whole(Duration::from_secs(3));
 /// The core that served flushes once more after the unmount, which may have written mapped pages back, and ends.
 const LAST_FLUSH_WITHIN: Duration = Duration::from_secs(30);
-/// An unmount under way is looked at this often.
+/// Interval at which an unmount under way is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Detaches a volume. By force: although a front end is in use, it could not be flushed, or it is dead. The bytes that were given up; none
-/// when nobody can tell.
+/// when that is unknown.
 ///
 /// # Errors
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
@@ -86,11 +86,7 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         }
         Err(NotDetached::Other(e)) if force != Force::Agreed => {
             stay(volume)?;
-            return Err(if force == Force::No {
-                e
-            } else {
-                Error::GivesUp(format!("{e}: say --yes to do it all the same"))
-            });
+            return Err(if force == Force::No { e } else { Error::GivesUp(format!("{e}: say --yes to do it")) });
         }
         Err(NotDetached::Other(_)) => {
             through.keep();
@@ -108,7 +104,7 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
     }
 }
 
-/// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that nobody uses, if
+/// Gives the front ends up. A file that was unmounted and that the kernel still has, it has for copies of the mount that no process uses, if
 /// there are such.
 fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), NotDetached> {
     let file = attachment.file.as_ref();
@@ -126,7 +122,7 @@ fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), N
     closed
 }
 
-/// Nobody can be asked to detach it.
+/// No process can be asked to detach it.
 fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> Result<Option<u64>> {
     // One that was given up before, and of which a process did not end.
     let again = attachment.phase == Phase::Detaching;
@@ -148,13 +144,13 @@ fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> 
     give_up(volume, &stake)
 }
 
-/// Who uses the file, as far as it can be found out.
+/// The users of the file, as far as they can be found.
 fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
     let Some(file) = &attachment.file else { return Users::default() };
     let mounted = places::mount_of(file).ok().flatten().map(|mounted| mounted.device.1);
     let Some(connection) = mounted.or_else(|| *volume.served_elsewhere.lock()) else { return Users::default() };
     users::of_mount(connection, &file.path).unwrap_or_else(|e| {
-        // The kernel is asked after the unmount, so that nobody is cut off all the same.
+        // The kernel is asked after the unmount, so no user is cut off even without this answer.
         warn!(volume = %volume.name, "{e}");
         Users::default()
     })
@@ -212,7 +208,7 @@ pub fn resume_unfinished(volume: &Volume, _operation: &Operation) -> Result<()> 
     }
 }
 
-/// Who uses which front end, and how to make an end of it. Of NBD those with clients; all of them where nobody says that any has some.
+/// The users of each front end, and how to end that use. Of NBD front ends those with clients; all of them where it is unknown which have clients.
 fn in_use(volume: &Volume, attachment: &Attachment, reason: &str, users: &[User]) -> Error {
     let seen = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
     let file = attachment.file.as_ref().map(|file| file.path.display().to_string());
@@ -231,7 +227,7 @@ fn in_use(volume: &Volume, attachment: &Attachment, reason: &str, users: &[User]
     let reason = Some(reason).filter(|reason| !reason.is_empty()).map(str::to_owned);
     let reasons = reason.into_iter().chain(named).collect::<Vec<_>>().join("; ");
     Error::State(format!(
-        "volume {0} is in use ({reasons}): {advice}, or cut off who uses it with `everdisk detach {0} --force`",
+        "volume {0} is in use ({reasons}): {advice}, or cut off its users with `everdisk detach {0} --force`",
         volume.name
     ))
 }
@@ -248,7 +244,7 @@ fn given_up(attachment: &Attachment) -> Result<bool> {
 /// The rest of a detach once the interface has unmounted; `serving` had the gate until then.
 ///
 /// # Errors
-/// A process does not go, or the record cannot be written. Or the volume is detached, and yet its last flush failed.
+/// A process does not end, or the record cannot be written. Or the volume is detached, but its last flush failed.
 fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Result<LastFlush> {
     let last = attachment.cores.iter().find(|core| Some(core.process.pid) == serving);
     let flushed = last.map_or(Ok(LastFlush::Unknown), |core| last_flush(volume, core.process));

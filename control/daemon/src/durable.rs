@@ -1,4 +1,4 @@
-//! Files that are whole or not there, and stay so when the machine loses power.
+//! Files that exist whole or not at all, even after the machine loses power.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -39,7 +39,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(parent)
 }
 
-/// Whether `directory` takes so many bytes and a record more, tried with a file that is gone afterwards.
+/// Whether `directory` has room for this number of bytes and one more record. Tries it with a file that is removed afterwards.
 ///
 /// # Errors
 /// The operating system's.
@@ -62,7 +62,7 @@ pub fn check_room(directory: &Path, bytes: u64) -> io::Result<()> {
     file.as_file().sync_all()
 }
 
-/// Appends a line and makes it durable. What a predecessor left of a torn line is cut off first.
+/// Appends a line and makes it durable. The rest of a torn line is cut off first.
 ///
 /// # Errors
 /// The operating system's.

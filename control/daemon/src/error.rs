@@ -1,4 +1,4 @@
-//! Errors of the control module, and what the operator hears of them.
+//! Errors of the control module, and what the operator is told of them.
 
 use std::io;
 
@@ -25,7 +25,7 @@ pub enum Error {
     /// The volume's state does not permit it.
     #[error("{0}")]
     State(String),
-    /// It would give something up, which the operator has not agreed to.
+    /// It would give up data or cut off users, and the operator has not agreed to that.
     #[error("{0}")]
     GivesUp(String),
     /// The request itself is wrong.

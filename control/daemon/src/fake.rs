@@ -245,7 +245,7 @@ impl Script {
             return Some(Answer::Done);
         }
         let Request::Handover { to, .. } = *request else {
-            // Nobody leaves on request here: whoever is dismissed has to be ended.
+            // No core leaves on request here: a core that is dismissed has to be ended.
             return Some(Answer::Failed { reason: "scripted".to_owned(), busy: self.in_use });
         };
         let (switch, failure) = match self.hand_over {

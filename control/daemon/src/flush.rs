@@ -1,4 +1,4 @@
-//! Has buffered data sent to the storage nodes (M8), and writes go through to them meanwhile (M3).
+//! Has buffered data sent to the storage nodes (M8). While this goes on, writes go through to them (M3).
 
 use std::{
     thread,
@@ -18,11 +18,11 @@ use crate::{
 /// The first ask gives the core this long, each one after it twice as long as the one before: what is acknowledged while
 /// it works must not keep it from ending.
 const FIRST_ASK: Duration = Duration::from_millis(250);
-/// While an answer is awaited, what is left is looked at this often.
+/// Interval at which the remaining data is polled while an answer is awaited.
 const SLICE: Duration = Duration::from_millis(250);
-/// An answer that comes at the end of its limit is on its way for this long.
+/// Time that an answer given at the end of its limit needs to arrive.
 const GRACE: Duration = Duration::from_millis(250);
-/// Between two asks, and while another core takes over.
+/// Interval between two requests, and between two polls while another core takes over.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a flush may take.
@@ -30,12 +30,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub enum Patience {
     /// Altogether.
     Whole(Duration),
-    /// As long as it takes, but not so long without less being left.
+    /// No limit in total, but this limit on the time in which the remaining data does not shrink.
     Still(Duration),
 }
 
 impl Patience {
-    /// Of an operator who wants it done: however much is buffered, and however slow the storage nodes are.
+    /// For an operator's command: it ends only when done, however much is buffered and however slow the storage nodes are.
     pub const OPERATOR: Self = Self::Still(FLUSH_LIMIT_DEFAULT);
 
     const fn limit(self) -> Duration {
@@ -84,7 +84,7 @@ const fn mebibytes(bytes: u64) -> u64 {
 }
 
 /// Has the core that serves send everything acknowledged to the storage nodes, while I/O goes on, and tells how much is
-/// left. `stopped` says that nobody wants it any more.
+/// left. `stopped` says that it is no longer wanted.
 ///
 /// # Errors
 /// No core serves, a storage node did not take it, or it was not done within `limit`.
@@ -96,7 +96,7 @@ pub fn send(volume: &Volume, limit: Patience, progress: &Progress, stopped: &dyn
         let serving = volume.interface().status()?.serving;
         lost = match (serving, lost.take()) {
             (Some(pid), lost) if lost.as_ref().is_none_or(|(dead, ..)| *dead != pid) => match sending.by(pid) {
-                // It died: whoever serves next has what is buffered.
+                // It died: the core that serves next has the buffered data.
                 Err(error @ Error::Peer { .. }) => {
                     Some((pid, error, sending.deadline.min(Instant::now() + PEER_DEADLINE)))
                 }
@@ -123,7 +123,7 @@ struct Sending<'a> {
     stopped: &'a dyn Fn() -> bool,
     limit: Patience,
     deadline: Instant,
-    /// The fewest bytes that were still buffered, once somebody has said so.
+    /// The smallest number of buffered bytes reported yet, if any was reported.
     left: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ impl Sending<'_> {
 pub struct Synchronous<'a>(Option<&'a Volume>);
 
 impl<'a> Synchronous<'a> {
-    /// Has writes go through from now on. A volume without a write buffer knows nothing else.
+    /// Has writes go through from now on. In a volume without a write buffer they always do.
     ///
     /// # Errors
     /// The interface does not answer, or why not.

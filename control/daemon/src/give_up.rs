@@ -1,4 +1,4 @@
-//! What a detach by force gives up: said before, asked for, and logged as the loss that it is. And what is said when a process does not
+//! What a detach by force gives up: announced before, confirmed by the operator, and logged as a loss. Also the message when a process does not
 //! end although it was killed.
 
 use std::{fs, time::Duration};
@@ -17,7 +17,7 @@ use crate::{
 /// Whether the operator wants it by force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// Only if nothing is lost and nobody is cut off.
+    /// Only if nothing is lost and no user is cut off.
     No,
     /// By force, as far as that gives nothing up.
     Asked,
@@ -39,18 +39,18 @@ impl Force {
 /// What is at stake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stake {
-    /// Acknowledged bytes that are on no storage node; none: nobody can tell.
+    /// Acknowledged bytes that are on no storage node; none: unknown.
     pub bytes: Option<u64>,
     /// The oldest of them may be so old.
     pub age: Option<Duration>,
     /// Why they could not be sent.
     pub why: Option<String>,
-    /// Who would be cut off.
+    /// The users that would be cut off.
     pub users: Option<String>,
 }
 
 impl Stake {
-    /// What is in the write buffer nobody can tell, for this reason.
+    /// Why it is unknown what is in the write buffer.
     pub fn unknown(why: &str) -> Self {
         Self { bytes: None, age: None, why: Some(why.to_owned()), users: None }
     }
@@ -77,7 +77,7 @@ impl Stake {
             return Ok(());
         }
         let data = (self.bytes != Some(0)).then(|| format!("gives up {}", self.data()));
-        let users = self.users.as_ref().map(|users| format!("cuts off who uses it ({users})"));
+        let users = self.users.as_ref().map(|users| format!("cuts off its users ({users})"));
         let given_up = data.into_iter().chain(users).collect::<Vec<_>>().join(", and ");
         Err(Error::GivesUp(format!("to detach volume {} by force {given_up}: say --yes to do it", volume.name)))
     }
@@ -93,10 +93,10 @@ impl Stake {
         }
     }
 
-    /// Logs that it was given up. The bytes of it.
+    /// Logs that it was given up. Returns the number of bytes.
     pub fn lost(&self, volume: &Volume) -> Option<u64> {
         if let Some(users) = &self.users {
-            warn!(volume = %volume.name, "whoever used the volume was cut off by a forced detach: {users}");
+            warn!(volume = %volume.name, "the users of the volume were cut off by a forced detach: {users}");
         }
         if self.bytes != Some(0) {
             let bytes = self.bytes.map_or_else(|| "unknown".to_owned(), |bytes| bytes.to_string());
@@ -165,7 +165,7 @@ mod tests {
         let stake = Stake::now(&volume, Some("disk full".to_owned()), Some("process 7 (dd) has it open".to_owned()));
         let asked = stake.permit(&volume, Force::Asked).unwrap_err();
         let words = "to detach volume v by force gives up 2.5 MiB that were acknowledged, are on no storage node yet and at most 1 s old \
-                     (disk full), and cuts off who uses it (process 7 (dd) has it open): say --yes to do it";
+                     (disk full), and cuts off its users (process 7 (dd) has it open): say --yes to do it";
         assert_eq!(asked.to_string(), words);
         assert!(everdisk_api::answer::Refusal::from(asked).needs_yes());
         stake.permit(&volume, Force::Agreed).unwrap();

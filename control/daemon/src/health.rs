@@ -1,4 +1,4 @@
-//! What is wrong with a volume: a judgement of what was seen, and a log of how each trouble begins and ends.
+//! The problems of a volume: judges what was seen, and logs when each problem begins and ends.
 //!
 //! The watch runs on a thread of its own for each volume and asks every process with a deadline, so that nothing that hangs keeps it
 //! from being seen: what is wrong is in `status`, in `health` and in the log within two seconds.
@@ -25,23 +25,23 @@ use crate::{
     volume::Volume,
 };
 
-/// Between two looks.
+/// Interval between two checks.
 const INTERVAL: Duration = Duration::from_millis(400);
-/// What is over within this time is not logged: a standby that is being replaced, an answer that came late.
+/// A problem that ends within this time is not logged: a standby that is being replaced, an answer that came late.
 const PASSING: Duration = Duration::from_millis(600);
-/// With less space than this, a record cannot be counted on to be written.
+/// With less free space than this, writing a record may fail.
 const SPACE_MIN: u64 = 1 << 20;
 
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What it is about; the same as long as it is the same trouble.
+    /// What it is about. The same for as long as the same problem lasts.
     pub about: String,
     /// How bad it is.
     pub health: Health,
     /// A sentence: what is wrong, and what to do.
     pub text: String,
-    /// It was seen for long enough by whoever says so.
+    /// The component that reports it has seen it for long enough.
     certain: bool,
 }
 
@@ -134,7 +134,7 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
     }
 }
 
-/// Nobody serves.
+/// No core serves.
 fn of_gate(volume: &Volume, status: &InterfaceStatus) -> Option<Problem> {
     let why = volume.trouble().unwrap_or_else(|| "no core serves".to_owned());
     let waiting = waiting(status);
@@ -262,7 +262,7 @@ impl Told {
             let goes_on = problems.iter().any(|problem| problem.about == *about);
             if !goes_on && trouble.is_told {
                 let lasted_ms = u64::try_from((now - trouble.since).as_millis()).unwrap_or(u64::MAX);
-                info!(event = event::PROBLEM_ENDED, volume = %name, about, lasted_ms, "what was wrong is over");
+                info!(event = event::PROBLEM_ENDED, volume = %name, about, lasted_ms, "the problem is over");
             }
             goes_on
         });

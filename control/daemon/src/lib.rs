@@ -106,10 +106,10 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Whoever else could write to a directory that was there already could command the volumes. It may be anything, such
+/// Any other user that can write to an existing directory could command the volumes. The directory may be anything, such
 /// as /tmp, so its permissions are left alone.
 fn refuse_shared(path: &Path) -> Result<()> {
-    let found = fs::metadata(path).doing(|| format!("look at {}", path.display()))?;
+    let found = fs::metadata(path).doing(|| format!("examine {}", path.display()))?;
     let refused = |why: &str, mend: &str| {
         Err(Error::State(format!("{} {why}: {mend}, or give a directory of its own", path.display())))
     };

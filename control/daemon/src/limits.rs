@@ -1,5 +1,5 @@
-//! What the operating system must let the processes of a volume have. They inherit the limits of this process, which has raised them
-//! as far as it may: what is too little is named before anything is started.
+//! The resource limits that the processes of a volume need. They inherit the limits of this process, which has raised them
+//! as far as it may. A limit that is too low is reported before anything is started.
 
 use everdisk_proto::{
     limits::{BLOCK, REQUEST_BYTES_MAX},

@@ -1,4 +1,4 @@
-//! One look at the processes of a volume: all are asked at once, and whoever does not answer holds up nobody.
+//! Polls the processes of a volume once: all are asked at the same time, and one that does not answer delays no other.
 
 use std::time::{Duration, Instant};
 

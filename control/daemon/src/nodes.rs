@@ -1,5 +1,5 @@
 //! Work on a volume's storage nodes: making, checking, growing and deleting them. A core program does it in a process of its own, so
-//! that a node that hangs holds up that process and nobody else. Before anything is changed every node has been found to be there, to be
+//! that a node that hangs blocks that process only. Before anything is changed every node has been found to be there, to be
 //! this volume's and to be able to do it; what is under way is on record, so that it can be ended or undone after a death.
 
 use std::{
@@ -35,7 +35,7 @@ pub struct NodesRecord {
     /// The size that a resize under way goes to: the nodes may have any size from the description's on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resizing: Option<u64>,
-    /// The volume is being deleted: a node where nothing is left has been.
+    /// The volume is being deleted: a node with nothing left on it is already deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub deleting: bool,
 }
@@ -134,7 +134,7 @@ fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
             .map(|(process, program)| format!("process {} ({})", process.pid, program.display()))
             .collect();
         return Err(Error::State(format!(
-            "the volume is in use by {}, of which its record does not tell: see who uses them, end them, and try again",
+            "the volume is in use by {}, which its record does not list: find out what uses them, end them, and try again",
             named.join(", ")
         )));
     }
@@ -150,7 +150,7 @@ fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process does a task on nodes and ends. One that has gone meanwhile is none.
+/// Whether a process does a task on nodes and ends. A process that has gone by now is none.
 fn is_task(pid: u32) -> bool {
     const TASKS: [&str; 4] = ["--create", "--destroy", "--resize", "--check"];
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -164,7 +164,7 @@ fn task(volume: &Volume, task: &[&str]) -> Result<Vec<Told>> {
     Ok(told(&run_well(&volume.programs.core(), &arguments, WITHIN)?))
 }
 
-/// Whether a core could serve the volume from its nodes, which may be in use meanwhile.
+/// Whether a core could serve the volume from its nodes. The nodes may be in use while this is checked.
 ///
 /// # Errors
 /// What is in the way.
@@ -172,7 +172,7 @@ pub fn check_serve(volume: &Volume) -> Result<()> {
     task(volume, &["--check", "serve"]).map(drop)
 }
 
-/// Makes a detached volume larger. What the operator should know of it.
+/// Grows a detached volume. Returns warnings for the operator.
 ///
 /// # Errors
 /// Why not; the volume has its old size then.
@@ -230,13 +230,13 @@ pub fn settle(volume: &Volume) -> Result<()> {
     volume.update(|record| record.nodes.resizing = None)
 }
 
-/// Deletes a detached volume's data. `force`: although nodes are not there, or have nothing of it. What stays behind, in words.
+/// Deletes a detached volume's data. `force`: even if nodes are missing, or have nothing of it. Returns what stays behind, in words.
 ///
 /// # Errors
 /// Why not. Nothing was touched then, unless a node failed in the middle; then it can be repeated.
 pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<String>> {
     end_tasks(&volume.paths.spec(), &volume.paths.cores())?;
-    progress.step("look at the storage nodes");
+    progress.step("inspect the storage nodes");
     // One that was begun has found every node there.
     let begun = volume.record().nodes.deleting;
     if !begun && !force {

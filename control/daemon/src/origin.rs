@@ -47,7 +47,10 @@ impl Source {
             Self { file: file.doing(|| format!("read the program {}", path.display()))?, name: path.to_owned() };
         let metadata = source.metadata()?;
         if !metadata.is_file() {
-            return Err(Error::Failed(format!("{} is no program: give the file of an everdisk-core", path.display())));
+            return Err(Error::Failed(format!(
+                "{} is not a program: give the file of an everdisk-core",
+                path.display()
+            )));
         }
         if metadata.len() > PROGRAM_BYTES_MAX {
             return Err(Error::Failed(format!("{} is larger than any program of ours", path.display())));
@@ -98,7 +101,7 @@ impl Read for Source {
     }
 }
 
-/// Why somebody else than root and this user could have written a file in this directory.
+/// Why a user other than root and this one could have written a file in this directory.
 fn distrust(file: &Metadata, directory: &Metadata, user: u32) -> Option<String> {
     if file.uid() != 0 && file.uid() != user {
         return Some(format!("it belongs to user {}, neither root nor user {user}, who would run it", file.uid()));

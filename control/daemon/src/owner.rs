@@ -1,4 +1,4 @@
-//! One control module for each directory: a lock on a file in it that lasts as long as the process, and in the file who has it.
+//! One control module for each directory: a lock on a file in it that lasts as long as the process. The file names the holder.
 //!
 //! The run directory has the sockets, the state directory the volumes. Two control modules with one state directory would each believe
 //! that the volumes are theirs, whatever their run directories; so both directories are locked.
@@ -72,9 +72,9 @@ fn take(path: &Path, what: &str, option: &str, record: &OwnerRecord) -> Result<F
         }
         Err(LockError::Io(source)) => return Err(Error::Io { doing: format!("lock {}", path.display()), source }),
     }
-    // Only a help to who is refused: a full disk is no reason not to start.
+    // It only helps a process that is refused: a full disk is no reason not to start.
     if let Err(e) = File::options().write(true).open(path).and_then(|mut file| write(&mut file, record)) {
-        warn!("cannot write into {} who has it: {e}", path.display());
+        warn!("cannot write the holder into {}: {e}", path.display());
     }
     Ok(file)
 }
@@ -86,7 +86,7 @@ fn write(file: &mut File, record: &OwnerRecord) -> std::io::Result<()> {
     file.write_all(&text)
 }
 
-/// Who has the lock. The record counts when it names a process that has it now, or when nobody can be seen who has.
+/// The holder of the lock. The record counts when it names a process that has the lock now, or when no holder is visible.
 fn holder(file: &mut File, holders: &Holders) -> String {
     let mut text = String::new();
     let read = file.take(RECORD_BYTES_MAX).read_to_string(&mut text);

@@ -100,7 +100,7 @@ impl VolumePaths {
         make_dir(&self.run)
     }
 
-    /// Removes the sockets that nobody listens on any more.
+    /// Removes the sockets that no process listens on any more.
     pub fn remove_sockets(&self) {
         let Ok(entries) = std::fs::read_dir(&self.run) else { return };
         for path in entries.flatten().map(|entry| entry.path()) {

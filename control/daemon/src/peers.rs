@@ -17,15 +17,15 @@ use crate::{
     places,
 };
 
-/// The interface says how it stands within this time.
+/// Time limit for the interface's answer to a status request.
 pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// fusermount3 may take 10 s.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
 /// Unmounting waits for the kernel to write back.
 pub const DETACH_DEADLINE: Duration = Duration::from_secs(30);
-/// A forced unmount waits for nobody, but fusermount3 may take 10 s.
+/// A forced unmount waits for no user, but fusermount3 may take 10 s.
 const FORCED_DETACH_DEADLINE: Duration = Duration::from_secs(15);
-/// A core says how its stores are within this time, or it is not said.
+/// Time limit for a core's answer about its stores. Without an answer their state is unknown.
 const CORE_STATUS_DEADLINE: Duration = Duration::from_millis(500);
 
 const MOUNTINFO: &str = "read /proc/self/mountinfo";
@@ -33,7 +33,7 @@ const MOUNTINFO: &str = "read /proc/self/mountinfo";
 /// Why the front ends were not given up.
 #[derive(Debug)]
 pub enum NotDetached {
-    /// Somebody has the file open or is connected.
+    /// A process has the file open, or a client is connected.
     InUse(String),
     /// Anything else.
     Other(Error),
@@ -50,7 +50,7 @@ impl Interface<'_> {
         match link.ask(ToInterface::Request(request), limit).map_err(failed)? {
             FromInterface::Answer(answer) => Ok(answer),
             FromInterface::Refused { reason } => Err(Error::Failed(format!("the interface refused: {reason}"))),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -59,7 +59,7 @@ impl Interface<'_> {
         match self.ask(request, limit)? {
             Answer::Done => Ok(()),
             Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -71,7 +71,7 @@ impl Interface<'_> {
         match self.ask(Request::Status, STATUS_DEADLINE)? {
             Answer::Status(status) => Ok(*status),
             Answer::Failed { reason, .. } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -86,7 +86,7 @@ impl Interface<'_> {
     /// Suspends, switches, probes and resumes. A refusal is a hand-over that did not switch.
     ///
     /// # Errors
-    /// It did not answer: who serves is not known.
+    /// It did not answer: it is not known which core serves.
     pub fn hand_over(self, to: u32, budget: Duration) -> Result<HandoverReport> {
         let before = self.status()?;
         let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
@@ -100,7 +100,7 @@ impl Interface<'_> {
                 carried_bytes: 0,
                 adopted_us: None,
             }),
-            _ => Err(Error::Failed("the interface answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the interface sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -154,9 +154,9 @@ impl Interface<'_> {
             },
             Ok(Answer::Failed { reason, busy: true }) => Err(NotDetached::InUse(reason)),
             Ok(Answer::Failed { reason, busy: false }) => Err(NotDetached::Other(Error::Failed(reason))),
-            Ok(_) => Err(NotDetached::Other(Error::Failed(
-                "the interface answered something else than was asked".to_owned(),
-            ))),
+            Ok(_) => {
+                Err(NotDetached::Other(Error::Failed("the interface sent an unexpected kind of answer".to_owned())))
+            }
             Err(e) => Err(NotDetached::Other(e)),
         }
     }
@@ -188,7 +188,7 @@ impl Core<'_> {
         match self.ask(CoreRequest::Follow, limit)? {
             CoreAnswer::Following { buffered_bytes } => Ok(buffered_bytes),
             CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -200,7 +200,7 @@ impl Core<'_> {
         match self.ask(CoreRequest::Verify { blocks }, limit)? {
             CoreAnswer::Verified { blocks } => Ok(blocks),
             CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 
@@ -211,12 +211,12 @@ impl Core<'_> {
     pub fn nodes(self) -> Result<Vec<NodeStatus>> {
         match self.ask(CoreRequest::Status, CORE_STATUS_DEADLINE)? {
             CoreAnswer::Status { nodes } => Ok(nodes),
-            _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+            _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
         }
     }
 }
 
-/// A flush at a core. All of it on one connection: a core answers only so many at a time, and a storage node that hangs
+/// A flush at a core. All of it uses one connection: a core answers a limited number at a time, and a storage node that hangs
 /// would hold up each.
 #[derive(Debug)]
 pub struct Flush {
@@ -229,7 +229,7 @@ pub struct Flush {
 pub enum Flushed {
     /// Everything is durable.
     All,
-    /// So many bytes are still buffered.
+    /// This number of bytes is still buffered.
     Left(u64),
 }
 
@@ -258,7 +258,7 @@ impl Flush {
                 CoreAnswer::Flushed => Ok(Some(Flushed::All)),
                 CoreAnswer::Flushing { buffered_bytes } => Ok(Some(Flushed::Left(buffered_bytes))),
                 CoreAnswer::Failed { reason } => Err(Error::Failed(reason)),
-                _ => Err(Error::Failed("the core answered something else than was asked".to_owned())),
+                _ => Err(Error::Failed("the core sent an unexpected kind of answer".to_owned())),
             },
         }
     }

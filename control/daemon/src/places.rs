@@ -1,5 +1,5 @@
-//! Where a volume is to be attached: looked at, and cleared of symbolic links, before anything is started. Also what becomes
-//! of the sockets' names afterwards.
+//! The places where a volume is to be attached: checked, and resolved of symbolic links, before anything is started. Also what happens
+//! to the sockets' names afterwards.
 
 use std::{
     fs, io,
@@ -35,7 +35,7 @@ pub struct Places {
     pub nbd: Vec<NbdListen>,
 }
 
-/// Looks at what the operator asks for, on behalf of this volume.
+/// Checks the places that the operator asks for, on behalf of this volume.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -122,11 +122,11 @@ fn resolve_file(path: &Path, volume: &VolumeName, territory: &Territory) -> Resu
         (true, _) => Ok(target),
         (_, true) => Err(refused("it is a directory; give the path of a file")),
         _ if left_placeholder(&target).is_some() => Ok(target),
-        _ => Err(refused("it is no regular file")),
+        _ => Err(refused("it is not a regular file")),
     }
 }
 
-/// The placeholder of an attachment of ours that nobody remembers.
+/// The placeholder of an attachment of ours that is not on record.
 fn left_placeholder(path: &Path) -> Option<FileId> {
     let (directory, name) = file::pin_parent(path).ok()?;
     let found = file::look_at(directory.as_fd(), name).ok()??;
@@ -142,8 +142,8 @@ pub struct Target {
     pub is_ours: bool,
 }
 
-/// Finds the file to mount on, or makes it: as root a placeholder that nobody can write to, so that what is written to the path
-/// after somebody unmounted the volume's file fails; fusermount3 mounts on regular files only.
+/// Finds the file to mount on, or makes it: as root a placeholder that no user can write to, so that a write to the path
+/// fails after the volume's file was unmounted by hand; fusermount3 mounts on regular files only.
 ///
 /// # Errors
 /// What is there by now, or the operating system's.
@@ -176,7 +176,7 @@ fn was_closed(found: &file::Found) -> bool {
     found.kind.is_file() && found.len == 0 && found.mode == 0 && found.uid == user.as_raw() && !user.is_root()
 }
 
-/// Removes the placeholder, unless something else is at its path by now, or somebody has written into it.
+/// Removes the placeholder, unless something else is at its path by now, or it was written to.
 pub fn remove_target(path: &Path, id: FileId) {
     let Ok((directory, name)) = file::pin_parent(path) else { return };
     let directory = directory.as_fd();
@@ -208,7 +208,7 @@ fn refuse_mounted(path: &Path) -> Result<()> {
     })
 }
 
-/// The address of a UNIX socket with the links of its directory followed. What is there is a socket that nobody has, which
+/// The address of a UNIX socket with the links of its directory followed. What is there is a socket that no process has, which
 /// the interface replaces, or nothing.
 fn resolve_socket(path: &Path, volume: &VolumeName, territory: &Territory) -> Result<NbdAddress> {
     let place = format!("unix:{}", path.display());
@@ -216,7 +216,7 @@ fn resolve_socket(path: &Path, volume: &VolumeName, territory: &Territory) -> Re
     let target = in_real_directory(&place, path)?;
     match fs::symlink_metadata(&target) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(refused("something that is no socket is there; remove it or give another path"));
+            return Err(refused("something that is not a socket is there; remove it or give another path"));
         }
         Ok(_) if has_owner(&target) => {
             return Err(refused("a process has that socket already; end it or give another path"));
@@ -225,12 +225,12 @@ fn resolve_socket(path: &Path, volume: &VolumeName, territory: &Territory) -> Re
         _ => {}
     }
     territory.refuse_front_end(&place, &target, volume)?;
-    let text = target.to_str().ok_or_else(|| refused("the path is no UTF-8 text"))?;
+    let text = target.to_str().ok_or_else(|| refused("the path is not valid UTF-8"))?;
     format!("unix:{text}").parse().map_err(|e: everdisk_proto::nbd::BadNbdAddress| refused(&e.to_string()))
 }
 
-/// Whether a process has the socket at `path`, or nobody can tell. Stream sockets answer a question of another type with a
-/// refusal of their own kind, so that whoever listens there sees no connection.
+/// Whether a process has the socket at `path`, or this is unknown. Stream sockets answer a connect of another type with a
+/// refusal of their own kind, so the process that listens there sees no connection.
 fn has_owner(path: &Path) -> bool {
     packet::connect(path).err().is_none_or(|e| e.kind() != io::ErrorKind::ConnectionRefused)
 }

@@ -50,12 +50,12 @@ impl ProcessId {
         }
     }
 
-    /// Whether it runs, or nobody can tell; a zombie does not.
+    /// Whether it runs, or this is unknown. A zombie does not run.
     pub fn alive(self) -> bool {
         self.open().map_or(true, |found| found.is_some_and(|handle| !process::is_gone(handle.as_fd())))
     }
 
-    /// Waits until it has gone; kills it after `grace`. True when it has gone, false when it has not or nobody can tell.
+    /// Waits until it has gone; kills it after `grace`. True when it has gone, false when it has not or this is unknown.
     pub fn end(self, grace: Duration) -> bool {
         if self.gone_within(grace) {
             return true;
@@ -66,7 +66,7 @@ impl ProcessId {
         self.gone_within(KILLED_WITHIN)
     }
 
-    /// Waits until it has gone. False when it has not, or nobody can tell.
+    /// Waits until it has gone. False when it has not, or this is unknown.
     pub fn gone_within(self, limit: Duration) -> bool {
         match self.open() {
             Ok(Some(handle)) => wait_readable(handle.as_fd(), limit).unwrap_or(false),
@@ -82,7 +82,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// The interfaces and cores of a volume, told by its description `spec` among their arguments, with what they were
-/// started as. Finds what a control module started and did not live to write down. Whoever else has that argument (an
+/// started as. Also finds what a control module started and died before it wrote down. Any other program with that argument (an
 /// editor, a pager) is left out: a process of ours runs a program of that name, or one that lies in `cores`.
 pub fn of_volume(spec: &Path, cores: &Path) -> Vec<(ProcessId, PathBuf)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

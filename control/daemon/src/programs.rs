@@ -31,9 +31,9 @@ use crate::{
 
 /// Names the directory of the programs, when it is not that of this one.
 pub const LIBEXEC_VARIABLE: &str = "EVERDISK_LIBEXEC";
-/// What a program may say before it is no longer listened to.
+/// Most bytes of output that are read from a program.
 const OUTPUT_MAX: u64 = 4096;
-/// Another thread's fork can hold the descriptor by which a program was just written for this long.
+/// For this long another thread's fork can hold the descriptor through which a program was just written.
 const TEXT_BUSY_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where the programs are.
@@ -132,7 +132,7 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
     if !ended {
         kill_group(child.id());
-        // It may hang in the kernel for longer: whoever waits for it then is not us.
+        // It may hang in the kernel for longer, so a separate thread waits for it.
         thread::spawn(move || child.wait());
         return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }
@@ -159,7 +159,7 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
         return Ok(ended.stdout);
     }
     let complaint = match ended.complaint.as_str() {
-        "" => format!("{} ended with {} and said nothing", name.display(), ended.status),
+        "" => format!("{} ended with {} without a message", name.display(), ended.status),
         complaint => complaint.to_owned(),
     };
     Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })
@@ -196,7 +196,7 @@ pub fn last_line(text: &str) -> String {
 /// It is not, or does not answer.
 pub fn identify(component: Component, program: &Path, name: &Path, limit: Duration) -> Result<Identity> {
     let out = run_named(program, name, &["--version"], limit)?;
-    let no_such = |why: String| Error::Failed(format!("{} is no {}: {why}", name.display(), component.program()));
+    let no_such = |why: String| Error::Failed(format!("{} is not an {}: {why}", name.display(), component.program()));
     let identity = Identity::parse(&out).map_err(|e| no_such(e.to_string()))?;
     if identity.component != component {
         return Err(no_such(format!("it is {identity}")));
@@ -288,9 +288,9 @@ mod tests {
         let identity = identify(Component::Core, &core, &core, SOON).unwrap();
         assert_eq!(identity.version, "9.8.7");
         let as_interface = identify(Component::Interface, &core, &core, SOON).unwrap_err().to_string();
-        assert!(as_interface.contains("is no everdisk-interface: it is everdisk-core 9.8.7"), "{as_interface}");
+        assert!(as_interface.contains("is not an everdisk-interface: it is everdisk-core 9.8.7"), "{as_interface}");
         let foreign = identify(Component::Core, Path::new("/bin/true"), Path::new("called"), SOON).unwrap_err();
-        assert!(foreign.to_string().contains("called is no everdisk-core"), "{foreign}");
+        assert!(foreign.to_string().contains("called is not an everdisk-core"), "{foreign}");
         for served in [7, 8] {
             serves(&identity, served).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Tells the client what is being done, and at least every second that something is.
+//! Tells the client the current step, and repeats it at least every second.
 
 use std::{
     io::Write,
@@ -12,7 +12,7 @@ use everdisk_api::answer;
 
 use parking_lot::Mutex;
 
-/// A client hears something this often.
+/// Interval at which a client gets a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The line to a client; a client that has gone is no reason to stop.
@@ -34,7 +34,7 @@ impl Progress {
         Self::with(Some(stream))
     }
 
-    /// Speaks to nobody.
+    /// Reports to no client.
     pub fn silent() -> Self {
         Self::with(None)
     }
@@ -51,7 +51,7 @@ impl Progress {
         shared.tell();
     }
 
-    /// Says the step in other words, from the next beat of the heart on.
+    /// Changes the text of the step, from the next heartbeat on.
     pub fn amend(&self, step: String) {
         self.shared.lock().step = step;
     }

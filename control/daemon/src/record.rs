@@ -17,7 +17,7 @@ use crate::{
     process::{ProcessId, boot_id},
 };
 
-/// Version of the file that is written. Since version 2 it tells of the interface's program, and of which component a program is.
+/// Version of the file that is written. Since version 2 it has the interface's program, and the component of each program.
 pub const RECORD_VERSION: u32 = 2;
 /// The oldest version that is read.
 const RECORD_VERSION_MIN: u32 = 1;
@@ -65,7 +65,7 @@ pub struct Attachment {
     pub cores: Vec<KnownCore>,
     /// Cores started so far.
     pub started: u64,
-    /// The directory in which this record was written: a copy of it says nothing about who may end these processes.
+    /// The directory in which this record was written: a copy of the record gives no right to end these processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<FileId>,
 }

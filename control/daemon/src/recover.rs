@@ -59,7 +59,7 @@ fn end_detach(volume: &Arc<Volume>) -> Result<()> {
     let operation = volume.begin(OperationName::Detach)?;
     let volume = Arc::clone(volume);
     let ending = thread::Builder::new().name(format!("detach-{}", volume.name)).spawn(move || {
-        info!(volume = %volume.name, "a detach without an end is taken up");
+        info!(volume = %volume.name, "an interrupted detach is resumed");
         if let Err(e) = detach::resume_unfinished(&volume, &operation) {
             warn!(volume = %volume.name, "{e}");
         }

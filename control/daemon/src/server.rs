@@ -34,7 +34,7 @@ use crate::{
 
 /// A client has this long to send its line.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// A client that does not read its answer is given up after this time.
+/// The connection of a client that does not read its answer is closed after this time.
 const WRITE_WITHIN: Duration = Duration::from_secs(2);
 /// Clients at a time.
 const CLIENTS_MAX: usize = 64;
@@ -138,7 +138,7 @@ fn admit(stream: &UnixStream) -> Result<Who, Refusal> {
             Kind::BadRequest,
             format!("user {} may not command this everdiskd, which runs as user {own}", peer.uid),
         )),
-        Err(e) => Err(Refusal::new(Kind::BadRequest, format!("who you are cannot be told: {e}"))),
+        Err(e) => Err(Refusal::new(Kind::BadRequest, format!("the client's user is not known: {e}"))),
     }
 }
 

@@ -153,7 +153,7 @@ pub fn core(volume: &Volume, interface: &Identity) -> Result<Build> {
 /// ABI of the segment of an attached volume: as its interface says, or, where that does not tell, the one that its program makes.
 ///
 /// # Errors
-/// Nobody can tell.
+/// Unknown.
 pub fn segment_abi(volume: &Volume, status: &InterfaceStatus) -> Result<u32> {
     let recorded = || volume.record().interface.map(|build| build.identity.abi.max);
     status.segment_abi.or_else(recorded).ok_or_else(|| {
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(interface(&volume).unwrap(), second, "until the next attach");
         assert!(!first.program.exists() && second.program.exists());
         program(&installed, "everdisk-core 2.0 (abi 5..5, buffer 2..2)");
-        assert!(interface_beside(&volume).unwrap_err().to_string().contains("is no everdisk-interface"));
+        assert!(interface_beside(&volume).unwrap_err().to_string().contains("is not an everdisk-interface"));
         assert!(second.program.exists() && uncommitted.exists());
     }
 

@@ -22,14 +22,14 @@ use crate::{
 
 /// A core arms within this time.
 pub const ARMED_WITHIN: Duration = Duration::from_secs(10);
-/// A core that was asked to leave has gone within this time, or is killed.
+/// A core that was asked to leave is killed after this time.
 pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// An interface answers within this time.
 const INTERFACE_WITHIN: Duration = Duration::from_secs(5);
-/// Waits look this often.
+/// Interval at which waits poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What becomes of a core that was asked to leave and refused while nobody serves.
+/// What happens to a core that was asked to leave, and refused, while no core serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unserved {
     /// It stays: it may be about to serve.
@@ -138,7 +138,7 @@ pub fn core_armed(volume: &Volume, child: &Child, limit: Duration) -> Result<()>
 }
 
 /// Has a core leave, politely first, and waits until it has gone. It stays where the interface does not answer (the
-/// core may be the last to hold the volume's descriptors), where it has the gate, and where nobody has it, unless
+/// core may be the last to hold the volume's descriptors), where it has the gate, and where no core has it, unless
 /// `unserved` says that it shall go then too. False when it has not gone.
 pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool {
     let pid = known.process.pid;
@@ -152,7 +152,7 @@ pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool 
         Err(_) => return false,
     };
     if !known.process.end(grace) {
-        warn!(volume = %volume.name, pid, "the core does not go although it was killed");
+        warn!(volume = %volume.name, pid, "the core was killed but has not ended");
         return false;
     }
     info!(event = event::CORE_DISMISSED, volume = %volume.name, pid, "a core that is not needed any more has left");

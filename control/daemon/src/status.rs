@@ -1,4 +1,4 @@
-//! How a volume stands, asked of its processes each time.
+//! The status of a volume. Its processes are polled each time.
 
 use std::{sync::Arc, thread};
 
@@ -21,7 +21,7 @@ use crate::{
     volume::{KnownNode, Running, Volume},
 };
 
-/// So many threads ask at once.
+/// Most threads that poll at once.
 const ASKERS_MAX: usize = 32;
 
 /// Everything about a volume. Never waits for an operation, and for no process longer than a second.
@@ -59,7 +59,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
     status
 }
 
-/// As [`status`], of several volumes side by side: one that does not answer holds up no other.
+/// As [`status`], for several volumes concurrently: one that does not answer delays no other.
 pub fn statuses(volumes: &[Arc<Volume>]) -> Vec<VolumeStatus> {
     side_by_side(volumes, status)
 }

@@ -1,4 +1,4 @@
-//! What a process that does not end waits for. A thread that hangs in the kernel for a storage node cannot be killed; which node it is,
+//! What a process waits for that does not end. A thread that hangs in the kernel for a storage node cannot be killed; which node it is,
 //! the system call that it hangs in tells.
 
 use std::{

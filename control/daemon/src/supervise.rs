@@ -4,7 +4,7 @@
 //!  should be            is                                   then
 //!  an interface         gone, a core lives                   start one that takes the fds back (--restore)
 //!                       gone, no core lives                  say so: the volume has failed
-//!                       being restored, no core lives        end it: nobody is left who could give it anything
+//!                       being restored, no core lives        end it: no process is left that could give it anything
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
 //!                       not armed for too long               end it, if another one serves
@@ -41,7 +41,7 @@ use crate::{
     volume::Volume,
 };
 
-/// It looks this often.
+/// Interval between two passes.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Pause after the second early death in a row; doubled with each further one.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
@@ -84,7 +84,7 @@ impl BackOff {
     }
 
     fn failed(&mut self, now: Instant) {
-        // The first death is no pattern: whoever waits for a core shall not wait longer for that.
+        // The first death is no pattern: it does not lengthen the wait for a core.
         let pause = match self.failures {
             0 => Duration::ZERO,
             n => BACK_OFF_MIN.saturating_mul(1 << (n - 1).min(6)).min(BACK_OFF_MAX),
@@ -112,7 +112,7 @@ impl Started {
     }
 }
 
-/// A core that is dead, and of whose end nothing was said yet.
+/// A core that is dead, and whose end is not logged yet.
 #[derive(Debug)]
 struct Dead {
     core: KnownCore,
@@ -124,7 +124,7 @@ struct Supervisor<'a> {
     volume: &'a Arc<Volume>,
     interface: Option<Started>,
     interface_pause: BackOff,
-    /// The dead interface of which was said that it is, and since when none has taken its place.
+    /// The dead interface whose death was logged, and since when no other has replaced it.
     headless: Option<(Option<ProcessId>, Instant)>,
     /// Why the last interface that was started ended by itself.
     unrestored: Option<String>,
@@ -156,7 +156,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Looks once. False when there is nothing to look at.
+    /// Makes one pass. False when there is nothing to supervise.
     fn pass(&mut self) -> bool {
         let _hands = self.volume.hands.lock();
         let attachment = self.volume.attachment();
@@ -291,12 +291,12 @@ impl<'a> Supervisor<'a> {
             }
             let overdue = !armed(pid) && now - *self.waiting.entry(pid).or_insert(now) > ARMED_WITHIN;
             if status.serving.is_none() {
-                // Whoever is alive may hold what the next one needs, so all stay. Those that have hung for long are
+                // A core that is alive may hold what the next one needs, so all stay. Cores that have hung for long are
                 // not waited for, as long as there is room beside them.
                 standbys += usize::from(!overdue || live.len() >= CORES_MAX / 2);
             } else if overdue || standbys > 0 || core.program != build.program {
                 if !start::end_core(self.volume, core, Unserved::Stays) {
-                    // It has the gate by now, or nobody answers: the rest is looked at afresh in the next pass.
+                    // It has the gate by now, or the interface does not answer: the next pass checks the rest afresh.
                     break;
                 }
             } else {
@@ -319,7 +319,7 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Writes still go through to the storage nodes, and nobody is left who wanted it: whoever did has died.
+    /// Ends the synchronous mode when writes still go through to the storage nodes although the operation that asked for it has died.
     fn buffer_again(&self, status: &InterfaceStatus) {
         let through = status.buffer.is_some_and(|buffer| buffer.synchronous);
         if !through || status.gate != GateState::Serving || self.volume.running().is_some() {
@@ -331,7 +331,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Whether a core has said nothing for the hang limit.
+    /// Whether a core has not answered for the hang limit.
     fn is_silent(&self, pid: u32) -> bool {
         self.volume.silent.lock().get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
     }
@@ -357,7 +357,7 @@ impl<'a> Supervisor<'a> {
         Ok(attachment)
     }
 
-    /// One line for each core that has died: what it did, how it ended, and what became of its work. The interface may notice a
+    /// One line for each core that has died: what it did, how it ended, and what happened to its work. The interface may notice a
     /// moment later than this process.
     fn mourn(&mut self, status: &InterfaceStatus) {
         let volume = &self.volume.name;

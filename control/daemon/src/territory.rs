@@ -1,7 +1,7 @@
-//! What volumes have of the file system, and what is in whose way: a storage node lies in no other node, and neither in nor over a file
+//! The parts of the file system that volumes use, and their conflicts: a storage node lies in no other node, and neither in nor over a file
 //! that a volume is attached at; no file or socket lies in a node.
 //!
-//! Every volume counts that this control module knows, attached or not, and those that are being made. A place is told by its file
+//! Every volume counts that this control module knows, attached or not, and those that are being made. A place is identified by its file
 //! system and the path in it ([`Ground`]), so bind mounts, links and `..` lead nowhere else.
 
 use std::{
@@ -23,7 +23,7 @@ use crate::{
     record::Attachment,
 };
 
-/// A file system that hangs is waited for this long; its places are told by their paths then.
+/// Time limit for a file system that hangs. After it, places on it are compared by their paths.
 const SEARCH_LIMIT: Duration = Duration::from_secs(2);
 
 /// A place.

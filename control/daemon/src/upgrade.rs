@@ -1,4 +1,4 @@
-//! Upgrade, its plan, rollback, and taking up what an earlier control module left.
+//! Upgrade, its plan, rollback, and resuming what an earlier control module left unfinished.
 
 use std::{
     path::Path,
@@ -46,7 +46,7 @@ const VERSION_WITHIN: Duration = Duration::from_secs(5);
 pub struct Wish<'a> {
     /// The new program.
     pub core: &'a Path,
-    /// What becomes of buffered data.
+    /// What happens to buffered data.
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
@@ -77,12 +77,14 @@ fn failed(report: LastUpgrade) -> Error {
         Some(Outcome::Aborted) => {
             format!("the upgrade of {} was aborted, {} has served all the time: {reason}", report.volume, report.from)
         }
-        Some(Outcome::Committed) | None => format!("{version} serves volume {}, and yet: {reason}", report.volume),
+        Some(Outcome::Committed) | None => {
+            format!("{version} serves volume {}, but not everything succeeded: {reason}", report.volume)
+        }
     };
     Error::Upgrade { message, report: Box::new(report) }
 }
 
-/// The checks before the first step: who serves, and that nothing forbids an upgrade now.
+/// The checks before the first step: which core serves, and that nothing forbids an upgrade now.
 fn ready(volume: &Volume) -> Result<(Build, u32)> {
     volume.attached()?;
     let current = volume.current()?;
@@ -232,7 +234,7 @@ fn nodes_and_directories(volume: &Volume, core: &Path) -> Result<String> {
 /// What the policy would do, and the lines of the plan that say it.
 ///
 /// # Errors
-/// The new core would have to take the write buffer over and cannot.
+/// The new core would have to adopt the write buffer, and cannot.
 fn check_buffer(volume: &Volume, from: &Build, to: &Identity, handover: Handover) -> Result<(String, String)> {
     let Some(buffer) = actor::buffer(&volume.interface().status()?, &from.identity) else {
         let policy = match handover {
@@ -329,7 +331,7 @@ fn way_back(volume: &Volume, to: &Identity) -> Result<Handover> {
     Ok(if known { Handover::Carry } else { Handover::Flush })
 }
 
-/// Takes up an upgrade that an earlier control module left, in a thread of its own.
+/// Resumes an upgrade that an earlier control module left unfinished, in a thread of its own.
 pub fn resume_unfinished(volume: &Arc<Volume>) {
     let left = match read_journal(volume) {
         Ok(records) => unfinished(&records),
@@ -346,7 +348,7 @@ pub fn resume_unfinished(volume: &Arc<Volume>) {
     let Ok(operation) = volume.begin(OperationName::Upgrade) else { return };
     let volume = Arc::clone(volume);
     let spawned = std::thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
-        info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is taken up");
+        info!(volume = %volume.name, upgrade = left.upgrade, "an interrupted upgrade is resumed");
         let ended = finish(&volume, &left);
         if let Err(e) = ended {
             warn!(volume = %volume.name, "{e}");
@@ -375,7 +377,8 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<()> {
     } else {
         let committed = left.to.as_ref() == Some(&current);
         let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
-        let reason = (!committed).then(|| "the volume was detached or the machine restarted meanwhile".to_owned());
+        let reason = (!committed)
+            .then(|| "the volume was detached, or the machine restarted, before the upgrade ended".to_owned());
         report.outcome = Some(outcome);
         report.reason.clone_from(&reason);
         let end = journal::Event::End { outcome, reason };

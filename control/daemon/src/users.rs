@@ -1,5 +1,5 @@
-//! Who uses a mounted file, anywhere on this machine: processes that have it open or mapped, other mounts of it (also in other mount
-//! namespaces), loop devices. All of it is read from procfs and sysfs; a process of another user can be looked into by root alone.
+//! Finds the users of a mounted file, anywhere on this machine: processes that have it open or mapped, other mounts of it (also in other mount
+//! namespaces), loop devices. All of it is read from procfs and sysfs; only root can inspect a process of another user.
 //!
 //! What holds a file and shows nowhere (a descriptor on its way through a socket, a file registered with io_uring) is left to the
 //! interface, which asks the kernel after the unmount whether anything still holds the file.
@@ -23,9 +23,9 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags};
 
 use crate::error::{Error, Result};
 
-/// A process that hangs in the kernel can hold up who looks into it.
+/// Time limit: a process that hangs in the kernel can block the thread that inspects it.
 const WITHIN: Duration = Duration::from_secs(10);
-/// So many users are named.
+/// Most users that are named.
 const NAMED: usize = 5;
 
 /// A user of the file; the most telling kinds first.
@@ -62,13 +62,13 @@ impl fmt::Display for User {
     }
 }
 
-/// Who uses a file.
+/// The users of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Users {
     /// Those that were found.
     pub found: Vec<User>,
     /// Copies of the mount at its own place in other mount namespaces, as every namespace gets that is made while the file is mounted.
-    /// Nobody is cut off as long as nobody has the file open there.
+    /// No user is cut off as long as no process has the file open there.
     pub copies: usize,
 }
 
@@ -88,7 +88,7 @@ pub fn of_mount(connection: u32, path: &Path) -> Result<Users> {
     let (sender, found) = mpsc::channel();
     let path = path.to_owned();
     thread::spawn(move || sender.send(look(connection, &path)));
-    found.recv_timeout(WITHIN).map_err(|_| Error::Failed(format!("who uses it was not found out within {WITHIN:?}")))
+    found.recv_timeout(WITHIN).map_err(|_| Error::Failed(format!("its users were not found out within {WITHIN:?}")))
 }
 
 /// A line of mountinfo.

@@ -1,4 +1,4 @@
-//! One volume as the control module has it: its description, its record, and who may act on it now.
+//! One volume as the control module has it: its description, its record, and the operation that may act on it now.
 
 use std::{
     collections::HashMap,
@@ -42,7 +42,7 @@ pub struct Volume {
     operation: Mutex<Option<Running>>,
     /// Signalled when an operation ends.
     ended: Condvar,
-    /// Held by the supervisor for each of its passes, and by whoever must not meet it.
+    /// Held by the supervisor for each of its passes, and by every operation that must not run beside a pass.
     pub hands: Mutex<()>,
     kicked: Mutex<bool>,
     kick: Condvar,
@@ -70,7 +70,7 @@ pub struct Volume {
     pub deleted: AtomicBool,
 }
 
-/// Processes that are kept, as long as so many have not ended.
+/// Once the list has this many processes, ended ones are dropped from it.
 const CHILDREN_KEPT: usize = 32;
 
 /// What a core has found out about a storage node.
@@ -119,7 +119,7 @@ impl Volume {
         let mut record = VolumeRecord::load(&paths.record())?;
         let home = paths.home();
         if record.attachment.as_ref().is_some_and(|attachment| attachment.home.is_some() && attachment.home != home) {
-            warn!(volume = %name, "the state directory is a copy: the attachment that it tells of is another's");
+            warn!(volume = %name, "the state directory is a copy: the attachment in it belongs to the original");
             record.attachment = None;
         }
         Ok(Self {
@@ -194,7 +194,7 @@ impl Volume {
         self.record_trouble.lock().clone()
     }
 
-    /// Looks whether it can be written again.
+    /// Checks whether the record can be written again.
     pub fn retry_record(&self) {
         if self.record_trouble().is_some() {
             let _ = self.rewrite_record();
@@ -272,7 +272,7 @@ impl Volume {
         if self.deleted.load(Ordering::Relaxed) {
             return Err(Error::NotFound(self.name.to_string()));
         }
-        // Here, where nobody sees the operation yet: a wish that comes for it later is not lost.
+        // Here, before any other thread sees the operation: a wish that comes for it later is not lost.
         self.rollback_wanted.store(false, Ordering::Relaxed);
         *operation = Some(Running { name, since: Instant::now() });
         Ok(Operation { volume: Arc::clone(self) })
@@ -291,7 +291,7 @@ impl Volume {
         }
     }
 
-    /// Has the supervisor look at once.
+    /// Has the supervisor make its next pass at once.
     pub fn kick(&self) {
         *self.kicked.lock() = true;
         self.kick.notify_all();
@@ -339,7 +339,7 @@ impl Volume {
         *self.unflushed_since.lock()
     }
 
-    /// There are so many bytes in the write buffer now.
+    /// Notes the number of bytes that are in the write buffer now.
     pub fn saw_buffered(&self, bytes: u64) {
         let mut since = self.unflushed_since.lock();
         *since = (bytes > 0).then(|| since.unwrap_or_else(SystemTime::now));
@@ -395,7 +395,7 @@ pub(crate) mod tests {
         Arc::new(Volume::load(&directories, name, programs).unwrap())
     }
 
-    /// Whoever copies a state directory gets no right to end what the original serves.
+    /// A copy of a state directory gives no right to end what the original serves.
     #[test]
     fn an_attachment_in_a_copied_state_directory_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();

@@ -34,7 +34,7 @@ pub trait Act {
     fn now_us(&mut self) -> u64;
     /// Waits.
     fn sleep(&mut self, time: Duration);
-    /// Tells whoever watches that a step begins.
+    /// Reports that a step begins.
     fn begins(&mut self, step: Step);
     /// Appends to the journal and makes it durable.
     ///
@@ -55,7 +55,7 @@ pub trait Act {
     /// The volume's write buffer; none when it has none.
     ///
     /// # Errors
-    /// Nobody tells.
+    /// Unknown.
     fn buffer(&mut self) -> Result<Option<Buffer>, Fault>;
     /// Starts the new core and waits until it is armed. The first half of [`Step::Standby`].
     ///
@@ -67,12 +67,12 @@ pub trait Act {
     /// # Errors
     /// It does not answer, or cannot read.
     fn read_stores(&mut self, pid: u32, limit: Duration) -> Result<u32, Fault>;
-    /// What is wrong with the storage nodes in the eyes of the core that serves. None: it reads well, or nobody tells.
+    /// What the serving core reports as wrong with the storage nodes. None: it reads well, or there is no report.
     fn ailing(&mut self) -> Option<String>;
     /// Has writes go through to the storage nodes before they are acknowledged (M3). The first half of [`Step::Flush`].
     ///
     /// # Errors
-    /// The interface did not do it, or nobody knows whether it did.
+    /// The interface did not do it, or it is unknown whether it did.
     fn synchronous(&mut self) -> Result<(), Fault>;
     /// Has the core that serves make everything acknowledged durable on the storage nodes (M8), while I/O goes on. The
     /// second half of [`Step::Flush`].
@@ -80,28 +80,28 @@ pub trait Act {
     /// # Errors
     /// A storage node did not take it, or not in time.
     fn flush(&mut self, limit: Duration) -> Result<(), Fault>;
-    /// Has the new core take in what is buffered, so that there is little left to do for it when it is given the gate.
-    /// One that does not is no obstacle.
+    /// Has the new core follow the write buffer, so that little is left to adopt when it is given the gate.
+    /// A core that does not follow is no obstacle.
     fn follow(&mut self, pid: u32);
     /// [`Step::Suspend`] to [`Step::Resume`]. If the new core has the gate already (its predecessor died), that is
     /// success.
     ///
     /// # Errors
-    /// Nobody knows who serves; [`Act::hand_back`] settles it.
+    /// It is unknown which core serves; [`Act::hand_back`] settles it.
     fn hand_over(&mut self, to: u32, budget: Duration) -> Result<HandoverReport, Fault>;
-    /// Looks at the volume once.
+    /// Observes the volume once.
     ///
     /// # Errors
     /// The interface does not answer.
     fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
     /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
     fn keep(&mut self, report: &Report);
-    /// [`Step::Commit`]: a standby of the new version is started, every core of another one is dismissed, so that whoever dies the new
+    /// [`Step::Commit`]: a standby of the new version is started, every core of another one is dismissed, so that whichever core dies the new
     /// version serves, and the new program is recorded as current, which is the point of no return. Where no standby can be had,
     /// the others are dismissed after the record. What could not be cleared away is no error.
     ///
     /// # Errors
-    /// The new core does not serve, or cannot be recorded. What can be known of that is known before anybody is dismissed.
+    /// The new core does not serve, or cannot be recorded. Whatever can be checked of that is checked before any core is dismissed.
     fn commit(&mut self, to: &Build, pid: u32, limit: Duration) -> Result<(), Fault>;
 
     /// Undo of the hand-over: an old core has the gate afterwards, if need be a freshly started one and if need be by

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// The soak looks this often.
+/// Interval between two observations of the soak.
 pub const INTERVAL: Duration = Duration::from_millis(100);
-/// So many looks in a row may find no serving core or no answer (the interface may be on its way back).
+/// Most observations in a row that may find no serving core or get no answer (the interface may be on its way back).
 pub const BLIND_MAX: u32 = 50;
 
-/// What one look found.
+/// What one observation found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
     /// Process id of the core that has the gate.
@@ -33,7 +33,7 @@ impl Watch {
         Self { new, io_errors, blind: 0 }
     }
 
-    /// Takes one look into account; `None` when nobody answered.
+    /// Takes one observation into account; `None` when there was no answer.
     ///
     /// # Errors
     /// Why the old core should have the gate.

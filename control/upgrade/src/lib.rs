@@ -3,7 +3,7 @@
 //! ```text
 //!  step.rs      the steps as data: deadline, reversible or not, what undoes it
 //!  state.rs     the state × event table
-//!  policy.rs    what becomes of buffered data
+//!  policy.rs    what happens to buffered data
 //!  run.rs       one function that runs a step, one that unwinds
 //!  health.rs    the verdict of the soak
 //!  unfinished.rs   what to do with an upgrade that the journal left without an end

@@ -46,7 +46,7 @@ struct World {
     current: Version,
     journal: Vec<Entry>,
     kept: Option<Report>,
-    /// So many hand-overs find a core that does not drain.
+    /// Number of hand-overs that find a core that does not drain.
     undrained: u32,
     /// No old core can take the gate back.
     no_way_back: bool,
@@ -243,7 +243,7 @@ impl Act for Actor<'_> {
     fn follow(&mut self, _: u32) {}
     fn hand_over(&mut self, to: u32, _: Duration) -> Result<HandoverReport, Fault> {
         self.act(|a| {
-            // Whoever could not take the buffer over is never given the gate while there is something in it.
+            // A core that cannot adopt the buffer is never given the gate while there is something in it.
             assert!(a.world.adopts || !a.world.dirty, "{:?}", a.world);
             assert!(!a.world.dirty || !a.world.synchronous, "writes wait while they are carried over: {:?}", a.world);
             let undrained = a.world.undrained > 0;
@@ -277,7 +277,7 @@ impl Act for Actor<'_> {
     }
     fn commit(&mut self, _: &Build, pid: u32, _: Duration) -> Result<(), Fault> {
         let serves = |a: &Self| if a.world.serving == pid { Ok(()) } else { Err(Fault("it died".to_owned())) };
-        // Whether the record can be written is tried before anybody is dismissed.
+        // Whether the record can be written is tried before any core is dismissed.
         self.act(|a| serves(a))?;
         let stands_by = self.act(|a| {
             a.world.start(Version::New);

@@ -1,4 +1,4 @@
-//! What becomes of buffered data at a hand-over (D5).
+//! What happens to buffered data at a hand-over (D5).
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Handover {
-    /// It is sent to the storage nodes before the suspension (M2); writes go through to them meanwhile (M3).
+    /// It is sent to the storage nodes before the suspension (M2). Until then writes go through to the nodes (M3).
     #[default]
     Flush,
     /// The next core takes the write buffer over as it is: the pause depends neither on how much is buffered nor on the

@@ -44,10 +44,10 @@ pub struct Report {
     /// How long the flush before the suspension took, ms, also when it did not succeed; none when there was none.
     #[serde(default)]
     pub flush_ms: Option<u64>,
-    /// Bytes that were in the write buffer when the new core took it over.
+    /// Bytes that were in the write buffer when the new core adopted it.
     #[serde(default)]
     pub carried_bytes: u64,
-    /// Gate closed → the new core has taken the write buffer over, µs.
+    /// Gate closed → the new core has adopted the write buffer, µs.
     #[serde(default)]
     pub adopted_us: Option<u64>,
     /// Requests that were held.
@@ -63,7 +63,7 @@ pub struct Report {
     pub generation: Option<u64>,
     /// The steps that were begun, in order, with the time each took.
     pub steps: Vec<StepTime>,
-    /// What did not go as one would wish, and yet stopped nothing.
+    /// Problems that did not stop the upgrade.
     #[serde(default)]
     pub notes: Vec<String>,
     /// The step that failed.

@@ -23,7 +23,7 @@ const PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 /// the switch is on record, a control module that takes over would know less.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The new core reads its stores within this time, or it is looked whether they are to blame: a storage node that hangs
+/// Time limit for the new core to read its stores. After it, the stores themselves are checked: a storage node that hangs
 /// must not hold the upgrade up.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,7 @@ pub struct Plan {
     pub from: Build,
     /// Its process id.
     pub from_pid: u32,
-    /// What becomes of buffered data.
+    /// What happens to buffered data.
     pub handover: Handover,
     /// How long it may take.
     pub limits: Limits,
@@ -191,7 +191,7 @@ impl<'a, A: Act> Run<'a, A> {
             let read = act.read_stores(pid, limit.saturating_sub(took).min(READ_LIMIT));
             read.or_else(|fault| match act.ailing() {
                 Some(why) => {
-                    unread = Some(format!("{fault}; it goes on all the same, for {why}"));
+                    unread = Some(format!("{fault}; the upgrade goes on in spite of this, because {why}"));
                     Ok(0)
                 }
                 None => Err(fault),
@@ -284,7 +284,7 @@ impl<'a, A: Act> Run<'a, A> {
         Ok(Watch::new(new.pid, before))
     }
 
-    /// After a crash of the control module: asks who serves.
+    /// After a crash of the control module: asks which core serves.
     fn find(&mut self, new: &New) -> Result<Watch, Fault> {
         self.new = Some(new.clone());
         self.report.to = Some(new.build.identity.version.clone());
@@ -296,7 +296,7 @@ impl<'a, A: Act> Run<'a, A> {
                 Some(serving) if serving == new.pid => break,
                 Some(_) => {
                     return Err(Fault(
-                        "the control module ended meanwhile, and another core was found serving".to_owned(),
+                        "the control module ended during the upgrade, and another core was found serving".to_owned(),
                     ));
                 }
                 None => watch.see(look).map_err(Fault)?,

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The state is the only place where the position is kept; [`State::after`] is the only way to another one. From *Verified* on a new core
-//! may run, and the death of the old one may have given it the gate at any time: who serves is settled in *HandingBack*. A program
+//! may run, and the death of the old one may have given it the gate at any time: *HandingBack* settles which core serves. A program
 //! that is on record as the current one is committed, wherever the journal ends.
 
 use everdisk_proto::journal::Outcome;
@@ -26,13 +26,13 @@ pub enum State {
     Staged,
     /// It is a core that fits.
     Verified,
-    /// It runs, is armed and has read its stores, as far as anybody can.
+    /// It runs, is armed and has read its stores, as far as they can be read.
     Armed,
     /// Nothing is buffered, and nothing will be until the gate has changed hands.
     Flushed,
     /// What is buffered goes over with the gate: both cores know the version of the write buffer.
     Carrying,
-    /// The command is out: only the segment knows who serves.
+    /// The command is out: only the segment knows which core serves.
     HandingOver,
     /// The new core serves, the old one is parked.
     Soaking,

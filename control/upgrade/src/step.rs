@@ -31,8 +31,8 @@ pub enum Step {
     Verify,
     /// It is started and arms; it reads blocks spread over the volume.
     Standby,
-    /// Everything acknowledged is made durable on the storage nodes, before the suspension (M2, M8); writes go through to
-    /// them meanwhile (M3).
+    /// All acknowledged data is made durable on the storage nodes before the suspension (M2, M8). While this goes on, writes go through to
+    /// them (M3).
     Flush,
     /// The gate closes and drains (M9, M10).
     Suspend,

@@ -1,4 +1,4 @@
-//! What the journal says of an upgrade without an end. Who serves, only the segment knows; [`crate::run::resume`] asks.
+//! What the journal says of an upgrade without an end. Only the segment knows which core serves; [`crate::run::resume`] asks.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use super::{Kind, bytes, go, greet, option, option_reply, request, sound, try_gr
 /// cookie of its own requests is their offset.
 #[derive(Debug)]
 pub struct Client {
-    /// The stream, for whoever wants to send less than a request.
+    /// The stream, for tests that send less than a request.
     pub stream: File,
     /// The export's size.
     pub size: u64,

@@ -2,19 +2,19 @@
 //!
 //! | kind | operations |
 //! |---|---|
-//! | `read` | reads, looks for data and holes, the check of the identity |
+//! | `read` | reads, searches for data and holes, the check of the identity |
 //! | `write` | writes, zeroing, reservations; discards too, unless another line names `discard` |
 //! | `flush` | flushes |
 //! | `discard` | discards |
 //! | `all` | all of these |
 //!
-//! | effect | what becomes of the operation |
+//! | effect | what happens to the operation |
 //! |---|---|
 //! | `delay_us=N` | it is done N µs later |
 //! | `fail=EIO` | it is not done and fails so; `ENOSPC`, `EOPNOTSUPP` and plain numbers are known as well |
 //! | `hang` | it waits until the line is gone |
-//! | `astray` | a look for data or holes finds one before where it began, which no store may say; once, for the file goes with it (`read` only) |
-//! | `lose` | it is not done and reported as done: a node that lies (not for `read`) |
+//! | `astray` | a search for data or holes reports one before its start, which no store may do; once, because the file is removed with it (`read` only) |
+//! | `lose` | it is not done but reported as done (not for `read`) |
 //! | `drop=EIO` | a flush of a [volatile](super::make_volatile) node: what is unflushed is lost, and it fails so (`flush` only) |
 //!
 //! Empty lines, and what follows a `#`, are ignored.

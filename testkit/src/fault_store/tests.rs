@@ -284,14 +284,14 @@ fn a_failed_flush_loses_what_is_unflushed_and_is_told_once_to_each() {
     fs::remove_file(&file).unwrap();
     assert_eq!(errno(one.flush()), Some(ENOSPC), "the one that did not flush is told as well");
     assert_eq!((errno(one.flush()), errno(other.flush())), (None, None));
-    // By the kernel's own write-back, while nobody flushes.
+    // By the kernel's own write-back, while no flush runs.
     one.write_at(100, &[1; 5000]).unwrap();
     assert_eq!(fail_write_back(&file, &node, EIO).unwrap(), 5000);
     assert!(bytes(&*one) == vec![9; 1 << 20]);
     let later = Volatile::new(&file).unwrap();
     let flush = |volatile: &Volatile| volatile.flush(None, |_, _| Ok(()), || Ok(()));
     assert_eq!(errno(one.flush()), Some(EIO));
-    assert!(flush(&later).is_err(), "nobody was told when it was opened");
+    assert!(flush(&later).is_err(), "no store had been told when it was opened");
     assert_eq!(errno(other.flush()), Some(EIO));
     flush(&Volatile::new(&file).unwrap()).unwrap();
     assert_eq!((errno(one.flush()), errno(other.flush())), (None, None));

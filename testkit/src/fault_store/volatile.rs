@@ -12,7 +12,7 @@
 //! before it and nothing else.
 //!
 //! A failed write-back is told to every store that was open then, once to each, at its next flush: a store stands for an open
-//! file description (errseq_t). One that nobody was told yet is told to stores that are opened later as well.
+//! file description (errseq_t). An error that no store was told yet is told to stores that are opened later as well.
 
 use std::{
     fs::{self, File},
@@ -37,13 +37,13 @@ struct Head {
     len: u64,
     /// Write-backs that failed.
     failures: u64,
-    /// Of them, how many somebody was told.
+    /// How many of them a store was told of.
     told: u64,
     /// How the last one failed.
     errno: u64,
 }
 
-/// The file, locked: nobody changes or flushes the node meanwhile.
+/// The file, locked: no other process changes or flushes the node while the lock is held.
 struct Unflushed {
     file: File,
     head: Head,
@@ -229,8 +229,8 @@ pub fn lose_power(faults: &Path, node: &Path) -> io::Result<u64> {
     lose(faults, node).map(|(_, lost)| lost)
 }
 
-/// The kernel's own write-back fails with `errno`, while nobody flushes: whatever the volatile node has not flushed is lost, and
-/// whoever has it open is told at its next flush. Returns the bytes that were lost.
+/// The kernel's own write-back fails with `errno`, while no flush runs: whatever the volatile node has not flushed is lost, and
+/// each process that has it open gets the error at its next flush. Returns the number of bytes that were lost.
 ///
 /// # Errors
 /// As [`lose_power`].

@@ -153,7 +153,7 @@ fn a_block_in_another_ones_place_and_one_from_nowhere_are_noticed() {
     assert_eq!(case.read().unwrap_err().content, Content::Elsewhere { seed: SEED, block: 10 });
     let mut case = Case::new();
     case.lay(10, 1, 99);
-    assert_eq!(case.read().unwrap_err().content, Content::Write(99), "nobody has begun this write");
+    assert_eq!(case.read().unwrap_err().content, Content::Write(99), "this write was never begun");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Law: pure crates decide and do not act; what they need of files, sockets, processes, threads and clocks is handed to
 //! them. Two have no std, so the compiler sees to it. Two have a list of what clippy refuses there. No dependency of
-//! theirs reaches the system either, which is looked at here.
+//! theirs reaches the system either, which is checked here.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! `kill -9` of the serving core with much buffered: what a warm standby still has to do before it serves. Beside it the
-//! same with a larger buffer: a process that dies gives its mapping of the whole segment back before anybody learns of it.
+//! same with a larger buffer: a process that dies unmaps the whole segment before its death is noticed.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::{
     table::{at_most, row, table},
 };
 
-/// What is buffered: nothing, and much. The storage nodes take no writes meanwhile, so that it stays so.
+/// Bytes that are buffered: none, and many. The storage nodes take no writes during the measurement, so the number does not change.
 const FILLS: [u64; 2] = [0, 32 << 20];
 
 /// Measures.

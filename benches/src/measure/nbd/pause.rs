@@ -17,7 +17,7 @@ use crate::{
 
 const TARGET_MEDIAN_US: f64 = 200.0;
 const HANDOVERS: [&str; 2] = ["flush", "carry"];
-/// Before every so many rounds over NBD there is one on the file.
+/// One round on the file precedes this many rounds over NBD.
 const FILE_EVERY: usize = 2;
 
 /// Measures.

@@ -13,7 +13,7 @@ use everdisk_proto::version::PRODUCT;
 use super::{Finding, Verdict};
 use crate::health::volumes;
 
-/// With less space than this, what happens to the volumes may not be recorded.
+/// With less free space than this, changes of the volumes may fail to be recorded.
 const SPACE_MIN: u64 = 64 << 20;
 
 /// One finding for the control module, one for its state directory, one for each problem of a volume.
@@ -44,10 +44,12 @@ fn daemon(socket: &Path) -> (Finding, bool) {
             if version == PRODUCT {
                 return (Finding::ok("everdiskd", format!("runs, version {version}")), true);
             }
-            let found = format!("runs in version {version}, and this command has version {PRODUCT}");
-            (Finding::warn("everdiskd", found, "start everdiskd again; the volumes go on"), true)
+            let found = format!("version {version} runs, but this command has version {PRODUCT}");
+            (Finding::warn("everdiskd", found, "restart everdiskd; I/O on the volumes goes on"), true)
         }
-        Err(e) => (Finding::warn("everdiskd", e.to_string(), "nobody starts standby cores meanwhile"), false),
+        Err(e) => {
+            (Finding::warn("everdiskd", e.to_string(), "start everdiskd: until then no standby core is started"), false)
+        }
     }
 }
 

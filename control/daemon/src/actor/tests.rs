@@ -120,7 +120,7 @@ fn the_commit_records_the_program_and_the_one_before() {
     assert_eq!((record.current, record.previous), (Some(build("/new")), Some(build("/old"))));
 }
 
-/// Before the commit is on record nobody is left who could bring the old version back by taking the gate.
+/// Before the commit is on record, no core is left that could bring the old version back by taking the gate.
 #[test]
 fn the_standby_that_an_earlier_control_module_had_started_will_do() {
     let world = world();
@@ -296,7 +296,7 @@ fn a_flush_tells_of_the_storage_node_and_ends_when_a_rollback_is_asked_for() {
     assert!(began.elapsed() < LIMIT);
 }
 
-/// Whoever is to be given the gate takes in what is buffered first; one that does not answer is no obstacle.
+/// The core that is to be given the gate first follows what is buffered. A core that does not answer is no obstacle.
 #[test]
 fn the_core_that_gets_the_gate_is_told_to_follow() {
     let world = world();

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// A catalogue whose core program logs what it is told, and comes to this `end` when told to `fails`.
+/// A catalogue whose core program logs its orders, and comes to this `end` when its order is `fails`.
 fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
     let core = root.join("everdisk-core");
     let script =
@@ -72,7 +72,7 @@ fn an_interrupted_creation_is_undone_before_its_description_goes() {
         assert!(!draft.exists());
         assert_eq!(log(root), if with_description { vec!["--destroy"] } else { Vec::new() });
     }
-    // What cannot be undone stays, is said, and holds nobody else up.
+    // What cannot be undone stays, is reported, and delays no other volume.
     durable::make_dir(&draft).unwrap();
     fs::write(draft.join("volume.json"), "").unwrap();
     let catalogue = catalogue(root, "--destroy", "exit 1").unwrap();

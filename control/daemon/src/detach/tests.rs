@@ -163,7 +163,7 @@ fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
     fake.set(|status| status.serving = Some(7));
     let _core = fake::Core::start(&volume, 7, |_| Some(CoreAnswer::Flushed));
     let file = "close /srv/v where it is open (fuser -vm /srv/v shows who has it)";
-    let force = "or cut off who uses it with `everdisk detach v --force`";
+    let force = "or cut off its users with `everdisk detach v --force`";
     let clients = "disconnect the NBD clients of unix:/run/v.sock";
     assert_eq!(refused(), format!("volume v is in use (scripted): {file} and {clients}, {force}"));
     volume.update_attachment(|a| a.file = None).unwrap();
@@ -178,7 +178,7 @@ fn whoever_cannot_detach_hears_which_front_ends_are_in_use_and_what_to_do() {
 fn a_forced_detach_asks_where_something_is_given_up() {
     for (flushed, clients, words) in [
         (false, 0, Some("gives up 4096 bytes")),
-        (true, 3, Some("cuts off who uses it (3 NBD connections)")),
+        (true, 3, Some("cuts off its users (3 NBD connections)")),
         (true, 0, None),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -209,7 +209,7 @@ fn a_forced_detach_asks_where_something_is_given_up() {
                 assert!(flushed || told.to_string().contains("disk full"), "{told}");
                 assert!(forced.is_empty(), "nothing was closed");
             }
-            None => assert_eq!(forced, [false], "who came meanwhile is not cut off"),
+            None => assert_eq!(forced, [false], "a user that came after the check is not cut off"),
         }
         assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
         assert!(!fake.status().buffer.unwrap().synchronous);

@@ -72,7 +72,7 @@ fn a_resize_that_fails_or_is_killed_is_undone() {
     }
 }
 
-/// What is refused before anything is done, because somebody serves a node, say, is not on record as an interrupted resize.
+/// A resize that is refused before anything is done, such as when a node is being served, is not on record as interrupted.
 #[test]
 fn a_resize_that_is_refused_leaves_nothing_to_be_undone() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,7 +149,7 @@ fn a_delete_touches_nothing_before_every_node_was_found() {
     let left = delete(&volume, true, &Progress::silent()).unwrap();
     assert!(left.len() == 1 && left[0].contains("dir:/srv/2"), "{left:?}");
     assert_eq!(log(dir.path()), ["--destroy"]);
-    // By force nothing was found before: repeated, every node is looked for again.
+    // The forced delete did not need every node. The repeated one checks for every node again.
     assert!(!volume.record().nodes.deleting);
     assert!(delete(&volume, false, &Progress::silent()).is_err());
     assert_eq!(log(dir.path()), ["--check delete"]);

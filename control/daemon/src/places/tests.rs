@@ -22,7 +22,7 @@ fn what_cannot_be_mounted_on_is_refused_and_links_are_followed() {
     assert_eq!(resolve_file(&at("link"), &name(), &Territory::default()).unwrap(), real.join("file"));
     assert!(why(&at("dangling")).contains("leads nowhere"));
     assert!(why(dir.path()).contains("is a directory"));
-    assert!(why(Path::new("/dev/null")).contains("no regular file"));
+    assert!(why(Path::new("/dev/null")).contains("not a regular file"));
     assert!(why(&at("none/new")).contains("directory does not exist"));
     assert!(why(Path::new("/")).contains("path of a file"));
 }

@@ -158,7 +158,7 @@ fn while_nobody_serves_a_core_that_hangs_stays_and_is_not_waited_for() {
     assert_eq!(world.cores().len(), 2, "served again, one standby is enough");
 }
 
-/// Whoever had writes go through has died: they are buffered again, but not while somebody wants it.
+/// The operation that had writes go through has died: writes are buffered again, but not while another operation wants them to go through.
 #[test]
 fn writes_that_an_operation_left_to_go_through_are_buffered_again() {
     let world = world();

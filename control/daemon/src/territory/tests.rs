@@ -96,7 +96,7 @@ fn a_node_lies_neither_in_nor_over_what_another_volume_has() {
     why(&["ab", "a/bb", "c"]).unwrap();
 }
 
-/// What a dead volume had is free; whether something is mounted there is looked at elsewhere.
+/// A place that a dead volume had is free. Whether something is mounted there is checked elsewhere.
 #[test]
 fn the_place_of_a_volume_that_lives_is_taken() {
     let dir = tempfile::tempdir().unwrap();

@@ -298,7 +298,7 @@ fn d5_a_write_that_never_bypasses_is_written_again_when_a_flush_failed_beside_it
     assert_eq!(times.load(SeqCst), 2);
 }
 
-/// Architecture, "what waits for a storage node holds up nobody": the flush ends at its limit although the node hangs.
+/// Architecture, "A slow storage node delays nothing else": the flush's limit holds although the node hangs.
 #[test]
 fn d5_a_limit_bounds_a_flush_that_hangs() {
     for in_flush in [false, true] {
