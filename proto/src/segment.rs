@@ -200,7 +200,7 @@ pub mod ticket_state {
 /// The first mark of a core shows that the core ends as a whole: only a fatal signal or exit_group(2) ends a thread
 /// that has not freed its word. From then on no thread of it is started (copy_process in the kernel refuses while a
 /// fatal signal is pending). And every live thread has a word that [`is_running`](thread_word::is_running), because its
-/// word was taken before it was started. So if no word is running, in a scan that began after the first mark was seen,
+/// word was taken before it was started; one that takes a word later parks when it finds a mark. So if no word is running, in a scan that began after the first mark was seen,
 /// none of these threads runs.
 pub mod thread_word {
     /// No thread has this word.

@@ -30,7 +30,8 @@ use std::{
         Arc, OnceLock,
         atomic::{
             AtomicU32,
-            Ordering::{AcqRel, Relaxed},
+            Ordering::{AcqRel, Relaxed, SeqCst},
+            fence,
         },
     },
     thread::{self, JoinHandle, Scope, ScopedJoinHandle},
@@ -100,7 +101,16 @@ struct Taken(Option<&'static AtomicU32>);
 impl Taken {
     fn take() -> Self {
         let area = CORE.get().map(|(segment, slot)| &segment.cores[slot.index()]);
-        Self(area.map(|area| take_word(area).expect("a core starts at most THREADS_MAX threads at once")))
+        Self(area.map(|area| {
+            let word = take_word(area).expect("a core starts at most THREADS_MAX threads at once");
+            if is_ending(area) {
+                // This process ends, and the interface may count its threads as stopped already.
+                loop {
+                    thread::park();
+                }
+            }
+            word
+        }))
     }
 
     fn enter(mut self) -> Entered {
@@ -131,6 +141,14 @@ fn take_word(area: &CoreArea) -> Option<&AtomicU32> {
     // The interface sleeps on the first word while it is free, so wake it.
     wake::wake(word, Who::All);
     Some(word)
+}
+
+/// Whether a thread of the core has died, which means that its process ends. The caller has taken a word. The interface
+/// scans the words after it has seen the first mark, so either the scan finds the caller's word, or the caller finds
+/// the mark: each of the two writes its word, then reads the other's, with a full fence in between.
+fn is_ending(area: &CoreArea) -> bool {
+    fence(SeqCst);
+    area.threads.iter().any(|word| thread_word::has_died(word.load(Relaxed)))
 }
 
 /// Frees a word that is `ours`. It may not be any more: the interface frees the words of a core that it has given up,

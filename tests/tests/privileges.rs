@@ -172,3 +172,20 @@ fn every_program_tells_what_it_is_for() {
         assert!(said.contains("Usage") && said.contains("--"), "{said}");
     }
 }
+
+/// A crash writes no memory out, neither to a file nor to a program that core_pattern names: that would hold users' data, and the
+/// process would be alive until it is complete.
+#[test]
+fn d15_no_core_dump_is_written_of_a_core_or_an_interface() {
+    let host = Host::new();
+    let volume = host.volume("v", "16M");
+    let status = volume.settled();
+    for pid in [status.core(), status.standby(), status.interface()] {
+        let pid = pid.expect("it runs");
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        // 1 is what the kernel takes as "not even to a program"; 0 means files only.
+        assert_eq!(limit.split_whitespace().next(), Some("1"), "{limit}");
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/coredump_filter")).unwrap().trim(), "00000000");
+    }
+}

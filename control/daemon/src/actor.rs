@@ -155,7 +155,7 @@ impl<'a> Actor<'a> {
                 warn!(volume = %self.volume.name, "the new core does not let go: {}", failure.reason);
             }
             Err(e) => {
-                warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}")
+                warn!(volume = %self.volume.name, "the interface did not answer the request to hand the gate back: {e}");
             }
         }
         // By now another core of the new program may have been given the gate.

@@ -16,7 +16,8 @@ use std::{
         Arc,
         atomic::{
             AtomicBool, AtomicU32,
-            Ordering::{Acquire, Release},
+            Ordering::{Acquire, Release, SeqCst},
+            fence,
         },
     },
     thread,
@@ -108,6 +109,8 @@ fn until_stopped(area: &CoreArea, pid: u32) -> bool {
 fn awaited(words: &[AtomicU32]) -> Option<(&AtomicU32, u32)> {
     // Before the others are checked: from the first mark on, no new thread is started.
     let ends = words.iter().any(|word| thread_word::has_died(word.load(Acquire)));
+    // With that of `is_ending` in `everdisk_sys::robust`: a thread that takes a word now is seen, or sees the mark.
+    fence(SeqCst);
     let mut seen = words.iter().map(|word| (word, word.load(Acquire)));
     match seen.find(|(_, seen)| thread_word::is_running(*seen)) {
         None if ends => None,

@@ -154,3 +154,14 @@ fn d14_the_list_of_the_c_library_is_put_back() {
     list.give_up();
     assert_eq!((registered(), segment.cores[0].threads[0].load(Acquire)), (before, thread_word::FREE));
 }
+
+/// A thread that takes a word when another has died does nothing more: the interface may have counted the words already.
+#[test]
+fn d14_a_thread_that_takes_a_word_after_the_first_mark_parks() {
+    let segment = SharedSegment::create(0).unwrap();
+    let area = &segment.cores[0];
+    take_word(area).unwrap();
+    assert!(!is_ending(area));
+    area.threads[7].store(thread_word::WAITERS | thread_word::DIED, Release);
+    assert!(is_ending(area));
+}
