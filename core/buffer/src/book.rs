@@ -378,6 +378,8 @@ impl Book {
         let Geometry { capacity, .. } = self.geometry;
         let in_volume = extent.offset.checked_add(extent.len).is_some_and(|end| end <= self.size);
         let in_ring = match extent.kind {
+            // A volume without a buffer has no ring, so no extent with data.
+            ExtentKind::Data if capacity == 0 => false,
             ExtentKind::Data => extent.len <= capacity && extent.position % capacity + extent.len <= capacity,
             ExtentKind::Discard | ExtentKind::Zeroes => true,
         };

@@ -215,8 +215,9 @@ pub(crate) fn status(segment: &Segment, slot: Slot, core: &Core, armed: bool) ->
         slot,
         identity: core.identity.clone(),
         armed,
-        requests: tickets.iter().map(|t| t.requests.load(Relaxed)).sum(),
-        io_errors: tickets.iter().map(|t| u64::from(t.io_errors.load(Relaxed))).sum(),
+        // Cores write these words, so a sum may be anything and wraps.
+        requests: tickets.iter().map(|t| t.requests.load(Relaxed)).fold(0, u64::wrapping_add),
+        io_errors: tickets.iter().map(|t| u64::from(t.io_errors.load(Relaxed))).fold(0, u64::wrapping_add),
         writing: writing(segment, slot),
     }
 }

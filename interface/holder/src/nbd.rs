@@ -178,7 +178,8 @@ impl NbdFront {
         connections.retain(|held| {
             let ended = held.memory.has_ended();
             if let Some(listener) = listeners.get_mut(usize::from(held.lent.listener)).filter(|_| ended) {
-                listener.carried += held.memory.carried.load(Relaxed);
+                // A core writes this word, so the sum wraps.
+                listener.carried = listener.carried.wrapping_add(held.memory.carried.load(Relaxed));
                 listener.broken += u64::from(held.memory.ended.load(Relaxed) == ended::BROKEN);
             }
             !ended
@@ -250,7 +251,7 @@ impl NbdFront {
             bound: listener.listen.bound,
             connections: u32::try_from(of(index).count()).expect("at most CONNECTIONS_MAX"),
             accepted: listener.accepted,
-            carried: listener.carried + of(index).map(|held| held.memory.carried.load(Relaxed)).sum::<u64>(),
+            carried: of(index).map(|held| held.memory.carried.load(Relaxed)).fold(listener.carried, u64::wrapping_add),
             broken: listener.broken,
         };
         self.listeners.iter().enumerate().map(status).collect()

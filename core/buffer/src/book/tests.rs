@@ -501,3 +501,15 @@ fn what_is_read_is_verified() {
     core.book.damaged(1);
     assert_eq!(core.book.read(&area, 0, &mut [0; 10]), Err(Unreadable::Lost));
 }
+
+/// An extent with data in a volume that has no ring is damage, whatever it says of itself.
+#[test]
+fn d15_a_volume_without_a_buffer_takes_no_extent_with_data() {
+    let book = Book::new(Geometry { capacity: 0, slots: 6 }, SIZE);
+    for (kind, len, possible) in
+        [(ExtentKind::Data, 0, false), (ExtentKind::Data, 100, false), (ExtentKind::Discard, 100, true)]
+    {
+        let extent = Extent { kind, offset: 0, len, position: 0, generation: 1, crc: 0 };
+        assert_eq!(book.is_possible(&extent), possible, "{extent:?}");
+    }
+}
