@@ -13,10 +13,10 @@ use everdisk_api::{
     LastUpgrade,
     answer::Progress,
     client::{ClientError, ask},
-    directories::{Directories, NoDirectory},
+    directories::Directories,
     frontends::{FileOptions, NbdOptions, exposure},
     request::Request,
-    status::{Health, State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
+    status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 use everdisk_proto::{ids::VolumeName, version::PRODUCT};
 use serde::de::DeserializeOwned;
@@ -24,38 +24,15 @@ use serde_json::{Value, json};
 
 use crate::{
     arguments::{Arguments, Attach, Command, Create, Upgrade, VolumeCommand},
-    doctor, health,
+    doctor,
+    failure::Failure,
+    health,
     output::{self, complain},
     show,
 };
 
 /// A step is shown again when it has lasted this much longer.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// The control module refused, or did not answer.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// No default directories.
-    #[error(transparent)]
-    Directories(#[from] NoDirectory),
-    /// The operating system.
-    #[error("cannot {doing}: {source}")]
-    Io {
-        /// What was tried.
-        doing: String,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// A volume has a problem, which was printed.
-    #[error("a volume is {}", .0.name())]
-    Unwell(Health),
-    /// Anything else.
-    #[error("{0}")]
-    Other(String),
-}
 
 struct Session {
     socket: PathBuf,

@@ -12,7 +12,7 @@ use everdisk_sys::process;
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
-use crate::{commands::Failure, output};
+use crate::{failure::Failure, output};
 
 mod running;
 

@@ -11,7 +11,7 @@ use everdisk_proto::ids::VolumeName;
 use serde_json::json;
 
 use crate::{
-    commands::Failure,
+    failure::Failure,
     output::{self, complain},
 };
 

@@ -5,6 +5,7 @@
 mod arguments;
 mod commands;
 mod doctor;
+mod failure;
 mod health;
 mod output;
 mod show;
@@ -13,10 +14,7 @@ use std::process::ExitCode;
 
 use everdisk_api::status::Health;
 
-use crate::{
-    arguments::Arguments,
-    commands::{Failure, run},
-};
+use crate::{arguments::Arguments, commands::run, failure::Failure};
 
 fn main() -> ExitCode {
     let arguments = Arguments::read();

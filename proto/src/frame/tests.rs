@@ -1,6 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    file_id::FileId,
+    identity::Identity,
+    ids::{Generation, Slot},
+};
 
 fn golden<B: Body + PartialEq + std::fmt::Debug>(text: &str, body: B, fds: usize) {
     let abi = (1..=ABI).find(|abi| text.contains(&format!("\"abi\":{abi},"))).unwrap();
