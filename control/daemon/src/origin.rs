@@ -221,11 +221,11 @@ mod tests {
     #[test]
     fn what_is_no_file_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(refusal(Path::new("/dev/zero")).contains("no program"));
-        assert!(refusal(dir.path()).contains("no program"));
+        assert!(refusal(Path::new("/dev/zero")).contains("is not a program"));
+        assert!(refusal(dir.path()).contains("is not a program"));
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(refusal(&fifo).contains("no program"));
+        assert!(refusal(&fifo).contains("is not a program"));
         assert!(refusal(&dir.path().join("none")).contains("read the program"));
     }
 

@@ -92,7 +92,7 @@ fn a_socket_takes_the_place_of_nothing_or_of_one_that_nobody_has() {
     fs::write(at("file"), "x").unwrap();
     symlink(at("stale"), at("to-socket")).unwrap();
     for foreign in ["file", "sub", "to-socket"] {
-        assert!(why(foreign).contains("no socket is there"), "{}", why(foreign));
+        assert!(why(foreign).contains("not a socket is there"), "{}", why(foreign));
     }
     assert!(why("none/new").contains("none/new: its directory does not exist; make it first"));
     assert!(why("file/new").contains("cannot attach at"), "{}", why("file/new"));
