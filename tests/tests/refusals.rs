@@ -142,7 +142,7 @@ fn what_a_volumes_state_does_not_permit_is_refused() {
     path("/dev/null").refused(1, &["not a regular file"]);
     let nbd = |text: &str| host.everdisk(&["attach", "v", "--nbd", text]);
     nbd("unix:/nonexistent/dir/v.sock").refused(1, &["/nonexistent/dir/v.sock", "directory does not exist"]);
-    nbd("unix:/dev/null").refused(1, &["/dev/null", "no socket"]);
+    nbd("unix:/dev/null").refused(1, &["/dev/null", "not a socket"]);
     nbd(&format!("unix:{}", host.control_socket().display())).refused(1, &["a process has that socket already"]);
     nbd("http://localhost").refused(2, &["neither unix: nor tcp:"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
