@@ -317,8 +317,8 @@ impl WriteBack {
         let now = (head, buffer.passed());
         let is_news = self.flushes.state.lock().failed_at.replace(now) != Some(now);
         // The failure is counted once the lost ranges are in the segment, by the core that has the gate. Where this
-        // core has lost the gate, the core that has it is told of the error by its own opening, which forgets only what
-        // was counted.
+        // core has lost the gate, the core that has it meets the error at its own descriptors: these are opened anew only
+        // for errors that were counted.
         if !self.count_failure(taken, is_news) && is_news {
             self.flushes.state.lock().uncounted = Some(taken);
         }
