@@ -6,14 +6,16 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
-
-use parking_lot::Mutex;
 
 /// The writes under way. Read and changed under the book's lock, so that nothing is buffered in between.
 #[derive(Debug, Default)]
 pub(crate) struct Bypasses {
+    /// A lock of std for the same reason as the book's: see `Buffer::book`.
     writes: Mutex<Writes>,
     /// How many belong to this tenure: zero is known without the lock.
     count: AtomicUsize,
@@ -41,26 +43,30 @@ pub(crate) struct Bypassing<'a> {
 impl Bypassing<'_> {
     /// Whether it was taken in an earlier tenure: its request was abandoned.
     pub(crate) fn is_past(&self) -> bool {
-        self.bypasses.writes.lock().before.contains(&self.number)
+        self.bypasses.writes().before.contains(&self.number)
     }
 }
 
 impl Bypasses {
+    fn writes(&self) -> MutexGuard<'_, Writes> {
+        self.writes.lock().expect("a panic ends the process")
+    }
+
     /// Whether a write under way overlaps this range.
     #[inline]
     pub(crate) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.count.load(Relaxed) > 0 && self.writes.lock().overlap(range)
+        self.count.load(Relaxed) > 0 && self.writes().overlap(range)
     }
 
     /// This range is written from now on; `None` when a write under way overlaps it.
     pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Bypassing<'_>> {
-        let mut writes = self.writes.lock();
+        let mut writes = self.writes();
         (!writes.overlap(range)).then(|| self.add(&mut writes, range))
     }
 
     /// As [`Bypasses::enter`], but regardless of overlaps: where nothing is buffered, or no byte changes.
     pub(crate) fn enter_beside(&self, range: &Range<u64>) -> Bypassing<'_> {
-        self.add(&mut self.writes.lock(), range)
+        self.add(&mut self.writes(), range)
     }
 
     fn add(&self, writes: &mut Writes, range: &Range<u64>) -> Bypassing<'_> {
@@ -72,7 +78,7 @@ impl Bypasses {
 
     /// A tenure begins: the writes under way were abandoned and hold up no request.
     pub(crate) fn begin_tenure(&self) {
-        let mut writes = self.writes.lock();
+        let mut writes = self.writes();
         let numbers: Vec<u64> = writes.now.drain(..).map(|(number, _)| number).collect();
         writes.before.extend(numbers);
         self.count.store(0, Relaxed);
@@ -80,7 +86,7 @@ impl Bypasses {
 
     /// Whether what was under way in earlier tenures is over.
     pub(crate) fn are_past_over(&self) -> bool {
-        self.writes.lock().before.is_empty()
+        self.writes().before.is_empty()
     }
 }
 
@@ -92,7 +98,7 @@ impl Writes {
 
 impl Drop for Bypassing<'_> {
     fn drop(&mut self) {
-        let mut writes = self.bypasses.writes.lock();
+        let mut writes = self.bypasses.writes();
         writes.now.retain(|(number, _)| *number != self.number);
         writes.before.retain(|number| *number != self.number);
         self.bypasses.count.store(writes.now.len(), Relaxed);

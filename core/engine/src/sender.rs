@@ -9,9 +9,12 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{
-        AtomicBool, AtomicU64,
-        Ordering::{Relaxed, SeqCst},
+    sync::{
+        RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
@@ -19,7 +22,7 @@ use std::{
 use everdisk_buffer::{area::Area, book::Book, index::Piece, noted::Noted};
 use everdisk_proto::buffer::Extent;
 use everdisk_sys::process::voluntary_switches;
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     Engine, IoError,
@@ -56,6 +59,8 @@ pub(crate) enum Destaged {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pub(crate) area: SegmentArea,
+    /// Every write takes it. So it is a lock of std, which waits in futex(2): before it parks, one of parking_lot calls
+    /// sched_yield(2), which cost 9 % of 4 KiB writes at a queue depth of 32.
     book: RwLock<Book>,
     role: Mutex<()>,
     progress: Mutex<Progress>,
@@ -107,11 +112,11 @@ impl Buffer {
     }
 
     pub(crate) fn read_book(&self) -> RwLockReadGuard<'_, Book> {
-        self.book.read()
+        self.book.read().expect("a panic ends the process")
     }
 
     pub(crate) fn write_book(&self) -> RwLockWriteGuard<'_, Book> {
-        self.book.write()
+        self.book.write().expect("a panic ends the process")
     }
 
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
