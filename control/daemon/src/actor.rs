@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -302,7 +302,7 @@ impl Act for Actor<'_> {
     }
 
     fn flush(&mut self, limit: Duration) -> Result<(), Fault> {
-        let unwanted = || self.volume.rollback_wanted.load(Ordering::Relaxed);
+        let unwanted = || self.volume.operations.rollback_wanted();
         flush::send(self.volume, flush::Patience::Whole(limit), self.progress, &unwanted)
             .map_err(|e| Fault(format!("what was acknowledged could not be sent to the storage nodes: {e}")))
     }
@@ -327,7 +327,7 @@ impl Act for Actor<'_> {
         Ok(Observation {
             serving: status.serving,
             io_errors: status.cores.iter().find(|core| core.pid == new).map(|core| core.io_errors),
-            rollback_wanted: self.volume.rollback_wanted.load(Ordering::Relaxed),
+            rollback_wanted: self.volume.operations.rollback_wanted(),
         })
     }
 
@@ -342,7 +342,7 @@ impl Act for Actor<'_> {
         self.must_serve(pid)?;
         let unrecorded = |e: Error| Fault(format!("the new program cannot be recorded as the current one: {e}"));
         // Known before an old core is dismissed: to go back then takes a new process, which has to be recorded as well.
-        self.volume.rewrite_record().map_err(unrecorded)?;
+        self.volume.files.rewrite_record().map_err(unrecorded)?;
         let old = |core: &KnownCore| core.process.pid != pid && core.program != to.program;
         // Those that time is too short for, the supervisor ends.
         let dismiss = || self.end_cores(Unserved::Stays, Some(until), |core| old(core) && self.serves(pid));
@@ -359,7 +359,7 @@ impl Act for Actor<'_> {
         });
         if let Err(e) = recorded {
             // The file may name the new program in spite of the error: then the program's copy has to stay.
-            self.record_unknown = self.volume.rewrite_record().is_err();
+            self.record_unknown = self.volume.files.rewrite_record().is_err();
             return Err(unrecorded(e));
         }
         if stands_by.is_err() {

@@ -43,7 +43,7 @@ pub fn attach(
     progress: &Progress,
 ) -> Result<()> {
     let _operation = volume.begin(OperationName::Attach)?;
-    let _hands = volume.hands.lock();
+    let _hands = volume.supervision.hands();
     if let Some(old) = volume.record().attachment {
         if old.of_this_boot() && (old.interface_alive() || old.live_cores().next().is_some()) {
             return Err(Error::State(format!(
@@ -77,7 +77,7 @@ pub fn attach(
     volume.paths.make_run().doing(|| format!("make {}", volume.paths.run.display()))?;
     volume.update(|record| record.attachment = Some(attachment))?;
     drop(claim);
-    volume.set_trouble(None);
+    volume.findings.set_trouble(None);
     if let Err(e) = bring_up(volume, &build, progress) {
         if let Err(left) = clear_away(volume) {
             warn!(volume = %volume.name, "after a failed attach: {left}");
@@ -182,7 +182,7 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
     }
     places::remove_sockets(&attachment.nbd);
     volume.paths.remove_sockets();
-    volume.set_trouble(None);
+    volume.findings.set_trouble(None);
     volume.update(|record| record.attachment = None)
 }
 

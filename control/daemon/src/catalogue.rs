@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -251,7 +251,7 @@ impl Catalogue {
     fn bury(&self, volume: &Volume, grave: &Path) -> Result<()> {
         let state = &volume.paths.state;
         fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;
-        volume.deleted.store(true, Ordering::Relaxed);
+        volume.operations.set_deleted();
         self.volumes.lock().remove(&volume.name);
         let _ = durable::sync_dir(&self.directories.state.join("volumes"));
         let _ = fs::remove_dir_all(&volume.paths.run);

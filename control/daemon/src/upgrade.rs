@@ -70,7 +70,7 @@ fn ready(volume: &Volume) -> Result<(Build, u32)> {
 
 fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
     // A pass of the supervisor that began before the operation has to end first.
-    drop(volume.hands.lock());
+    drop(volume.supervision.hands());
     let (from, from_pid) = ready(volume)?;
     let records = read_journal(volume)?;
     let number = next_number(&records);
@@ -103,7 +103,7 @@ fn read_journal(volume: &Volume) -> Result<Vec<journal::Entry>> {
     let text = durable::read(&path).doing(|| format!("read {}", path.display()))?.unwrap_or_default();
     let parsed = journal::parse(&text)
         .map_err(|e| Error::Failed(format!("{e}: move {} away to upgrade this volume", path.display())));
-    volume.set_warning(parsed.as_ref().err().map(ToString::to_string));
+    volume.findings.set_warning(parsed.as_ref().err().map(ToString::to_string));
     parsed
 }
 

@@ -1,9 +1,6 @@
 //! The way back to the core before.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use everdisk_api::{Handover, LastUpgrade, operation::OperationName};
 use everdisk_proto::{
@@ -26,11 +23,10 @@ use crate::{
 /// # Errors
 /// The old version does not serve.
 pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade> {
-    if volume.running().is_some_and(|running| running.name == OperationName::Upgrade) {
-        let before = volume.record().last_upgrade;
-        volume.rollback_wanted.store(true, Ordering::Relaxed);
+    let before = volume.record().last_upgrade;
+    if volume.operations.want_rollback() {
         progress.step("wait for the upgrade that runs");
-        volume.wait_end_of(OperationName::Upgrade);
+        volume.operations.wait_end_of(OperationName::Upgrade);
         let ended = volume.record().last_upgrade;
         if ended == before {
             return Err(Error::State(format!(
