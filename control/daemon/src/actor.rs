@@ -60,13 +60,16 @@ pub struct Actor<'a> {
     volume: &'a Arc<Volume>,
     progress: &'a Progress,
     upgrade: u64,
-    source: PathBuf,
+    /// None: it is resumed, and past its stage.
+    source: Option<PathBuf>,
     staged: Option<PathBuf>,
     /// Of what is staged.
     digest: Option<String>,
     to: Option<Build>,
     /// Recording the new program failed, and it is not known whether it is on record.
     record_unknown: bool,
+    /// The journal has its end.
+    ended: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
     pub rollback: bool,
     began: Instant,
@@ -75,18 +78,33 @@ pub struct Actor<'a> {
 impl<'a> Actor<'a> {
     /// For the upgrade with this number to the program `source`.
     pub fn new(volume: &'a Arc<Volume>, upgrade: u64, source: &Path, progress: &'a Progress) -> Self {
+        Self { source: Some(source.to_owned()), ..Self::resuming(volume, upgrade, progress) }
+    }
+
+    /// For the upgrade with this number, which was begun before.
+    pub fn resuming(volume: &'a Arc<Volume>, upgrade: u64, progress: &'a Progress) -> Self {
         Self {
             volume,
             progress,
             upgrade,
-            source: source.to_owned(),
+            source: None,
             staged: None,
             digest: None,
             to: None,
             record_unknown: false,
+            ended: false,
             rollback: false,
             began: Instant::now(),
         }
+    }
+
+    /// Whether the journal has its end.
+    pub const fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn source(&self) -> &Path {
+        self.source.as_ref().expect("an upgrade that is resumed is past its stage")
     }
 
     /// Whether a core was started from another program than the recorded one, or its start is not on record.
@@ -237,23 +255,26 @@ impl Act for Actor<'_> {
     fn record(&mut self, event: Event) -> Result<(), Fault> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let ends = matches!(event, Event::End { .. });
         let record = JournalEntry { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
         let line = serde_json::to_string(&record).map_err(|e| Fault(e.to_string()))?;
         let written = durable::append_line(&self.volume.paths.journal(), &line);
-        Ok(written.doing(|| "write the upgrade journal".to_owned())?)
+        written.doing(|| "write the upgrade journal".to_owned())?;
+        self.ended |= ends;
+        Ok(())
     }
 
     fn stage(&mut self, limit: Duration) -> Result<(), Fault> {
         let program = stage::next_program(self.volume, Component::Core)?;
         self.staged = Some(program.clone());
-        let mut source = Source::open_trusted(&self.source)?;
+        let mut source = Source::open_trusted(self.source())?;
         self.digest = Some(programs::copy(&mut source, &program, limit)?);
         Ok(())
     }
 
     fn verify(&mut self, limit: Duration) -> Result<Build, Fault> {
-        let program = self.staged.clone().ok_or_else(|| Fault("nothing is staged".to_owned()))?;
-        let identity = programs::identify(Component::Core, &program, &self.source, limit)?;
+        let program = self.staged.clone().expect("a program is staged before it is verified");
+        let identity = programs::identify(Component::Core, &program, self.source(), limit)?;
         // The segment outlives every program: it may be older than the interface that keeps it.
         programs::serves(&identity, stage::segment_abi(self.volume, &self.wait_for(|_| true)?)?)?;
         let build = Build { program, identity, digest: self.digest.clone() };
@@ -268,7 +289,7 @@ impl Act for Actor<'_> {
     }
 
     fn start(&mut self, limit: Duration) -> Result<u32, Fault> {
-        let build = self.to.clone().ok_or_else(|| Fault("nothing was verified".to_owned()))?;
+        let build = self.to.clone().expect("a program is verified before it is started");
         let named = |e: Error| Fault(format!("core {} cannot serve this volume: {e}", build.identity.version));
         let child = start::core(self.volume, &build).map_err(named)?;
         start::core_armed(self.volume, &child, limit).map_err(named)?;

@@ -30,7 +30,7 @@ pub fn recover(catalogue: &Catalogue) -> Result<()> {
         if let Err(e) = settle(&volume) {
             warn!(volume = %volume.name, "{e}");
         }
-        upgrade::resume_unfinished(&volume);
+        upgrade::resume_unfinished(&volume).doing(|| "start a thread".to_owned())?;
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
     }

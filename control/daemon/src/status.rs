@@ -6,7 +6,7 @@ use everdisk_api::status::{
     Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus, WriteMode,
 };
 use everdisk_proto::{
-    frame::{GateState, InterfaceStatus, NodeStatus},
+    frame::{GateState, InterfaceStatus},
     identity::{Build, Component, Identity},
     ids::VolumeName,
     node::NodeState,

@@ -19,7 +19,10 @@ use everdisk_upgrade::{
     unfinished::next_number,
 };
 
-use self::ending::{failed, tell};
+use self::{
+    ending::{failed, tell},
+    unfinished::settle,
+};
 pub use self::{plan::plan, rollback::rollback, unfinished::resume_unfinished};
 use crate::{
     actor::Actor,
@@ -47,12 +50,22 @@ pub struct Wish<'a> {
 /// # Errors
 /// [`Error::Upgrade`] when it was not committed, with the report; else why it could not begin.
 pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
-    let operation = volume.begin(OperationName::Upgrade)?;
+    let operation = begin(volume, OperationName::Upgrade, progress)?;
     let report = perform(volume, &operation, wish, progress)?;
     if report.outcome == Some(Outcome::Committed) && report.reason.is_none() {
         return Ok(report);
     }
-    Err(failed(report))
+    Err(failed(volume, report))
+}
+
+/// Takes the volume for an upgrade or a rollback. What is without an end is resumed first: the journal tells of the last upgrade alone, so
+/// another one would have it forgotten.
+fn begin(volume: &Arc<Volume>, name: OperationName, progress: &Progress) -> Result<Operation> {
+    let operation = volume.begin(name)?;
+    // A pass of the supervisor that began before the operation has to end first.
+    drop(volume.supervision.hands());
+    settle(volume, progress)?;
+    Ok(operation)
 }
 
 /// The checks before the first step: which core serves, and that nothing forbids an upgrade now.
@@ -69,8 +82,6 @@ fn ready(volume: &Volume) -> Result<(Build, u32)> {
 }
 
 fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
-    // A pass of the supervisor that began before the operation has to end first.
-    drop(volume.supervision.hands());
     let (from, from_pid) = ready(volume)?;
     let records = read_journal(volume)?;
     let number = next_number(&records);
@@ -78,26 +89,25 @@ fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progres
     let plan = Plan { from, from_pid, handover: wish.handover, limits: wish.limits, rollback: wish.rollback };
     let mut actor = Actor::new(volume, number, wish.core, progress);
     actor.rollback = wish.rollback;
-    let report = run(&mut actor, &plan, report);
-    remember(volume, &report)?;
+    let mut report = run(&mut actor, &plan, report);
+    if let Err(e) = remember(volume, &report, actor.is_ended()) {
+        report.add_reason(format!("its end could not be recorded: {e}"));
+    }
     Ok(report)
 }
 
-fn remember(volume: &Volume, report: &LastUpgrade) -> Result<()> {
+/// Records how an upgrade ended. `is_ended`: the journal says it too; otherwise it is resumed from what is recorded here.
+fn remember(volume: &Volume, report: &LastUpgrade, is_ended: bool) -> Result<()> {
     tell(volume, report);
     volume.update(|record| {
-        if report.outcome.is_none() {
-            // The journal has no end either: it is taken up again.
-            record.unfinished = Some(report.clone());
-            return;
-        }
-        if !report.was_refused() {
+        if report.outcome.is_some() && !report.was_refused() {
             record.last_upgrade = Some(report.clone());
         }
-        record.unfinished = None;
+        record.unfinished = (!is_ended).then(|| report.clone());
     })
 }
 
+/// The journal; one that is not there has no entries.
 fn read_journal(volume: &Volume) -> Result<Vec<journal::Entry>> {
     let path = volume.paths.journal();
     let text = durable::read(&path).doing(|| format!("read {}", path.display()))?.unwrap_or_default();

@@ -9,7 +9,7 @@ use everdisk_api::{
 use everdisk_proto::identity::{Build, Component, Identity};
 use everdisk_upgrade::{
     step::{RULES, Step},
-    unfinished::next_number,
+    unfinished::{next_number, unfinished},
 };
 
 use super::{Wish, read_journal, ready};
@@ -37,13 +37,14 @@ pub fn plan(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
 
 fn planned(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let (from, pid) = ready(volume)?;
-    let number = next_number(&read_journal(volume)?);
+    let records = read_journal(volume)?;
+    let number = next_number(&records);
     let source = Source::open_trusted(wish.core)?;
     let identity = programs::identify(Component::Core, &source.in_proc(), wish.core, VERSION_WITHIN)?;
     let abi = stage::segment_abi(volume, &volume.interface().status()?)?;
     programs::serves(&identity, abi)?;
     let (policy, buffer) = check_buffer(volume, &from, &identity, wish.handover)?;
-    let checks = vec![
+    let mut checks = vec![
         format!("volume {} serves (process {pid}, version {})", volume.name, from.identity.version),
         format!("{} is {identity}", wish.core.display()),
         format!("its ABI range {} holds the ABI of the volume's segment, {abi}", identity.abi),
@@ -51,6 +52,9 @@ fn planned(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
         policy,
         format!("the journal is sound; this would be upgrade {number}"),
     ];
+    if let Some(left) = unfinished(&records) {
+        checks.push(format!("upgrade {} has no end on record: it is resumed first", left.upgrade));
+    }
     let left_out = (wish.handover == Handover::Carry).then_some(Step::Flush);
     let steps = RULES.iter().filter(|rule| Some(rule.step) != left_out).map(|rule| PlannedStep {
         step: rule.step.name().to_owned(),

@@ -8,9 +8,9 @@ use everdisk_proto::{
     journal::Outcome,
     limits::{FLUSH_LIMIT_DEFAULT, PAUSE_BUDGET_DEFAULT},
 };
-use everdisk_upgrade::step::Limits;
+use everdisk_upgrade::{step::Limits, unfinished::unfinished};
 
-use super::{Wish, ending::failed, perform, ready};
+use super::{Wish, begin, ending::failed, perform, read_journal, ready};
 use crate::{
     actor,
     error::{Error, Result},
@@ -27,6 +27,12 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
     if volume.operations.want_rollback() {
         progress.step("wait for the upgrade that runs");
         volume.operations.wait_end_of(OperationName::Upgrade);
+        if unfinished(&read_journal(volume)?).is_some() {
+            return Err(Error::State(format!(
+                "the upgrade of {0} could not be given an end: see `everdisk status {0}`, then `everdisk rollback {0}` again",
+                volume.name
+            )));
+        }
         let ended = volume.record().last_upgrade;
         if ended == before {
             return Err(Error::State(format!(
@@ -43,7 +49,7 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
             ))),
         };
     }
-    let operation = volume.begin(OperationName::Rollback)?;
+    let operation = begin(volume, OperationName::Rollback, progress)?;
     let record = volume.record();
     let previous = record.previous.ok_or_else(|| no_earlier(volume, record.last_upgrade.as_ref()))?;
     let wish = Wish {
@@ -60,7 +66,7 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
     let report = perform(volume, &operation, wish, progress)?;
     match report.outcome {
         Some(Outcome::Committed) => Ok(report),
-        _ => Err(failed(report)),
+        _ => Err(failed(volume, report)),
     }
 }
 
