@@ -31,7 +31,7 @@ use crate::{
     flush,
     origin::Source,
     programs,
-    progress::Progress,
+    progress::{Progress, milliseconds},
     record::{Attachment, KnownCore},
     stage,
     start::{self, ARMED_WITHIN, Unserved},
@@ -178,6 +178,7 @@ impl<'a> Actor<'a> {
         }
         // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
+        // Without an answer it is taken to be the one that had it.
         let now = self.volume.interface().status().ok().and_then(|status| status.serving).unwrap_or(serving);
         if is_old(now) {
             return Ok(());
@@ -240,7 +241,7 @@ fn follow(volume: &Volume, pid: u32) {
 
 impl Act for Actor<'_> {
     fn now_us(&mut self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.began.elapsed().as_micros()).expect("an upgrade takes less than 500 000 years")
     }
 
     fn sleep(&mut self, time: Duration) {
@@ -253,8 +254,8 @@ impl Act for Actor<'_> {
     }
 
     fn record(&mut self, event: Event) -> Result<(), Fault> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("Linux sets no clock to before 1970");
+        let at_ms = milliseconds(now);
         let ends = matches!(event, Event::End { .. });
         let record = JournalEntry { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
         let line = serde_json::to_string(&record).map_err(|e| Fault(e.to_string()))?;
@@ -309,6 +310,7 @@ impl Act for Actor<'_> {
 
     fn ailing(&mut self) -> Option<String> {
         let serving = self.volume.interface().status().ok()?.serving?;
+        // A core that does not answer names no node: whether it reads is asked next.
         let nodes = self.volume.with_core(serving, |core| core.nodes()).unwrap_or_default();
         if let Some(node) = nodes.iter().find(|node| node.state != NodeState::InStep) {
             let error = node.error.as_deref().map_or(String::new(), |error| format!(" ({error})"));

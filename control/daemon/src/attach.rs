@@ -72,7 +72,7 @@ pub fn attach(
         interface: None,
         cores: Vec::new(),
         started: 0,
-        home: volume.paths.home(),
+        home: Some(volume.paths.home().doing(|| format!("examine {}", volume.paths.state.display()))?),
     };
     volume.paths.make_run().doing(|| format!("make {}", volume.paths.run.display()))?;
     volume.update(|record| record.attachment = Some(attachment))?;
@@ -115,7 +115,7 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
         ask_size(file.path);
     }
     // If the system chose the port, only this answer tells which one it is.
-    let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
+    let bound = volume.interface().status()?.nbd;
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
@@ -140,6 +140,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
+    // Nothing depends on the answer: later questions get it.
     let _ = answered.recv_timeout(PEER_DEADLINE);
 }
 

@@ -75,8 +75,8 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
+    let serving = volume.interface().status()?.serving;
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
-    let serving = volume.interface().status().ok().and_then(|status| status.serving);
     let attachment = match close(volume, &attachment, force) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
@@ -113,6 +113,7 @@ fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), N
     let (Err(NotDetached::InUse(_)), Some(before), Some(file)) = (&closed, before, file) else { return closed };
     if places::mount_of(file).is_ok_and(|now| now.is_none()) {
         let connection = before.device.1;
+        // Where they are not found out, no copy is known, and the file stays in use.
         let users = users::of_mount(connection, &file.path).unwrap_or_default();
         if users.found.is_empty() && users.copies > 0 {
             return volume.interface().detach(true, Some(file));
@@ -188,8 +189,10 @@ pub fn resume_unfinished(volume: &Volume, _operation: &Operation) -> Result<()> 
     let _hands = volume.supervision.hands();
     let attachment = volume.attached()?;
     let deadline = Instant::now() + DETACH_DEADLINE;
+    let mut serving = None;
     loop {
-        let serving = volume.interface().status().ok().and_then(|status| status.serving);
+        // While it unmounts it may not answer: what it said last counts.
+        serving = volume.interface().status().map_or(serving, |status| status.serving);
         let refused = match volume.interface().detach(false, attachment.file.as_ref()) {
             Ok(()) => return finish(volume, &attachment, serving).map(drop),
             Err(NotDetached::InUse(_)) => return stay(volume),

@@ -109,7 +109,9 @@ impl From<Error> for Refusal {
         };
         let message = error.to_string();
         let detail = match error {
-            Error::Upgrade { report, .. } => serde_json::to_value(report).ok(),
+            Error::Upgrade { report, .. } => {
+                Some(serde_json::to_value(report).expect("a report has text keys and plain values"))
+            }
             Error::GivesUp(_) => Some(serde_json::json!({ NEEDS_YES: true })),
             _ => None,
         };

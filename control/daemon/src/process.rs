@@ -9,6 +9,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -61,6 +62,7 @@ impl ProcessId {
             return true;
         }
         if let Ok(Some(handle)) = self.open() {
+            // One that has gone by now needs no signal; whether it has is asked next.
             let _ = signal::kill(handle.as_fd());
         }
         self.gone_within(KILLED_WITHIN)
@@ -101,13 +103,20 @@ pub fn of_volume(spec: &Path, cores: &Path) -> Vec<(ProcessId, PathBuf)> {
 }
 
 fn is_ours(exe: &Path, cores: &Path) -> bool {
-    let name = exe.file_name().unwrap_or_default().as_bytes();
-    name.starts_with(b"everdisk-core") || name.starts_with(b"everdisk-interface") || exe.starts_with(cores)
+    let ours = |name: &OsStr| {
+        ["everdisk-core", "everdisk-interface"].iter().any(|ours| name.as_bytes().starts_with(ours.as_bytes()))
+    };
+    exe.file_name().is_some_and(ours) || exe.starts_with(cores)
 }
 
-/// Identity of this boot of the machine.
+/// Identity of this boot of the machine. It is read once: what was attached must not count as of another boot because no descriptor was
+/// left to read it with.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+    static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells its boot id in procfs");
+        text.trim().to_owned()
+    });
+    BOOT_ID.clone()
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use crate::{
     child::Child,
     error::{Error, Result},
     process::ProcessId,
+    progress::milliseconds,
     record::{Attachment, KnownCore, Phase},
     start::{self, ARMED_WITHIN, Unserved},
     status::all_gone,
@@ -182,7 +183,7 @@ impl<'a> Supervisor<'a> {
                 self.volume.findings.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
                 self.unrestored = None;
                 if let Some((_, since)) = self.headless.take() {
-                    let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since));
+                    let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since.elapsed()));
                     info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");
                 }
                 let kept = self.keep_standby(attachment, &status);
@@ -220,7 +221,7 @@ impl<'a> Supervisor<'a> {
         let now = Instant::now();
         let dead = attachment.interface;
         if self.headless.is_none_or(|(told, _)| told != dead) {
-            let (volume, pid) = (&self.volume.name, dead.map_or(0, |dead| dead.pid));
+            let (volume, pid) = (&self.volume.name, dead.map(|dead| dead.pid));
             let how = how_it_ended(dead.and_then(|dead| self.volume.children.find(dead)).as_ref());
             warn!(event = event::INTERFACE_ENDED, %volume, pid, how, "the interface has died: I/O goes on as long as a core lives");
             let since = self.headless.map_or(now, |(_, since)| since);
@@ -350,6 +351,7 @@ impl<'a> Supervisor<'a> {
         }
         for KnownCore { process: ProcessId { pid, .. }, .. } in dead {
             if attachment.program_of(pid).is_none() {
+                // It may have removed it itself; one that stays is replaced by the next process of that number.
                 let _ = fs::remove_file(self.volume.paths.core_socket(pid));
             }
         }
@@ -420,16 +422,13 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
 /// How a process ended, as far as that is known.
 fn how_it_ended(child: Option<&Child>) -> String {
-    match child.and_then(Child::ended_by_now) {
+    let Some(child) = child else { return "it was started by an earlier control module".to_owned() };
+    match child.ended_by_now() {
         Some(status) if status.success() || status.code().is_none() => status.to_string(),
-        Some(status) => format!("{status}: {}", child.map(Child::last_words).unwrap_or_default()),
-        None => "it was started by an earlier control module".to_owned(),
+        Some(status) => format!("{status}: {}", child.last_words()),
+        None => "its exit status is not known yet".to_owned(),
     }
 }
 

@@ -15,7 +15,7 @@ use tracing::warn;
 use self::{children::Children, files::Files, findings::Findings, operations::Operations, supervision::Supervision};
 pub use self::{files::read_spec, operations::Running};
 use crate::{
-    error::{Error, Result},
+    error::{Doing, Error, Result},
     paths::VolumePaths,
     peers::{Core, Interface},
     programs::Programs,
@@ -53,8 +53,9 @@ impl Volume {
         let paths = VolumePaths::new(directories, &name);
         let spec = read_spec(&paths, &name)?;
         let mut record = VolumeRecord::load(&paths.record())?;
-        let home = paths.home();
-        if record.attachment.as_ref().is_some_and(|attachment| attachment.home.is_some() && attachment.home != home) {
+        let home = paths.home().doing(|| format!("examine {}", paths.state.display()))?;
+        let of = record.attachment.as_ref().and_then(|attachment| attachment.home);
+        if of.is_some_and(|of| of != home) {
             warn!(volume = %name, "the state directory is a copy: the attachment in it belongs to the original");
             record.attachment = None;
         }
@@ -192,7 +193,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = volume(dir.path());
         let mut attachment = crate::record::tests::attachment();
-        attachment.home = volume.paths.home();
+        attachment.home = Some(volume.paths.home().unwrap());
         volume.update(|record| record.attachment = Some(attachment)).unwrap();
         let load = |root: &Path| {
             let directories = Directories { run: root.join("run"), state: root.join("state") };

@@ -18,7 +18,9 @@ use crate::{
     error::{Doing, Error, Result},
     nodes,
     origin::Source,
-    programs, stage,
+    programs,
+    progress::milliseconds,
+    stage,
     volume::Volume,
 };
 
@@ -58,7 +60,7 @@ fn planned(volume: &Arc<Volume>, wish: Wish<'_>) -> Result<UpgradePlan> {
     let left_out = (wish.handover == Handover::Carry).then_some(Step::Flush);
     let steps = RULES.iter().filter(|rule| Some(rule.step) != left_out).map(|rule| PlannedStep {
         step: rule.step.name().to_owned(),
-        deadline_ms: u64::try_from(rule.limit.of(&wish.limits).as_millis()).unwrap_or(u64::MAX),
+        deadline_ms: milliseconds(rule.limit.of(&wish.limits)),
         reversible: rule.reversible(),
         undo: rule.undo.text().to_owned(),
     });
