@@ -10,6 +10,7 @@
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
 //!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
+//!  volume                                     what they share of a volume: files, operations, supervision, findings, children
 //!  owner · territory · peers · places · start · stage · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]

@@ -25,15 +25,19 @@ use crate::{
 /// # Errors
 /// No thread can be started.
 pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
-    let left = match read_journal(volume) {
-        Ok(records) => unfinished(&records),
+    let records = match read_journal(volume) {
+        Ok(records) => records,
         Err(e) => {
             // Which programs are in use is not known: all stay.
             warn!(volume = %volume.name, "{e}");
             return Ok(());
         }
     };
-    let Some(left) = left else {
+    let Some(left) = unfinished(&records) else {
+        if let Err(e) = file_kept(volume, &records) {
+            // The next upgrade does it.
+            warn!(volume = %volume.name, "{e}");
+        }
         stage::prune(volume);
         return Ok(());
     };
@@ -41,7 +45,7 @@ pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
     let Ok(operation) = volume.begin(OperationName::Upgrade) else { return Ok(()) };
     let volume = Arc::clone(volume);
     thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
-        if let Err(e) = finish(&volume, &left) {
+        if let Err(e) = finish(&volume, &left, &Progress::silent()) {
             warn!(volume = %volume.name, "{e}");
         }
         drop(operation);
@@ -54,15 +58,13 @@ pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
 /// # Errors
 /// [`Error::Unfinished`]: it cannot be given one now.
 pub(super) fn settle(volume: &Arc<Volume>, progress: &Progress) -> Result<()> {
-    let Some(left) = unfinished(&read_journal(volume)?) else {
-        // What is kept of an upgrade that the journal does not know, or knows the end of, must not be taken for the next one's.
-        return volume.update(|record| record.unfinished = None);
-    };
+    let records = read_journal(volume)?;
+    let Some(left) = unfinished(&records) else { return file_kept(volume, &records) };
     if volume.attachment().is_some() {
         ready(volume)?;
     }
-    progress.step("resume the upgrade before");
-    let why = match finish(volume, &left) {
+    progress.step(&format!("resume upgrade {}", left.upgrade));
+    let why = match finish(volume, &left, progress) {
         Err(e) => e.to_string(),
         Ok(_) if unfinished(&read_journal(volume)?).is_none() => return Ok(()),
         Ok(report) => report.reason.unwrap_or_else(|| "no reason is known".to_owned()),
@@ -71,16 +73,34 @@ pub(super) fn settle(volume: &Arc<Volume>, progress: &Progress) -> Result<()> {
     Err(Error::Unfinished { volume, upgrade: left.upgrade, why, directory })
 }
 
-fn finish(volume: &Arc<Volume>, left: &Unfinished) -> Result<LastUpgrade> {
+/// Files what is kept of an upgrade beside the journal: where the journal has its end, it is the last upgrade that ended. Nothing stays that
+/// could be taken for what is known of the next upgrade.
+fn file_kept(volume: &Volume, records: &[journal::Entry]) -> Result<()> {
+    volume.update(|record| {
+        let Some(mut kept) = record.unfinished.take() else { return };
+        let end = records.iter().rev().find_map(|entry| match &entry.event {
+            journal::Event::End { outcome, reason } if entry.upgrade == kept.upgrade => {
+                Some((*outcome, reason.clone()))
+            }
+            _ => None,
+        });
+        if let Some((outcome, reason)) = end {
+            (kept.outcome, kept.reason) = (Some(outcome), reason);
+            record.last_upgrade = Some(kept);
+        }
+    })
+}
+
+/// Gives an upgrade its end: by what is known of it, by resuming it, or, where nothing of it can run any more, by what is on record.
+fn finish(volume: &Arc<Volume>, left: &Unfinished, progress: &Progress) -> Result<LastUpgrade> {
     info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is resumed");
-    let progress = Progress::silent();
     let record = volume.record();
     let mut report = record
         .unfinished
         .filter(|kept| kept.upgrade == left.upgrade)
         .unwrap_or_else(|| LastUpgrade::new(volume.name.to_string(), left.upgrade, left.from.identity.version.clone()));
     report.rollback = left.rollback;
-    let mut actor = Actor::resuming(volume, left.upgrade, &progress);
+    let mut actor = Actor::resuming(volume, left.upgrade, progress);
     actor.rollback = left.rollback;
     // A record that was begun anew names none.
     let current = record.current.unwrap_or_else(|| left.from.clone());
@@ -222,6 +242,24 @@ mod tests {
         let mut report = LastUpgrade::new(volume.name.to_string(), 1, "1.0".to_owned());
         report.steps = vec![everdisk_upgrade::report::StepTime::new(Step::Standby, 1)];
         report
+    }
+
+    /// beyond 1: everdiskd ended after it had journalled the end and before it had recorded it.
+    #[test]
+    fn what_is_kept_of_an_upgrade_that_has_ended_is_filed_and_of_any_other_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, _interface) = left(dir.path());
+        let end = Event::End { outcome: Outcome::RolledBack, reason: Some("why".to_owned()) };
+        Actor::resuming(&volume, 1, &Progress::silent()).record(end).unwrap();
+        let kept = report(&volume);
+        volume.update(|record| record.unfinished = Some(kept.clone())).unwrap();
+        resume_unfinished(&volume).unwrap();
+        let filed = LastUpgrade { outcome: Some(Outcome::RolledBack), reason: Some("why".to_owned()), ..kept.clone() };
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (Some(filed.clone()), None));
+        let stranger = LastUpgrade { upgrade: 2, outcome: Some(Outcome::Committed), ..kept };
+        volume.update(|record| record.unfinished = Some(stranger)).unwrap();
+        resume_unfinished(&volume).unwrap();
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (Some(filed), None));
     }
 
     /// beyond 1: no upgrade hides one whose end cannot be recorded.
