@@ -120,6 +120,27 @@ fn read_journal(volume: &Volume) -> Result<Vec<journal::Entry>> {
 #[cfg(test)]
 mod tests {
     use everdisk_proto::identity::Identity;
+    use everdisk_upgrade::{report::StepTime, step::Step};
+
+    use super::*;
+    use crate::volume::tests::volume;
+
+    /// beyond 1: the record has the last upgrade that ended, and what is known of one whose end the journal lacks.
+    #[test]
+    fn an_end_that_is_not_journalled_is_kept_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let mut report = LastUpgrade::new("v".to_owned(), 1, "1.0".to_owned());
+        report.outcome = Some(Outcome::Aborted);
+        remember(&volume, &report, true).unwrap();
+        assert_eq!(volume.record().last_upgrade, None, "it was refused before it began");
+        report.steps.push(StepTime::new(Step::Standby, 1));
+        remember(&volume, &report, false).unwrap();
+        let known = Some(report.clone());
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (known.clone(), known.clone()));
+        remember(&volume, &report, true).unwrap();
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (known, None));
+    }
 
     /// Of a core that adopts these versions of the write buffer.
     pub(super) fn identity(buffer: &str) -> Identity {
