@@ -122,7 +122,7 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
 /// Processes that run for the volume without a record of an attachment (it was lost) may serve it: nothing is done to
 /// them, and nothing beside them.
 fn refuse_strays(volume: &Volume) -> Result<()> {
-    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     if strays.is_empty() {
         return Ok(());
     }
@@ -167,7 +167,7 @@ fn make_target(volume: &Volume, file: &FileAttach) -> Result<Option<OwnedFd>> {
 pub fn clear_away(volume: &Volume) -> Result<()> {
     let Some(attachment) = volume.record().attachment else { return Ok(()) };
     let gone = !attachment.of_this_boot() || end_all(&attachment, Duration::ZERO);
-    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     if !gone || !strays.iter().all(|(process, _)| process.end(Duration::ZERO)) {
         let mut processes = attachment.processes();
         processes.extend(

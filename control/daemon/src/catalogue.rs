@@ -271,7 +271,7 @@ impl Catalogue {
         if !self.damaged.lock().contains_key(name) || read_spec(&paths, name).is_err() {
             return Ok(None);
         }
-        let running = of_volume(&paths.spec(), &paths.cores());
+        let running = of_volume(&paths.spec(), &paths.cores())?;
         if !running.is_empty() && !yes {
             return Err(Error::GivesUp(format!(
                 "the record of volume {name} is damaged, and {} processes of it run: ending them cuts off the volume's users, and gives \
@@ -346,7 +346,7 @@ fn way_out(name: &VolumeName, paths: &VolumePaths, error: &Error) -> Damaged {
 }
 
 fn refuse_served(name: &VolumeName, paths: &VolumePaths) -> Result<()> {
-    let Some((process, program)) = of_volume(&paths.spec(), &paths.cores()).into_iter().next() else { return Ok(()) };
+    let Some((process, program)) = of_volume(&paths.spec(), &paths.cores())?.into_iter().next() else { return Ok(()) };
     Err(Error::State(format!(
         "volume {name} cannot be forgotten: process {} ({}) may be serving it; end it first",
         process.pid,

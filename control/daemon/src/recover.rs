@@ -39,7 +39,7 @@ pub fn recover(catalogue: &Catalogue) -> Result<()> {
 
 /// Enters processes that were started and not written down.
 fn adopt(volume: &Volume) -> Result<()> {
-    let found = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let found = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     volume.update_attachment(|attachment| {
         for (process, program) in found {
             let known =

@@ -107,6 +107,7 @@ fn mounted(line: &str) -> Option<Mounted> {
     Some(Mounted { id, minor_of_fuse: minor.parse().ok().filter(|_| major == "0"), target })
 }
 
+/// What procfs does not tell of a process says that it has ended, and uses nothing any more.
 fn look(connection: u32, path: &Path) -> Users {
     let own = fs::read_link("/proc/self/ns/mnt").ok();
     let mut mounts: BTreeMap<u64, bool> = BTreeMap::new();
