@@ -59,7 +59,14 @@ pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
 /// [`Error::Unfinished`]: it cannot be given one now.
 pub(super) fn settle(volume: &Arc<Volume>, progress: &Progress) -> Result<()> {
     let records = read_journal(volume)?;
-    let Some(left) = unfinished(&records) else { return file_kept(volume, &records) };
+    let stuck = |upgrade: u64, why: String| {
+        let (volume, directory) = (volume.name.to_string(), volume.paths.state.clone());
+        Error::Unfinished { volume, upgrade, why, directory }
+    };
+    let Some(left) = unfinished(&records) else {
+        let Some(kept) = volume.record().unfinished else { return Ok(()) };
+        return file_kept(volume, &records).map_err(|e| stuck(kept.upgrade, e.to_string()));
+    };
     if volume.attachment().is_some() {
         ready(volume)?;
     }
@@ -69,8 +76,7 @@ pub(super) fn settle(volume: &Arc<Volume>, progress: &Progress) -> Result<()> {
         Ok(_) if unfinished(&read_journal(volume)?).is_none() => return Ok(()),
         Ok(report) => report.reason.unwrap_or_else(|| "no reason is known".to_owned()),
     };
-    let (volume, directory) = (volume.name.to_string(), volume.paths.state.clone());
-    Err(Error::Unfinished { volume, upgrade: left.upgrade, why, directory })
+    Err(stuck(left.upgrade, why))
 }
 
 /// Files what is kept of an upgrade beside the journal: where the journal has its end, it is the last upgrade that ended. Nothing stays that
@@ -277,6 +283,10 @@ mod tests {
         let remedy = format!("see to it that {} can be written", volume.paths.state.display());
         assert!(told.contains("upgrade 1 of volume v has no end on record") && told.contains(&remedy), "{told}");
         assert!(journalled(&volume).iter().all(|(upgrade, _)| *upgrade == 1));
+        assert!(
+            matches!(another(&volume), Error::Unfinished { upgrade: 1, .. }),
+            "the journal has its end now, the record has not"
+        );
         assert!(volume.operations.running().is_none());
     }
 }
