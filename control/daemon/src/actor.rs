@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -31,7 +31,7 @@ use crate::{
     flush,
     origin::Source,
     programs,
-    progress::Progress,
+    progress::{Progress, milliseconds},
     record::{Attachment, KnownCore},
     stage,
     start::{self, ARMED_WITHIN, Unserved},
@@ -60,13 +60,16 @@ pub struct Actor<'a> {
     volume: &'a Arc<Volume>,
     progress: &'a Progress,
     upgrade: u64,
-    source: PathBuf,
+    /// None: it is resumed, and past its stage.
+    source: Option<PathBuf>,
     staged: Option<PathBuf>,
     /// Of what is staged.
     digest: Option<String>,
     to: Option<Build>,
     /// Recording the new program failed, and it is not known whether it is on record.
     record_unknown: bool,
+    /// The journal has its end.
+    ended: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
     pub rollback: bool,
     began: Instant,
@@ -75,18 +78,33 @@ pub struct Actor<'a> {
 impl<'a> Actor<'a> {
     /// For the upgrade with this number to the program `source`.
     pub fn new(volume: &'a Arc<Volume>, upgrade: u64, source: &Path, progress: &'a Progress) -> Self {
+        Self { source: Some(source.to_owned()), ..Self::resuming(volume, upgrade, progress) }
+    }
+
+    /// For the upgrade with this number, which was begun before.
+    pub fn resuming(volume: &'a Arc<Volume>, upgrade: u64, progress: &'a Progress) -> Self {
         Self {
             volume,
             progress,
             upgrade,
-            source: source.to_owned(),
+            source: None,
             staged: None,
             digest: None,
             to: None,
             record_unknown: false,
+            ended: false,
             rollback: false,
             began: Instant::now(),
         }
+    }
+
+    /// Whether the journal has its end.
+    pub const fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn source(&self) -> &Path {
+        self.source.as_ref().expect("an upgrade that is resumed is past its stage")
     }
 
     /// Whether a core was started from another program than the recorded one, or its start is not on record.
@@ -160,6 +178,7 @@ impl<'a> Actor<'a> {
         }
         // By now another core of the new program may have been given the gate.
         let is_old = |pid: u32| self.volume.attachment().is_some_and(|a| a.program_of(pid) == Some(&current.program));
+        // Without an answer it is taken to be the one that had it.
         let now = self.volume.interface().status().ok().and_then(|status| status.serving).unwrap_or(serving);
         if is_old(now) {
             return Ok(());
@@ -222,7 +241,7 @@ fn follow(volume: &Volume, pid: u32) {
 
 impl Act for Actor<'_> {
     fn now_us(&mut self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.began.elapsed().as_micros()).expect("an upgrade takes less than 500 000 years")
     }
 
     fn sleep(&mut self, time: Duration) {
@@ -235,25 +254,28 @@ impl Act for Actor<'_> {
     }
 
     fn record(&mut self, event: Event) -> Result<(), Fault> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("Linux sets no clock to before 1970");
+        let at_ms = milliseconds(now);
+        let ends = matches!(event, Event::End { .. });
         let record = JournalEntry { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
         let line = serde_json::to_string(&record).map_err(|e| Fault(e.to_string()))?;
         let written = durable::append_line(&self.volume.paths.journal(), &line);
-        Ok(written.doing(|| "write the upgrade journal".to_owned())?)
+        written.doing(|| "write the upgrade journal".to_owned())?;
+        self.ended |= ends;
+        Ok(())
     }
 
     fn stage(&mut self, limit: Duration) -> Result<(), Fault> {
         let program = stage::next_program(self.volume, Component::Core)?;
         self.staged = Some(program.clone());
-        let mut source = Source::open_trusted(&self.source)?;
+        let mut source = Source::open_trusted(self.source())?;
         self.digest = Some(programs::copy(&mut source, &program, limit)?);
         Ok(())
     }
 
     fn verify(&mut self, limit: Duration) -> Result<Build, Fault> {
-        let program = self.staged.clone().ok_or_else(|| Fault("nothing is staged".to_owned()))?;
-        let identity = programs::identify(Component::Core, &program, &self.source, limit)?;
+        let program = self.staged.clone().expect("a program is staged before it is verified");
+        let identity = programs::identify(Component::Core, &program, self.source(), limit)?;
         // The segment outlives every program: it may be older than the interface that keeps it.
         programs::serves(&identity, stage::segment_abi(self.volume, &self.wait_for(|_| true)?)?)?;
         let build = Build { program, identity, digest: self.digest.clone() };
@@ -268,7 +290,7 @@ impl Act for Actor<'_> {
     }
 
     fn start(&mut self, limit: Duration) -> Result<u32, Fault> {
-        let build = self.to.clone().ok_or_else(|| Fault("nothing was verified".to_owned()))?;
+        let build = self.to.clone().expect("a program is verified before it is started");
         let named = |e: Error| Fault(format!("core {} cannot serve this volume: {e}", build.identity.version));
         let child = start::core(self.volume, &build).map_err(named)?;
         start::core_armed(self.volume, &child, limit).map_err(named)?;
@@ -288,6 +310,7 @@ impl Act for Actor<'_> {
 
     fn ailing(&mut self) -> Option<String> {
         let serving = self.volume.interface().status().ok()?.serving?;
+        // A core that does not answer names no node: whether it reads is asked next.
         let nodes = self.volume.with_core(serving, |core| core.nodes()).unwrap_or_default();
         if let Some(node) = nodes.iter().find(|node| node.state != NodeState::InStep) {
             let error = node.error.as_deref().map_or(String::new(), |error| format!(" ({error})"));
@@ -302,7 +325,7 @@ impl Act for Actor<'_> {
     }
 
     fn flush(&mut self, limit: Duration) -> Result<(), Fault> {
-        let unwanted = || self.volume.rollback_wanted.load(Ordering::Relaxed);
+        let unwanted = || self.volume.operations.rollback_wanted();
         flush::send(self.volume, flush::Patience::Whole(limit), self.progress, &unwanted)
             .map_err(|e| Fault(format!("what was acknowledged could not be sent to the storage nodes: {e}")))
     }
@@ -327,7 +350,7 @@ impl Act for Actor<'_> {
         Ok(Observation {
             serving: status.serving,
             io_errors: status.cores.iter().find(|core| core.pid == new).map(|core| core.io_errors),
-            rollback_wanted: self.volume.rollback_wanted.load(Ordering::Relaxed),
+            rollback_wanted: self.volume.operations.rollback_wanted(),
         })
     }
 
@@ -342,7 +365,7 @@ impl Act for Actor<'_> {
         self.must_serve(pid)?;
         let unrecorded = |e: Error| Fault(format!("the new program cannot be recorded as the current one: {e}"));
         // Known before an old core is dismissed: to go back then takes a new process, which has to be recorded as well.
-        self.volume.rewrite_record().map_err(unrecorded)?;
+        self.volume.files.rewrite_record().map_err(unrecorded)?;
         let old = |core: &KnownCore| core.process.pid != pid && core.program != to.program;
         // Those that time is too short for, the supervisor ends.
         let dismiss = || self.end_cores(Unserved::Stays, Some(until), |core| old(core) && self.serves(pid));
@@ -359,7 +382,7 @@ impl Act for Actor<'_> {
         });
         if let Err(e) = recorded {
             // The file may name the new program in spite of the error: then the program's copy has to stay.
-            self.record_unknown = self.volume.rewrite_record().is_err();
+            self.record_unknown = self.volume.files.rewrite_record().is_err();
             return Err(unrecorded(e));
         }
         if stands_by.is_err() {

@@ -43,7 +43,7 @@ pub fn attach(
     progress: &Progress,
 ) -> Result<()> {
     let _operation = volume.begin(OperationName::Attach)?;
-    let _hands = volume.hands.lock();
+    let _hands = volume.supervision.hands();
     if let Some(old) = volume.record().attachment {
         if old.of_this_boot() && (old.interface_alive() || old.live_cores().next().is_some()) {
             return Err(Error::State(format!(
@@ -72,12 +72,12 @@ pub fn attach(
         interface: None,
         cores: Vec::new(),
         started: 0,
-        home: volume.paths.home(),
+        home: Some(volume.paths.home().doing(|| format!("examine {}", volume.paths.state.display()))?),
     };
     volume.paths.make_run().doing(|| format!("make {}", volume.paths.run.display()))?;
     volume.update(|record| record.attachment = Some(attachment))?;
     drop(claim);
-    volume.set_trouble(None);
+    volume.findings.set_trouble(None);
     if let Err(e) = bring_up(volume, &build, progress) {
         if let Err(left) = clear_away(volume) {
             warn!(volume = %volume.name, "after a failed attach: {left}");
@@ -115,14 +115,14 @@ fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<
         ask_size(file.path);
     }
     // If the system chose the port, only this answer tells which one it is.
-    let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
+    let bound = volume.interface().status()?.nbd;
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
 /// Processes that run for the volume without a record of an attachment (it was lost) may serve it: nothing is done to
 /// them, and nothing beside them.
 fn refuse_strays(volume: &Volume) -> Result<()> {
-    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     if strays.is_empty() {
         return Ok(());
     }
@@ -140,6 +140,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
+    // Nothing depends on the answer: later questions get it.
     let _ = answered.recv_timeout(PEER_DEADLINE);
 }
 
@@ -166,7 +167,7 @@ fn make_target(volume: &Volume, file: &FileAttach) -> Result<Option<OwnedFd>> {
 pub fn clear_away(volume: &Volume) -> Result<()> {
     let Some(attachment) = volume.record().attachment else { return Ok(()) };
     let gone = !attachment.of_this_boot() || end_all(&attachment, Duration::ZERO);
-    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let strays = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     if !gone || !strays.iter().all(|(process, _)| process.end(Duration::ZERO)) {
         let mut processes = attachment.processes();
         processes.extend(
@@ -182,7 +183,7 @@ pub fn clear_away(volume: &Volume) -> Result<()> {
     }
     places::remove_sockets(&attachment.nbd);
     volume.paths.remove_sockets();
-    volume.set_trouble(None);
+    volume.findings.set_trouble(None);
     volume.update(|record| record.attachment = None)
 }
 

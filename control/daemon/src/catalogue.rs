@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -80,14 +80,15 @@ impl Catalogue {
         let mut damaged = BTreeMap::new();
         for entry in fs::read_dir(&root).doing(|| format!("read {}", root.display()))?.flatten() {
             let file_name = entry.file_name();
-            let text = file_name.to_str().unwrap_or_default();
+            // What we make there has a name in UTF-8.
+            let Some(text) = file_name.to_str() else { continue };
             if text.starts_with(NEW)
                 && let Err(e) = undo_creation(&entry.path(), &programs)
             {
                 warn!("{e}");
             }
             if text.starts_with(OLD) {
-                // A deletion that was interrupted: its data had gone before.
+                // A deletion that was interrupted: its data had gone before. What cannot be removed is tried at the next start.
                 let _ = fs::remove_dir_all(entry.path());
             }
             let Ok(name) = text.parse::<VolumeName>() else { continue };
@@ -240,6 +241,7 @@ impl Catalogue {
         let left = nodes::delete(&volume, force, progress).map_err(|e| self.named(e))?;
         // Out of the way at once; what a crash leaves of it is cleared at the next start.
         let grave = self.directories.state.join("volumes").join(format!("{OLD}{name}"));
+        // Mostly there is none; one that stays is in the way of the rename, which says so.
         let _ = fs::remove_dir_all(&grave);
         self.bury(&volume, &grave)?;
         fs::remove_dir_all(&grave).doing(|| format!("remove {}", grave.display()))?;
@@ -251,8 +253,9 @@ impl Catalogue {
     fn bury(&self, volume: &Volume, grave: &Path) -> Result<()> {
         let state = &volume.paths.state;
         fs::rename(state, grave).doing(|| format!("remove {}", state.display()))?;
-        volume.deleted.store(true, Ordering::Relaxed);
+        volume.operations.set_deleted();
         self.volumes.lock().remove(&volume.name);
+        // A volume that is there again after a power loss can be buried again. The run directory is of this boot, and sockets alone.
         let _ = durable::sync_dir(&self.directories.state.join("volumes"));
         let _ = fs::remove_dir_all(&volume.paths.run);
         Ok(())
@@ -268,7 +271,7 @@ impl Catalogue {
         if !self.damaged.lock().contains_key(name) || read_spec(&paths, name).is_err() {
             return Ok(None);
         }
-        let running = of_volume(&paths.spec(), &paths.cores());
+        let running = of_volume(&paths.spec(), &paths.cores())?;
         if !running.is_empty() && !yes {
             return Err(Error::GivesUp(format!(
                 "the record of volume {name} is damaged, and {} processes of it run: ending them cuts off the volume's users, and gives \
@@ -314,6 +317,7 @@ impl Catalogue {
             let paths = VolumePaths::new(&self.directories, name);
             refuse_served(name, &paths)?;
             fs::rename(&paths.state, &grave).doing(|| format!("move {}", paths.state.display()))?;
+            // As in `bury`.
             let _ = durable::sync_dir(&root);
             let _ = fs::remove_dir_all(&paths.run);
             damaged.remove(name);
@@ -342,7 +346,7 @@ fn way_out(name: &VolumeName, paths: &VolumePaths, error: &Error) -> Damaged {
 }
 
 fn refuse_served(name: &VolumeName, paths: &VolumePaths) -> Result<()> {
-    let Some((process, program)) = of_volume(&paths.spec(), &paths.cores()).into_iter().next() else { return Ok(()) };
+    let Some((process, program)) = of_volume(&paths.spec(), &paths.cores())?.into_iter().next() else { return Ok(()) };
     Err(Error::State(format!(
         "volume {name} cannot be forgotten: process {} ({}) may be serving it; end it first",
         process.pid,
@@ -412,6 +416,7 @@ impl<'a> Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.unclear {
+            // What stays is undone at the next start.
             let _ = fs::remove_dir_all(&self.path);
         } else if let Err(e) = undo_creation(&self.path, &self.catalogue.programs) {
             warn!(volume = %self.name, "{e}");

@@ -52,8 +52,9 @@ impl Child {
         let ended = Arc::new(OnceLock::new());
         let told = Arc::clone(&ended);
         thread::Builder::new().name(format!("reap-{}", id.pid)).spawn(move || {
+            // Where SIGCHLD was ignored when this process was started, the kernel keeps no exit status.
             if let Ok(status) = child.wait() {
-                let _ = told.set(status);
+                told.set(status).expect("a process ends once");
             }
             on_end();
         })?;
@@ -76,7 +77,10 @@ impl Child {
 
     /// The last line it wrote, or how it ended when it wrote none.
     pub fn last_words(&self) -> String {
-        let line = self.tail().map(|text| last_line(&text)).unwrap_or_default();
+        let line = match self.tail() {
+            Ok(text) => last_line(&text),
+            Err(e) => format!("its log {} cannot be read: {e}", self.log.display()),
+        };
         match (line.is_empty(), self.ended()) {
             (false, _) => line,
             (true, Some(status)) => format!("it ended with {status} without a message"),

@@ -155,9 +155,8 @@ fn resume(volume: &Arc<Volume>) -> Result<()> {
 /// What is shown, and something beside it.
 fn with<T: Serialize>(value: &T, key: &str, more: Value) -> Result<Value> {
     let mut value = shown(value)?;
-    if let Value::Object(map) = &mut value {
-        map.insert(key.to_owned(), more);
-    }
+    let map = value.as_object_mut().expect("what is shown of a volume has fields");
+    map.insert(key.to_owned(), more);
     Ok(value)
 }
 

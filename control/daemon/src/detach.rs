@@ -39,7 +39,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Why not; the volume serves on as before then. Or it is detached, and what was written last may not be durable.
 pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result<Option<u64>> {
     let _operation = volume.begin(OperationName::Detach)?;
-    let _hands = volume.hands.lock();
+    let _hands = volume.supervision.hands();
     let attachment = volume
         .attachment()
         .ok_or_else(|| Error::State(format!("volume {} is not attached: there is nothing to detach", volume.name)))?;
@@ -75,8 +75,8 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
+    let serving = volume.interface().status()?.serving;
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
-    let serving = volume.interface().status().ok().and_then(|status| status.serving);
     let attachment = match close(volume, &attachment, force) {
         Ok(()) => volume.attached()?,
         Err(NotDetached::InUse(reason)) => {
@@ -113,11 +113,12 @@ fn close(volume: &Volume, attachment: &Attachment, force: Force) -> Result<(), N
     let (Err(NotDetached::InUse(_)), Some(before), Some(file)) = (&closed, before, file) else { return closed };
     if places::mount_of(file).is_ok_and(|now| now.is_none()) {
         let connection = before.device.1;
+        // Where they are not found out, no copy is known, and the file stays in use.
         let users = users::of_mount(connection, &file.path).unwrap_or_default();
         if users.found.is_empty() && users.copies > 0 {
             return volume.interface().detach(true, Some(file));
         }
-        *volume.served_elsewhere.lock() = Some(connection);
+        volume.findings.set_served_elsewhere(Some(connection));
     }
     closed
 }
@@ -148,7 +149,7 @@ fn without_interface(volume: &Volume, attachment: &Attachment, force: Force) -> 
 fn users_of(volume: &Volume, attachment: &Attachment) -> Users {
     let Some(file) = &attachment.file else { return Users::default() };
     let mounted = places::mount_of(file).ok().flatten().map(|mounted| mounted.device.1);
-    let Some(connection) = mounted.or_else(|| *volume.served_elsewhere.lock()) else { return Users::default() };
+    let Some(connection) = mounted.or_else(|| volume.findings.served_elsewhere()) else { return Users::default() };
     users::of_mount(connection, &file.path).unwrap_or_else(|e| {
         // The kernel is asked after the unmount, so no user is cut off even without this answer.
         warn!(volume = %volume.name, "{e}");
@@ -174,8 +175,8 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
     // The supervisor starts nothing for it any more, even if a process does not end.
     volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
     let given_up = stake.lost(volume);
-    *volume.served_elsewhere.lock() = None;
-    clear_away(volume).inspect_err(|e| volume.set_trouble(Some(e.to_string())))?;
+    volume.findings.set_served_elsewhere(None);
+    clear_away(volume).inspect_err(|e| volume.findings.set_trouble(Some(e.to_string())))?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, forced = true, "the volume is not served any more");
     Ok(given_up)
 }
@@ -185,11 +186,13 @@ fn give_up(volume: &Volume, stake: &Stake) -> Result<Option<u64>> {
 /// # Errors
 /// Why it cannot be ended; the volume stays attached then.
 pub fn resume_unfinished(volume: &Volume, _operation: &Operation) -> Result<()> {
-    let _hands = volume.hands.lock();
+    let _hands = volume.supervision.hands();
     let attachment = volume.attached()?;
     let deadline = Instant::now() + DETACH_DEADLINE;
+    let mut serving = None;
     loop {
-        let serving = volume.interface().status().ok().and_then(|status| status.serving);
+        // While it unmounts it may not answer: what it said last counts.
+        serving = volume.interface().status().map_or(serving, |status| status.serving);
         let refused = match volume.interface().detach(false, attachment.file.as_ref()) {
             Ok(()) => return finish(volume, &attachment, serving).map(drop),
             Err(NotDetached::InUse(_)) => return stay(volume),
@@ -250,10 +253,10 @@ fn finish(volume: &Volume, attachment: &Attachment, serving: Option<u32>) -> Res
     let flushed = last.map_or(Ok(LastFlush::Unknown), |core| last_flush(volume, core.process));
     if !end_all(attachment, GONE_WITHIN) {
         let told = does_not_end(&volume.spec(), &attachment.processes());
-        volume.set_trouble(Some(told.clone()));
+        volume.findings.set_trouble(Some(told.clone()));
         return Err(Error::Failed(told));
     }
-    *volume.served_elsewhere.lock() = None;
+    volume.findings.set_served_elsewhere(None);
     // What the interface could not unmount (it is lazy only when forced) clear_away takes out of the tree.
     clear_away(volume)?;
     info!(event = event::VOLUME_DETACHED, volume = %volume.name, "the volume is not served any more");
@@ -283,7 +286,7 @@ fn last_flush(volume: &Volume, core: ProcessId) -> Result<LastFlush, String> {
         return Err(format!("core process {pid} did not end within {LAST_FLUSH_WITHIN:?} and was killed"));
     }
     // How a core ended that an earlier control module started is not known.
-    let Some(child) = volume.child(core) else { return Ok(LastFlush::Unknown) };
+    let Some(child) = volume.children.find(core) else { return Ok(LastFlush::Unknown) };
     match child.ended_by_now() {
         Some(status) if !status.success() => {
             Err(format!("core process {pid} ended with {status}: {}", child.last_words()))

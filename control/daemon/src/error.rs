@@ -1,6 +1,6 @@
 //! Errors of the control module, and what the operator is told of them.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use everdisk_api::answer::{Kind, NEEDS_YES, Refusal};
 use everdisk_sys::link::LinkError;
@@ -53,6 +53,21 @@ pub enum Error {
         /// What happened.
         source: LinkError,
     },
+    /// An upgrade has no end in the journal, and cannot be given one, so no other one can begin.
+    #[error(
+        "upgrade {upgrade} of volume {volume} has no end on record, so no other one can begin: {why}; see to it that {} can be written \
+         (space, permissions), then try again", directory.display()
+    )]
+    Unfinished {
+        /// The volume.
+        volume: String,
+        /// Its number.
+        upgrade: u64,
+        /// Why it cannot be given an end.
+        why: String,
+        /// Where its end would be recorded.
+        directory: PathBuf,
+    },
     /// An upgrade did not end as wished.
     #[error("{message}")]
     Upgrade {
@@ -86,7 +101,7 @@ impl From<Error> for Refusal {
         let kind = match &error {
             Error::NotFound(_) => Kind::NotFound,
             Error::Busy { .. } => Kind::Busy,
-            Error::State(_) | Error::GivesUp(_) => Kind::State,
+            Error::State(_) | Error::GivesUp(_) | Error::Unfinished { .. } => Kind::State,
             Error::BadRequest(_) => Kind::BadRequest,
             Error::Failed(_) | Error::Killed(_) | Error::Io { .. } | Error::Peer { .. } | Error::Upgrade { .. } => {
                 Kind::Failed
@@ -94,7 +109,9 @@ impl From<Error> for Refusal {
         };
         let message = error.to_string();
         let detail = match error {
-            Error::Upgrade { report, .. } => serde_json::to_value(report).ok(),
+            Error::Upgrade { report, .. } => {
+                Some(serde_json::to_value(report).expect("a report has text keys and plain values"))
+            }
             Error::GivesUp(_) => Some(serde_json::json!({ NEEDS_YES: true })),
             _ => None,
         };

@@ -64,7 +64,7 @@ impl Stake {
         let bytes = status.and_then(|status| {
             status.buffer.map_or_else(|| known(0, 0), |buffer| known(buffer.buffered_bytes, buffer.damaged_ranges))
         });
-        let age = volume.unflushed_since().and_then(|since| since.elapsed().ok());
+        let age = volume.findings.unflushed_since().and_then(|since| since.elapsed().ok());
         Self { bytes, age, why, users }
     }
 
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(nothing.bytes, Some(0));
         nothing.permit(&volume, Force::Asked).unwrap();
         fake.set(|status| status.buffer = Some(fake::buffer(5 << 19)));
-        volume.saw_buffered(1);
+        volume.findings.saw_buffered(1);
         let stake = Stake::now(&volume, Some("disk full".to_owned()), Some("process 7 (dd) has it open".to_owned()));
         let asked = stake.permit(&volume, Force::Asked).unwrap_err();
         let words = "to detach volume v by force gives up 2.5 MiB that were acknowledged, are on no storage node yet and at most 1 s old \

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -78,7 +78,7 @@ pub fn problems(volume: &Volume, attachment: Option<&Attachment>, look: Option<&
 fn of_records(volume: &Volume) -> Vec<Problem> {
     let directory = volume.paths.state.display();
     let mut found = Vec::new();
-    if let Some(trouble) = volume.record_trouble() {
+    if let Some(trouble) = volume.files.record_trouble() {
         found.push(Problem::new(
             "record",
             Health::Degraded,
@@ -92,7 +92,7 @@ fn of_records(volume: &Volume) -> Vec<Problem> {
             format!("the state directory {directory} is full ({free} bytes are free): free some space there"),
         ));
     }
-    found.extend(volume.warning().map(|warning| Problem::new("journal", Health::Degraded, warning)));
+    found.extend(volume.findings.warning().map(|warning| Problem::new("journal", Health::Degraded, warning)));
     found
 }
 
@@ -112,7 +112,8 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
     match (&look.interface, attachment.interface.filter(|_| attachment.interface_alive())) {
         (_, None) if !lives => Some(Problem::new("volume", Health::Failed, all_gone(volume, attachment))),
         (_, None) => {
-            let why = volume.trouble().unwrap_or_else(|| "the interface has died and is started again".to_owned());
+            let why =
+                volume.findings.trouble().unwrap_or_else(|| "the interface has died and is started again".to_owned());
             Some(Problem::new("interface", health, format!("{why}; {without}")))
         }
         (Heard::Restoring, _) => Some(Problem::new(
@@ -136,7 +137,7 @@ fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option
 
 /// No core serves.
 fn of_gate(volume: &Volume, status: &InterfaceStatus) -> Option<Problem> {
-    let why = volume.trouble().unwrap_or_else(|| "no core serves".to_owned());
+    let why = volume.findings.trouble().unwrap_or_else(|| "no core serves".to_owned());
     let waiting = waiting(status);
     match status.gate {
         GateState::Serving | GateState::Suspended => None,
@@ -177,7 +178,7 @@ fn of_cores(volume: &Volume, status: &InterfaceStatus, look: &Look) -> Vec<Probl
         found.push(Problem::new("standby", Health::Degraded, text));
     }
     if status.serving.is_some() && !others().any(|core| core.armed) {
-        let why = volume.standby_trouble().unwrap_or_else(|| "one is being started".to_owned());
+        let why = volume.findings.standby_trouble().unwrap_or_else(|| "one is being started".to_owned());
         let text = format!("no standby core is ready, so the death of the core would interrupt I/O: {why}");
         found.push(Problem::new("standby", Health::Degraded, text));
     }
@@ -220,8 +221,8 @@ pub fn watch(volume: &Arc<Volume>) -> std::io::Result<()> {
     let volume = Arc::clone(volume);
     thread::Builder::new().name(format!("health-{}", volume.name)).spawn(move || {
         let mut told = Told::default();
-        while !volume.deleted.load(Ordering::Relaxed) {
-            volume.retry_record();
+        while !volume.operations.is_deleted() {
+            volume.files.retry_record();
             let attachment = volume.attachment().filter(|attachment| attachment.phase == Phase::Attached);
             let seen = attachment.as_ref().map(|attachment| look(&volume, attachment));
             let nodes = seen.as_ref().map(|seen| nodes(&volume, seen)).unwrap_or_default();
@@ -235,13 +236,9 @@ pub fn watch(volume: &Arc<Volume>) -> std::io::Result<()> {
 
 /// Since when each core does not answer, for the supervisor.
 fn note_silence(volume: &Volume, seen: Option<&Look>) {
-    let mut silent = volume.silent.lock();
-    let now = Instant::now();
     let cores = seen.map(|seen| seen.cores.as_slice()).unwrap_or_default();
-    silent.retain(|pid, _| cores.iter().any(|(core, nodes)| core == pid && nodes.is_none()));
-    for (pid, _) in cores.iter().filter(|(_, nodes)| nodes.is_none()) {
-        silent.entry(*pid).or_insert(now);
-    }
+    let silent: Vec<u32> = cores.iter().filter(|(_, nodes)| nodes.is_none()).map(|(pid, _)| *pid).collect();
+    volume.findings.set_silent(&silent);
 }
 
 /// The troubles that were seen, and which of them were logged.

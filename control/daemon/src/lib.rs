@@ -10,6 +10,7 @@
 //!                      ─► status              asks the processes, never waits for an operation
 //!  supervise                                  one thread a volume: interface and standby are there
 //!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
+//!  volume                                     what they share of a volume: files, operations, supervision, findings, children
 //!  owner · territory · peers · places · start · stage · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
@@ -82,7 +83,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     }
     let socket = directories.control_socket();
     paths::check_socket(&socket).map_err(Error::Failed)?;
-    let shortest = "v".parse().map_err(|_| Error::Failed("no volume name".to_owned()))?;
+    let shortest = "v".parse().expect("it is a volume name");
     paths::VolumePaths::new(&directories, &shortest).check_sockets().map_err(Error::Failed)?;
     let _owned = owner::own(&directories)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
@@ -96,6 +97,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     let waiting = thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
             info!(signal, "ends; the volumes go on");
+            // The next one replaces it.
             let _ = fs::remove_file(&named);
             std::process::exit(0);
         }

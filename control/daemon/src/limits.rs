@@ -62,8 +62,8 @@ impl Limits {
 
 /// The data of a storage node, or the write buffer, whichever is longer.
 fn longest_file(spec: &VolumeSpec) -> u64 {
-    let nodes = u64::try_from(spec.nodes.len()).unwrap_or(u64::MAX).max(1);
-    let stripes = spec.size.div_ceil(spec.stripe.max(1)).div_ceil(nodes);
+    let nodes = u64::try_from(spec.nodes.len()).expect("a volume has few nodes");
+    let stripes = spec.size.div_ceil(spec.stripe).div_ceil(nodes);
     // A volume of one node is not striped: its file is as long as it is.
     let data = stripes.saturating_mul(spec.stripe).min(spec.size);
     data.max(spec.buffer.saturating_mul(2))

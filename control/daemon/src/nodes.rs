@@ -55,6 +55,7 @@ enum Told {
     Short { place: usize, free: u64, needed: u64 },
 }
 
+/// What it says. Lines of other kinds are for people.
 fn told(stdout: &str) -> Vec<Told> {
     let line = |line: &str| {
         let mut words = line.split(' ');
@@ -127,7 +128,7 @@ pub fn undo_creation(core: &Path, file: &Path, cores: &Path) -> Result<()> {
 /// Ends the tasks on a volume's nodes that a control module left when it died. Processes that may serve it are left alone, and are an error.
 fn end_tasks(file: &Path, cores: &Path) -> Result<()> {
     let (tasks, serving): (Vec<_>, Vec<_>) =
-        of_volume(file, cores).into_iter().partition(|(process, _)| is_task(process.pid));
+        of_volume(file, cores)?.into_iter().partition(|(process, _)| is_task(process.pid));
     if !serving.is_empty() {
         let named: Vec<String> = serving
             .iter()

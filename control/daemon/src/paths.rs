@@ -87,9 +87,12 @@ impl VolumePaths {
     }
 
     /// Identity of the state directory.
-    pub fn home(&self) -> Option<FileId> {
-        let real = std::fs::canonicalize(&self.state).and_then(|path| file::pin_directory(&path));
-        real.and_then(|directory| file::look(directory.as_fd())).ok().map(|found| found.id)
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn home(&self) -> io::Result<FileId> {
+        let directory = file::pin_directory(&std::fs::canonicalize(&self.state)?)?;
+        Ok(file::look(directory.as_fd())?.id)
     }
 
     /// Makes the run directory.
@@ -105,6 +108,7 @@ impl VolumePaths {
         let Ok(entries) = std::fs::read_dir(&self.run) else { return };
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.extension().is_some_and(|extension| extension == "sock") {
+                // One that stays is replaced by the process that listens there next.
                 let _ = std::fs::remove_file(path);
             }
         }

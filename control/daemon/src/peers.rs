@@ -15,6 +15,7 @@ use everdisk_sys::link::{Link, LinkError};
 use crate::{
     error::{Error, Result},
     places,
+    progress::milliseconds,
 };
 
 /// Time limit for the interface's answer to a status request.
@@ -89,7 +90,7 @@ impl Interface<'_> {
     /// It did not answer: it is not known which core serves.
     pub fn hand_over(self, to: u32, budget: Duration) -> Result<HandoverReport> {
         let before = self.status()?;
-        let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
+        let budget_ms = milliseconds(budget);
         match self.ask(Request::Handover { to, budget_ms }, budget + PEER_DEADLINE)? {
             Answer::Handover(report) => Ok(report),
             Answer::Failed { reason, .. } => Ok(HandoverReport {
@@ -109,7 +110,7 @@ impl Interface<'_> {
     /// # Errors
     /// Why not.
     pub fn suspend(self, lease: Duration) -> Result<()> {
-        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        let lease_ms = milliseconds(lease);
         self.command(Request::Suspend { lease_ms }, PEER_DEADLINE + PEER_DEADLINE)
     }
 
@@ -240,7 +241,7 @@ impl Flush {
     /// It has gone.
     pub fn ask(&mut self, limit: Duration) -> Result<()> {
         self.id += 1;
-        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let limit_ms = milliseconds(limit);
         let asked = self.link.send(self.id, CoreRequest::Flush { limit_ms }, &[]);
         asked.map_err(|source| Error::Peer { who: "core", source })
     }

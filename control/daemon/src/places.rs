@@ -82,7 +82,8 @@ fn refused(place: &str, why: &str) -> Error {
 /// The path with the symbolic links of its directory followed. There may be nothing at it, or anything.
 fn in_real_directory(place: &str, path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| refused(place, "give the path of a file"))?;
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let absolute = path.parent().filter(|_| path.is_absolute());
+    let parent = absolute.ok_or_else(|| refused(place, "give an absolute path"))?;
     match fs::canonicalize(parent) {
         Ok(parent) => Ok(parent.join(name)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -9,12 +9,15 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
 use everdisk_sys::{link::wait_readable, process, signal};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Result};
 
 /// After SIGKILL a process has gone within this time, unless it hangs in the kernel.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
@@ -61,6 +64,7 @@ impl ProcessId {
             return true;
         }
         if let Ok(Some(handle)) = self.open() {
+            // One that has gone by now needs no signal; whether it has is asked next.
             let _ = signal::kill(handle.as_fd());
         }
         self.gone_within(KILLED_WITHIN)
@@ -84,30 +88,58 @@ fn is_gone(error: &io::Error) -> bool {
 /// The interfaces and cores of a volume, told by its description `spec` among their arguments, with what they were
 /// started as. Also finds what a control module started and died before it wrote down. Any other program with that argument (an
 /// editor, a pager) is left out: a process of ours runs a program of that name, or one that lies in `cores`.
-pub fn of_volume(spec: &Path, cores: &Path) -> Vec<(ProcessId, PathBuf)> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+///
+/// # Errors
+/// They cannot be looked for (no descriptor, no memory): that is not to be taken for there being none.
+pub fn of_volume(spec: &Path, cores: &Path) -> Result<Vec<(ProcessId, PathBuf)>> {
+    search(spec, cores).doing(|| format!("look for the processes that run with {}", spec.display()))
+}
+
+fn search(spec: &Path, cores: &Path) -> io::Result<Vec<(ProcessId, PathBuf)>> {
     let own = rustix::process::geteuid().as_raw();
-    let pids = entries.flatten().filter(|entry| entry.metadata().is_ok_and(|found| found.uid() == own));
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let found = pids.filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| is_ours(&exe, cores)));
-    let found = found.filter_map(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let mut arguments = line.split(|byte| *byte == 0).map(|text| Path::new(OsStr::from_bytes(text)));
-        let program = arguments.next()?.to_owned();
-        arguments.any(|found| found == spec).then_some(())?;
-        Some((ProcessId::of(pid)?, program))
-    });
-    found.collect()
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // What cannot be examined has gone, or is not ours.
+        if !entry.metadata().is_ok_and(|found| found.uid() == own)
+            || !fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| is_ours(&exe, cores))
+        {
+            continue;
+        }
+        match started_as(pid, spec) {
+            Ok(process) => found.extend(process),
+            Err(e) if e.kind() == io::ErrorKind::NotFound || is_gone(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+/// The process and the program it was started as, where its arguments have `spec`.
+fn started_as(pid: u32, spec: &Path) -> io::Result<Option<(ProcessId, PathBuf)>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let started = process::start_time(pid)?;
+    let mut arguments = line.split(|byte| *byte == 0).map(|text| Path::new(OsStr::from_bytes(text)));
+    let program = arguments.next().expect("even an empty line has a first part").to_owned();
+    Ok(arguments.any(|argument| argument == spec).then_some((ProcessId { pid, started }, program)))
 }
 
 fn is_ours(exe: &Path, cores: &Path) -> bool {
-    let name = exe.file_name().unwrap_or_default().as_bytes();
-    name.starts_with(b"everdisk-core") || name.starts_with(b"everdisk-interface") || exe.starts_with(cores)
+    let ours = |name: &OsStr| {
+        ["everdisk-core", "everdisk-interface"].iter().any(|ours| name.as_bytes().starts_with(ours.as_bytes()))
+    };
+    exe.file_name().is_some_and(ours) || exe.starts_with(cores)
 }
 
-/// Identity of this boot of the machine.
+/// Identity of this boot of the machine. It is read once: what was attached must not count as of another boot because no descriptor was
+/// left to read it with.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+    static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells its boot id in procfs");
+        text.trim().to_owned()
+    });
+    BOOT_ID.clone()
 }
 
 #[cfg(test)]
@@ -130,7 +162,7 @@ mod tests {
             command.arg("-F").arg(&spec).stderr(std::process::Stdio::null());
             crate::programs::spawn(&mut command).unwrap()
         });
-        let mut found = of_volume(&spec, &cores);
+        let mut found = of_volume(&spec, &cores).unwrap();
         for child in &mut children {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -65,7 +65,7 @@ impl Programs {
             return Ok(Self { directory: directory.into(), own: None, hang_limit: HANG_LIMIT_DEFAULT });
         }
         let own = env::current_exe()?;
-        let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let directory = own.parent().expect("a program lies in a directory").to_owned();
         Ok(Self { directory, own: None, hang_limit: HANG_LIMIT_DEFAULT })
     }
 
@@ -129,17 +129,19 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     let stdout = listen(child.stdout.take());
     let stderr = listen(child.stderr.take());
     let handle = pidfd(child.id());
-    let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
-    if !ended {
+    let ended = handle.and_then(|handle| wait_readable(handle.as_fd(), limit));
+    if !matches!(ended, Ok(true)) {
         kill_group(child.id());
         // It may hang in the kernel for longer, so a separate thread waits for it.
         thread::spawn(move || child.wait());
+        ended.doing(|| format!("wait for {name}, which was killed"))?;
         return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }
     let status = child.wait().doing(|| format!("wait for {name}"))?;
     // A grandchild may still hold the pipes: what came until the deadline counts.
     let said = |words: mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        // Words that have not come by then are none.
         String::from_utf8_lossy(&words.recv_timeout(left).unwrap_or_default()).into_owned()
     };
     Ok(Ended { status, stdout: said(stdout), complaint: last_line(&said(stderr)) })
@@ -170,18 +172,19 @@ fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
+            // What came before an error counts.
             let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
         }
+        // Nobody waits for it any more where the program was killed.
         let _ = sender.send(bytes);
     });
     receiver
 }
 
 fn kill_group(leader: u32) {
-    let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-    }
+    let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw).expect("a process has a positive id");
+    // It may have ended by now.
+    let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
 }
 
 /// The last line that is not empty, without the control characters a hostile program could send to a terminal.
@@ -241,7 +244,7 @@ pub fn digest(program: &mut impl Read) -> io::Result<String> {
 pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;
     let name = source.name().display().to_string();
-    let directory = target.parent().unwrap_or(Path::new("/"));
+    let directory = target.parent().expect("a program is copied into a directory of its own");
     let copying = || format!("copy {name} to {}", target.display());
     durable::make_dir(directory).doing(copying)?;
     let mut from = source.take(PROGRAM_BYTES_MAX);
@@ -262,7 +265,8 @@ pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<Strin
     }
     to.sync_all().doing(copying)?;
     durable::sync_dir(directory).doing(copying)?;
-    directory.parent().map_or(Ok(()), durable::sync_dir).doing(copying)?;
+    let above = directory.parent().expect("which lies in the state directory");
+    durable::sync_dir(above).doing(copying)?;
     Ok(digest.end())
 }
 

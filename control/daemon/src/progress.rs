@@ -78,7 +78,7 @@ impl Progress {
 
 impl Shared {
     fn tell(&mut self) {
-        let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let elapsed_ms = milliseconds(self.began.elapsed());
         let progress = answer::Progress { step: self.step.clone(), elapsed_ms };
         self.send(&answer::Line::Progress(progress));
     }
@@ -91,6 +91,11 @@ impl Shared {
             self.stream = None;
         }
     }
+}
+
+/// A time in the unit of messages and records.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("no time here is longer than 500 million years")
 }
 
 /// The heart beats while this lives.

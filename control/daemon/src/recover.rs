@@ -30,7 +30,7 @@ pub fn recover(catalogue: &Catalogue) -> Result<()> {
         if let Err(e) = settle(&volume) {
             warn!(volume = %volume.name, "{e}");
         }
-        upgrade::resume_unfinished(&volume);
+        upgrade::resume_unfinished(&volume).doing(|| "start a thread".to_owned())?;
         health::watch(&volume).doing(|| "start a thread".to_owned())?;
         supervise(&volume).doing(|| "start a thread".to_owned())?;
     }
@@ -39,7 +39,7 @@ pub fn recover(catalogue: &Catalogue) -> Result<()> {
 
 /// Enters processes that were started and not written down.
 fn adopt(volume: &Volume) -> Result<()> {
-    let found = of_volume(&volume.paths.spec(), &volume.paths.cores());
+    let found = of_volume(&volume.paths.spec(), &volume.paths.cores())?;
     volume.update_attachment(|attachment| {
         for (process, program) in found {
             let known =

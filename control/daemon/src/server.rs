@@ -125,6 +125,7 @@ fn answer(stream: UnixStream, full: bool, catalogue: &Catalogue) {
 fn refuse(mut stream: UnixStream, refusal: Refusal) {
     if let Ok(mut bytes) = serde_json::to_vec(&Line::Error(refusal)) {
         bytes.push(b'\n');
+        // The client may have gone.
         let _ = stream.write_all(&bytes);
     }
 }

@@ -51,14 +51,14 @@ pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
         command.arg("--restore");
     }
     let kicked = Arc::clone(volume);
-    let child = Child::start(command, &volume.paths.interface_log(), move || kicked.kick())
+    let child = Child::start(command, &volume.paths.interface_log(), move || kicked.supervision.kick())
         .doing(|| format!("start {}", program.display()))?;
     let remembered = volume.update_attachment(|attachment| attachment.interface = Some(child.id));
     if let Err(e) = remembered {
         child.id.end(Duration::ZERO);
         return Err(e);
     }
-    volume.keep_child(&child);
+    volume.children.keep(&child);
     info!(event = event::INTERFACE_STARTED, volume = %volume.name, pid = child.id.pid, restore, "an interface was started");
     Ok(child)
 }
@@ -101,14 +101,14 @@ pub fn core(volume: &Arc<Volume>, build: &Build) -> Result<Child> {
     command.arg("--interface").arg(volume.paths.interface_socket());
     command.arg("--control-dir").arg(&volume.paths.run);
     let kicked = Arc::clone(volume);
-    let child = Child::start(command, &volume.paths.core_log(number), move || kicked.kick())
+    let child = Child::start(command, &volume.paths.core_log(number), move || kicked.supervision.kick())
         .doing(|| format!("start {}", build.program.display()))?;
     let known = KnownCore { process: child.id, program: build.program.clone(), digest: build.digest.clone() };
     if let Err(e) = volume.update_attachment(|attachment| attachment.cores.push(known)) {
         child.id.end(Duration::ZERO);
         return Err(e);
     }
-    volume.keep_child(&child);
+    volume.children.keep(&child);
     let (pid, version) = (child.id.pid, &build.identity.version);
     info!(event = event::CORE_STARTED, volume = %volume.name, pid, %version, "a core was started");
     Ok(child)

@@ -6,7 +6,7 @@ use everdisk_api::status::{
     Frontend, Health, Node, Program, State, VolumeDescription, VolumeLine, VolumeStatus, WriteMode,
 };
 use everdisk_proto::{
-    frame::{GateState, InterfaceStatus, NodeStatus},
+    frame::{GateState, InterfaceStatus},
     identity::{Build, Component, Identity},
     ids::VolumeName,
     node::NodeState,
@@ -18,7 +18,7 @@ use crate::{
     look::{Look, look},
     record::{Attachment, Phase},
     stage,
-    volume::{KnownNode, Running, Volume},
+    volume::{Running, Volume},
 };
 
 /// Most threads that poll at once.
@@ -27,7 +27,7 @@ const ASKERS_MAX: usize = 32;
 /// Everything about a volume. Never waits for an operation, and for no process longer than a second.
 pub fn status(volume: &Volume) -> VolumeStatus {
     // First of all: what an operation that has ended left behind is in everything that is asked afterwards.
-    let running = volume.running();
+    let running = volume.operations.running();
     let attachment = volume.attachment();
     let look = attachment.as_ref().map(|attachment| look(volume, attachment));
     let seen = look.as_ref().and_then(Look::status);
@@ -46,7 +46,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         last_upgrade: volume.record().last_upgrade,
         operation: running
             .map(|running| format!("{} since {} s", running.name.text(), running.since.elapsed().as_secs())),
-        reason: reason.or_else(|| volume.warning()),
+        reason: reason.or_else(|| volume.findings.warning()),
         daemon: Some(own_program(volume)),
         ..empty(volume.name.to_string())
     };
@@ -80,33 +80,13 @@ fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + S
     })
 }
 
-/// The storage nodes as the core that serves sees them. One that was in trouble when another core served remains so until this one has
-/// written to it: what it has not tried it does not know.
+/// The storage nodes as the core that serves sees them, and what was found out about them before.
 pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
     let seen = look.status().and_then(|status| status.serving).and_then(|pid| Some((pid, look.nodes(pid)?)));
-    let mut known = volume.nodes.lock();
-    let Some((core, seen)) = seen else {
-        let node = |node: Node| match known.get(&node.uuid) {
-            Some(known) => Node { state: known.state, error: known.error.clone(), ..node },
-            None => node,
-        };
-        return unknown(&volume.spec()).into_iter().map(node).collect();
-    };
-    let node = |node: &NodeStatus| {
-        let mut shown = Node::from(node.clone());
-        if node.state != NodeState::InStep {
-            let found = KnownNode { core, state: node.state, error: node.error.clone() };
-            known.insert(node.uuid, found);
-        } else if known.get(&node.uuid).is_some_and(|known| known.core == core || node.written) {
-            known.remove(&node.uuid);
-        } else if let Some(before) = known.get(&node.uuid) {
-            let error = before.error.as_deref().unwrap_or("an operation on it did not end");
-            shown.state = before.state;
-            shown.error = Some(format!("{error} (found by the core before, process {})", before.core));
-        }
-        shown
-    };
-    seen.iter().map(node).collect()
+    match seen {
+        Some((core, seen)) => seen.iter().map(|node| volume.findings.see_node(core, node)).collect(),
+        None => unknown(&volume.spec()).into_iter().map(|node| volume.findings.recall_node(node)).collect(),
+    }
 }
 
 /// A volume whose files are damaged.
@@ -223,7 +203,7 @@ fn judge(
 ) -> (State, Option<String>) {
     let Some(attachment) = attachment.filter(|a| a.phase != Phase::Attaching) else { return (State::Detached, None) };
     let Some(seen) = seen else {
-        let reason = volume.trouble();
+        let reason = volume.findings.trouble();
         if attachment.interface_alive() {
             return (State::Recovering, reason.or_else(|| Some("the interface does not answer".to_owned())));
         }
@@ -238,8 +218,10 @@ fn judge(
         GateState::Serving | GateState::Suspended if upgrading => (State::Upgrading, None),
         GateState::Serving => (State::Serving, None),
         GateState::Suspended => (State::Suspended, None),
-        GateState::Recovering => (State::Recovering, volume.trouble().or_else(|| Some("the core has died".to_owned()))),
-        GateState::Detached => (State::Recovering, volume.trouble()),
+        GateState::Recovering => {
+            (State::Recovering, volume.findings.trouble().or_else(|| Some("the core has died".to_owned())))
+        }
+        GateState::Detached => (State::Recovering, volume.findings.trouble()),
     }
 }
 
@@ -265,7 +247,7 @@ fn unknown(spec: &VolumeSpec) -> Vec<Node> {
 
 /// The state alone.
 pub fn state(volume: &Volume) -> State {
-    let running = volume.running();
+    let running = volume.operations.running();
     let attachment = volume.attachment();
     let seen = attachment.as_ref().and_then(|_| volume.interface().status().ok());
     judge(volume, running, attachment.as_ref(), seen.as_ref()).0

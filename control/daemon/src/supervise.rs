@@ -19,7 +19,7 @@
 use std::{
     collections::HashMap,
     fs,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -35,6 +35,7 @@ use crate::{
     child::Child,
     error::{Error, Result},
     process::ProcessId,
+    progress::milliseconds,
     record::{Attachment, KnownCore, Phase},
     start::{self, ARMED_WITHIN, Unserved},
     status::all_gone,
@@ -63,9 +64,9 @@ pub fn supervise(volume: &Arc<Volume>) -> std::io::Result<()> {
     let name = format!("watch-{}", volume.name);
     thread::Builder::new().name(name).spawn(move || {
         let mut supervisor = Supervisor::new(&volume);
-        while !volume.deleted.load(Ordering::Relaxed) {
+        while !volume.operations.is_deleted() {
             let pause = if supervisor.pass() { INTERVAL } else { Duration::from_secs(3600) };
-            volume.wait_kick(pause);
+            volume.supervision.wait_kick(pause);
         }
     })?;
     Ok(())
@@ -158,13 +159,12 @@ impl<'a> Supervisor<'a> {
 
     /// Makes one pass. False when there is nothing to supervise.
     fn pass(&mut self) -> bool {
-        let _hands = self.volume.hands.lock();
+        let _hands = self.volume.supervision.hands();
         let attachment = self.volume.attachment();
         if attachment.as_ref().is_none_or(|attachment| attachment.started < self.started) {
             // What was known of the processes of another attachment says nothing of this one's.
             *self = Self::new(self.volume);
-            self.volume.set_standby_trouble(None);
-            self.volume.nodes.lock().clear();
+            self.volume.findings.forget_attachment();
         }
         let Some(attachment) = attachment else { return false };
         self.started = attachment.started;
@@ -180,14 +180,14 @@ impl<'a> Supervisor<'a> {
         match self.volume.interface().status() {
             Ok(status) => {
                 self.interface_pause.succeeded();
-                self.volume.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
+                self.volume.findings.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
                 self.unrestored = None;
                 if let Some((_, since)) = self.headless.take() {
-                    let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since));
+                    let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since.elapsed()));
                     info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");
                 }
                 let kept = self.keep_standby(attachment, &status);
-                self.volume.set_standby_trouble(match &kept {
+                self.volume.findings.set_standby_trouble(match &kept {
                     Err(e) => Some(e.to_string()),
                     Ok(()) => self.standby_trouble(&status),
                 });
@@ -198,7 +198,7 @@ impl<'a> Supervisor<'a> {
                 if let Some(interface) = attachment.interface {
                     interface.end(Duration::ZERO);
                 }
-                self.volume.set_trouble(Some(all_gone(self.volume, &attachment)));
+                self.volume.findings.set_trouble(Some(all_gone(self.volume, &attachment)));
             }
             Err(_) => {}
         }
@@ -221,8 +221,8 @@ impl<'a> Supervisor<'a> {
         let now = Instant::now();
         let dead = attachment.interface;
         if self.headless.is_none_or(|(told, _)| told != dead) {
-            let (volume, pid) = (&self.volume.name, dead.map_or(0, |dead| dead.pid));
-            let how = how_it_ended(dead.and_then(|dead| self.volume.child(dead)).as_ref());
+            let (volume, pid) = (&self.volume.name, dead.map(|dead| dead.pid));
+            let how = how_it_ended(dead.and_then(|dead| self.volume.children.find(dead)).as_ref());
             warn!(event = event::INTERFACE_ENDED, %volume, pid, how, "the interface has died: I/O goes on as long as a core lives");
             let since = self.headless.map_or(now, |(_, since)| since);
             self.headless = Some((dead, since));
@@ -236,13 +236,13 @@ impl<'a> Supervisor<'a> {
             }
         }
         if attachment.live_cores().next().is_none() {
-            self.volume.set_trouble(Some(all_gone(self.volume, attachment)));
+            self.volume.findings.set_trouble(Some(all_gone(self.volume, attachment)));
             return Ok(());
         }
         if !self.interface_pause.permits(now) {
             return Ok(());
         }
-        self.volume.set_trouble(Some(match &self.unrestored {
+        self.volume.findings.set_trouble(Some(match &self.unrestored {
             None => "the interface has died and is started again".to_owned(),
             Some(why) => format!("the interface has died, and the one that was started in its place ended: {why}"),
         }));
@@ -257,7 +257,7 @@ impl<'a> Supervisor<'a> {
     /// Why there is no standby, when there is none.
     fn standby_trouble(&self, status: &InterfaceStatus) -> Option<String> {
         let is_armed = status.cores.iter().any(|core| core.armed && Some(core.pid) != status.serving);
-        let before = || self.volume.standby_trouble().filter(|_| self.standby_pause.failures > 0);
+        let before = || self.volume.findings.standby_trouble().filter(|_| self.standby_pause.failures > 0);
         let starting = |standby: &Started| format!("process {} is being started", standby.child.id.pid);
         (!is_armed).then(|| before().or_else(|| self.standby.as_ref().map(starting))).flatten()
     }
@@ -268,7 +268,7 @@ impl<'a> Supervisor<'a> {
         self.mourn(status);
         self.look_at_standby(status);
         self.tell_trouble(status);
-        if let Some(running) = self.volume.running() {
+        if let Some(running) = self.volume.operations.running() {
             // An upgrade tends its cores itself.
             if running.name.replaces_the_core() && !(live.is_empty() && status.cores.is_empty()) {
                 return Ok(());
@@ -322,7 +322,7 @@ impl<'a> Supervisor<'a> {
     /// Ends the synchronous mode when writes still go through to the storage nodes although the operation that asked for it has died.
     fn buffer_again(&self, status: &InterfaceStatus) {
         let through = status.buffer.is_some_and(|buffer| buffer.synchronous);
-        if !through || status.gate != GateState::Serving || self.volume.running().is_some() {
+        if !through || status.gate != GateState::Serving || self.volume.operations.running().is_some() {
             return;
         }
         match self.volume.interface().synchronous(false) {
@@ -333,7 +333,7 @@ impl<'a> Supervisor<'a> {
 
     /// Whether a core has not answered for the hang limit.
     fn is_silent(&self, pid: u32) -> bool {
-        self.volume.silent.lock().get(&pid).is_some_and(|since| since.elapsed() >= self.volume.programs.hang_limit)
+        self.volume.findings.silent_for(pid).is_some_and(|time| time >= self.volume.programs.hang_limit)
     }
 
     fn forget_the_dead(&mut self, mut attachment: Attachment) -> Result<Attachment> {
@@ -341,7 +341,7 @@ impl<'a> Supervisor<'a> {
         attachment.cores = living;
         for core in &dead {
             if self.dead.iter().all(|known| known.core != *core) {
-                let child = self.volume.child(core.process);
+                let child = self.volume.children.find(core.process);
                 self.dead.push(Dead { core: core.clone(), child, since: Instant::now() });
             }
         }
@@ -351,6 +351,7 @@ impl<'a> Supervisor<'a> {
         }
         for KnownCore { process: ProcessId { pid, .. }, .. } in dead {
             if attachment.program_of(pid).is_none() {
+                // It may have removed it itself; one that stays is replaced by the next process of that number.
                 let _ = fs::remove_file(self.volume.paths.core_socket(pid));
             }
         }
@@ -404,7 +405,7 @@ impl<'a> Supervisor<'a> {
         let early = standby.armed_at.is_none_or(|at| at.elapsed() < EARLY_AFTER_ARMED);
         if early {
             let why = format!("the last one (process {pid}) ended at once: {}", standby.child.last_words());
-            self.volume.set_standby_trouble(Some(why));
+            self.volume.findings.set_standby_trouble(Some(why));
             self.standby_pause.failed(Instant::now());
         } else {
             self.standby_pause.succeeded();
@@ -417,20 +418,17 @@ impl<'a> Supervisor<'a> {
             Some(standby) => format!("no core serves; process {} is on its way", standby.child.id.pid),
             None => "no core serves; they keep ending, see the core logs in the run directory".to_owned(),
         });
-        self.volume.set_trouble(trouble);
+        self.volume.findings.set_trouble(trouble);
     }
-}
-
-fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How a process ended, as far as that is known.
 fn how_it_ended(child: Option<&Child>) -> String {
-    match child.and_then(Child::ended_by_now) {
+    let Some(child) = child else { return "it was started by an earlier control module".to_owned() };
+    match child.ended_by_now() {
         Some(status) if status.success() || status.code().is_none() => status.to_string(),
-        Some(status) => format!("{status}: {}", child.map(Child::last_words).unwrap_or_default()),
-        None => "it was started by an earlier control module".to_owned(),
+        Some(status) => format!("{status}: {}", child.last_words()),
+        None => "its exit status is not known yet".to_owned(),
     }
 }
 

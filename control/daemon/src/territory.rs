@@ -117,7 +117,7 @@ impl Territory {
     pub fn refuse_nodes(&self, spec: &VolumeSpec) -> Result<()> {
         let own = Self::of(&[(spec.clone(), None)]);
         for (index, node) in own.0.iter().enumerate() {
-            let earlier = own.0.get(..index).unwrap_or_default();
+            let earlier = &own.0[..index];
             for other in self.0.iter().chain(earlier) {
                 let (inside, over) = (node.place.is_in(&other.place), other.place.is_in(&node.place));
                 if !inside && !over {
@@ -164,8 +164,7 @@ fn front_ends(attachment: &Attachment) -> Vec<PathBuf> {
 }
 
 fn one(what: What, path: &Path) -> Claim {
-    let place = places(vec![(what, path.to_owned())]).pop();
-    place.unwrap_or_else(|| Claim { path: path.to_owned(), grounds: Vec::new() })
+    places(vec![(what, path.to_owned())]).pop().expect("each path has its claim")
 }
 
 /// Finds out where places are, on a thread of its own: one of the file systems may hang.
@@ -180,7 +179,7 @@ fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Claim> {
                 What::FrontEnd => path
                     .parent()
                     .and_then(|parent| mounts::ground(parent).ok())
-                    .map(|ground| Ground { path: ground.path.join(path.file_name().unwrap_or_default()), ..ground }),
+                    .and_then(|ground| Some(Ground { path: ground.path.join(path.file_name()?), ..ground })),
             };
             if sender.send(own.into_iter().chain(covered).collect()).is_err() {
                 return;

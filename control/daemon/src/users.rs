@@ -107,6 +107,7 @@ fn mounted(line: &str) -> Option<Mounted> {
     Some(Mounted { id, minor_of_fuse: minor.parse().ok().filter(|_| major == "0"), target })
 }
 
+/// What procfs does not tell of a process says that it has ended, and uses nothing any more.
 fn look(connection: u32, path: &Path) -> Users {
     let own = fs::read_link("/proc/self/ns/mnt").ok();
     let mut mounts: BTreeMap<u64, bool> = BTreeMap::new();
@@ -192,7 +193,7 @@ fn loops(connection: u32, targets: &[PathBuf]) -> impl Iterator<Item = String> {
         let backing = fs::read(entry.path().join("loop/backing_file")).ok()?;
         let backing = Path::new(std::ffi::OsStr::from_bytes(backing.strip_suffix(b"\n").unwrap_or(&backing)));
         let device = Path::new("/dev").join(entry.file_name());
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).ok()?;
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("open(2) takes its flags as an int");
         let opened = File::options().read(true).custom_flags(flags).open(&device);
         let on_it = match opened.and_then(|file| loop_device::backing_device(file.as_fd())) {
             Ok(found) => found == Some((0, connection)),

@@ -129,6 +129,14 @@ impl Report {
         self.outcome == Some(Outcome::Aborted) && !began
     }
 
+    /// Adds a reason to what is known already.
+    pub fn add_reason(&mut self, more: String) {
+        self.reason = Some(match self.reason.take() {
+            Some(reason) => format!("{reason}; {more}"),
+            None => more,
+        });
+    }
+
     /// Enters what the interface reports of the hand-over. The switch is a store to one word; its time is counted
     /// with the probe's.
     pub fn enter(&mut self, report: &HandoverReport) {

@@ -82,7 +82,7 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
             let new = New { build: build.clone(), pid };
             run.find(&new).and_then(|watch| run.soak(&new, watch))
         }
-        _ => Err(Fault("the control module ended before the new core was ready".to_owned())),
+        _ => Err(Fault("it was interrupted before the new core was ready".to_owned())),
     };
     run.end(ended)
 }
@@ -175,7 +175,7 @@ impl<'a, A: Act> Run<'a, A> {
         self.report.digest = found.as_ref().and_then(|build| build.digest.clone());
         let buffer = buffer?;
         self.report.buffered_bytes = buffer.as_ref().map_or(0, |buffer| buffer.bytes);
-        Ok((found.ok_or_else(|| Fault("nothing was verified".to_owned()))?, buffer))
+        Ok((found.expect("the step succeeded, so it has found the build"), buffer))
     }
 
     /// Starts the new core and has it read its stores. Where it cannot and the old core cannot either, it is no worse.
@@ -201,7 +201,7 @@ impl<'a, A: Act> Run<'a, A> {
         // Known from its start on: should every old core die now, it is this one that serves.
         self.new = started.map(|pid| New { build, pid });
         self.report.verified_blocks = verified?;
-        self.new.clone().ok_or_else(|| Fault("no new core was started".to_owned()))
+        Ok(self.new.clone().expect("the step succeeded, so it has started the core"))
     }
 
     /// Sends what is buffered to the storage nodes, as far as the policy wants it and they take it. What they do not take
@@ -295,9 +295,7 @@ impl<'a, A: Act> Run<'a, A> {
             match look.and_then(|seen| seen.serving) {
                 Some(serving) if serving == new.pid => break,
                 Some(_) => {
-                    return Err(Fault(
-                        "the control module ended during the upgrade, and another core was found serving".to_owned(),
-                    ));
+                    return Err(Fault("it was interrupted, and another core was found serving".to_owned()));
                 }
                 None => watch.see(look).map_err(Fault)?,
             }
@@ -348,7 +346,7 @@ impl<'a, A: Act> Run<'a, A> {
         if let Some(outcome) = self.report.outcome {
             let end = Journalled::End { outcome, reason: self.report.reason.clone() };
             if let Err(fault) = self.act.record(end) {
-                self.add_reason(format!("the end could not be journalled: {fault}"));
+                self.report.add_reason(format!("the end could not be journalled: {fault}"));
             }
         }
         self.report
@@ -356,7 +354,7 @@ impl<'a, A: Act> Run<'a, A> {
 
     /// The new core serves for good, once it is recorded as the current one. An error: it is not recorded.
     fn commit(&mut self) -> Result<(), Fault> {
-        let new = self.new.clone().ok_or_else(|| Fault("the core that serves is not known".to_owned()))?;
+        let new = self.new.clone().expect("only a core that is known is committed");
         self.step(Step::Commit, |act, limit| act.commit(&new.build, new.pid, limit))?;
         self.advance(Event::Recorded);
         Ok(())
@@ -366,20 +364,20 @@ impl<'a, A: Act> Run<'a, A> {
     /// upgrade stays without an end and is taken up again; where it is not known, nothing can be recorded of it.
     fn go_on(&mut self, why: &Fault) {
         self.buffer_again();
-        self.add_reason(format!("and no old core could take the gate back: {why}; the new core goes on"));
+        self.report.add_reason(format!("and no old core could take the gate back: {why}; the new core goes on"));
         if self.new.is_none() {
-            self.add_reason("the core that serves is not known".to_owned());
+            self.report.add_reason("the core that serves is not known".to_owned());
             return self.advance(Event::StrangerServes);
         }
         self.advance(Event::NewServes);
         if let Err(fault) = self.commit() {
-            self.add_reason(fault.0);
+            self.report.add_reason(fault.0);
         }
     }
 
     /// Undoes what was begun, last first. The gate is taken care of before anything else.
     fn unwind(&mut self, fault: Fault) {
-        self.add_reason(fault.0);
+        self.report.add_reason(fault.0);
         self.advance(Event::Failed);
         if self.state == State::HandingBack {
             match self.act.hand_back() {
@@ -396,12 +394,5 @@ impl<'a, A: Act> Run<'a, A> {
                 Undo::Nothing | Undo::Reopen | Undo::HandBack | Undo::Impossible => {}
             }
         }
-    }
-
-    fn add_reason(&mut self, more: String) {
-        self.report.reason = Some(match self.report.reason.take() {
-            Some(reason) => format!("{reason}; {more}"),
-            None => more,
-        });
     }
 }

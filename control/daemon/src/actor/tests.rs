@@ -1,3 +1,4 @@
+use everdisk_api::operation::OperationName;
 use everdisk_proto::{
     frame::{CoreAnswer, CoreRequest, NodeStatus},
     identity::{Component, Identity},
@@ -290,7 +291,8 @@ fn a_flush_tells_of_the_storage_node_and_ends_when_a_rollback_is_asked_for() {
         thread::sleep(10 * LIMIT);
         None
     });
-    world.volume.rollback_wanted.store(true, Ordering::Relaxed);
+    let _operation = world.volume.begin(OperationName::Upgrade).unwrap();
+    assert!(world.volume.operations.want_rollback());
     let began = Instant::now();
     assert!(world.act(|a| a.flush(10 * LIMIT)).unwrap_err().0.contains("it was stopped"));
     assert!(began.elapsed() < LIMIT);

@@ -32,8 +32,8 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
     assert_eq!(make("b", 0).unwrap().spec().buffer, 0);
     assert!(make("c", 4096).unwrap_err().to_string().contains("is no write buffer: give 0 for none"));
     for volume in catalogue.all() {
-        volume.deleted.store(true, Ordering::Relaxed);
-        volume.kick();
+        volume.operations.set_deleted();
+        volume.supervision.kick();
     }
 }
 
@@ -94,8 +94,8 @@ fn a_creation_that_fails_is_undone_and_one_that_does_not_leaves_nothing_beside_t
     }
     let good = catalogue(root, "", "").unwrap();
     let volume = create(&good).unwrap();
-    volume.deleted.store(true, Ordering::Relaxed);
-    volume.kick();
+    volume.operations.set_deleted();
+    volume.supervision.kick();
     assert_eq!(log(root), ["--create"]);
     assert_eq!(fs::read_dir(root.join("state/volumes")).unwrap().count(), 1);
 }
@@ -143,7 +143,7 @@ fn a_damaged_volume_is_shown_and_has_a_way_out() {
     assert!(again.begin_record_anew(&name, false).unwrap().is_none(), "it is sound");
     let files = again.forget(&name).unwrap();
     assert_eq!(fs::read_to_string(files.join("volume.json")).unwrap(), sound);
-    assert!(volume.deleted.load(Ordering::Relaxed) && again.all().is_empty());
+    assert!(volume.operations.is_deleted() && again.all().is_empty());
     assert!(log(dir.path()).is_empty(), "no storage node was touched");
 }
 

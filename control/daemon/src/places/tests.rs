@@ -25,6 +25,7 @@ fn what_cannot_be_mounted_on_is_refused_and_links_are_followed() {
     assert!(why(Path::new("/dev/null")).contains("not a regular file"));
     assert!(why(&at("none/new")).contains("directory does not exist"));
     assert!(why(Path::new("/")).contains("path of a file"));
+    assert!(why(Path::new("v")).contains("absolute path"));
 }
 
 #[test]

@@ -72,8 +72,9 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     let dir = tempfile::tempdir().unwrap();
     let volume = volume(dir.path());
     let own = ProcessId::of(std::process::id());
-    let state =
-        |a: Option<&Attachment>, s: Option<GateState>| judge(&volume, volume.running(), a, s.map(seen).as_ref()).0;
+    let state = |a: Option<&Attachment>, s: Option<GateState>| {
+        judge(&volume, volume.operations.running(), a, s.map(seen).as_ref()).0
+    };
     let (alive, dead, headless) = (attachment(own, own), attachment(None, None), attachment(None, own));
     assert_eq!(state(None, None), State::Detached);
     assert_eq!(state(Some(&dead), None), State::Failed);
@@ -83,7 +84,10 @@ fn the_state_follows_the_gate_the_processes_and_the_operation() {
     assert_eq!(state(Some(&alive), Some(GateState::Suspended)), State::Suspended);
     assert_eq!(state(Some(&alive), Some(GateState::Recovering)), State::Recovering);
     let operation = volume.begin(OperationName::Upgrade).unwrap();
-    assert_eq!(judge(&volume, volume.running(), Some(&alive), Some(&seen(GateState::Serving))).0, State::Upgrading);
+    assert_eq!(
+        judge(&volume, volume.operations.running(), Some(&alive), Some(&seen(GateState::Serving))).0,
+        State::Upgrading
+    );
     drop(operation);
     let attaching = Attachment { phase: Phase::Attaching, ..alive };
     assert_eq!(state(Some(&attaching), None), State::Detached);
@@ -159,7 +163,7 @@ fn the_mode_and_what_is_buffered_are_the_interfaces_word_and_detached_the_descri
     assert_eq!(entered(Some(BufferStatus { synchronous: true, ..buffer })).mode, WriteMode::Synchronous);
     let without = entered(None);
     assert_eq!((without.mode, without.buffer_bytes), (WriteMode::Synchronous, 0));
-    volume.set_warning(Some("beware".to_owned()));
+    volume.findings.set_warning(Some("beware".to_owned()));
     let damaged = entered(Some(BufferStatus { damaged_ranges: 3, ..buffer }));
     assert_eq!(damaged.damaged_ranges, 3);
     let reason = damaged.reason.unwrap();
