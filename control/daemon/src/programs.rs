@@ -319,7 +319,7 @@ mod tests {
     fn a_program_is_copied_whole_with_its_digest() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("cores/1/everdisk-core");
-        let copied = || copy(&mut Source::open(Path::new("/bin/true"))?, &target, SOON);
+        let copied = || copy(&mut Source::open(Path::new("/bin/true"), Component::Core)?, &target, SOON);
         let digest = copied().unwrap();
         assert!(run_well(&target, &["x"], SOON).is_ok());
         let known = run_well(Path::new("/usr/bin/sha256sum"), &[&target], SOON).unwrap();

@@ -33,7 +33,8 @@ const COPIED_WITHIN: Duration = Duration::from_secs(30);
 /// It cannot be copied, or is no program of that component.
 fn stage(volume: &Volume, component: Component, source: &Path) -> Result<Build> {
     let program = next_program(volume, component)?;
-    let copied = Source::open(source).and_then(|mut source| programs::copy(&mut source, &program, COPIED_WITHIN));
+    let copied =
+        Source::open(source, component).and_then(|mut source| programs::copy(&mut source, &program, COPIED_WITHIN));
     let checked = copied.and_then(|digest| {
         let identity = programs::identify(component, &program, source, VERSION_WITHIN)?;
         Ok(Build { program: program.clone(), identity, digest: Some(digest) })
@@ -83,7 +84,8 @@ fn prune_of(volume: &Volume, component: Component) {
 /// It cannot be read or copied.
 pub fn interface_beside(volume: &Volume) -> Result<Build> {
     let beside = volume.programs.interface();
-    let digest = programs::digest(&mut Source::open(&beside)?).doing(|| format!("read {}", beside.display()))?;
+    let digest = programs::digest(&mut Source::open(&beside, Component::Interface)?)
+        .doing(|| format!("read {}", beside.display()))?;
     if let Some(build) = volume.record().interface
         && build.digest.as_ref() == Some(&digest)
         && build.program.is_file()
@@ -198,6 +200,10 @@ mod tests {
         program(&installed, "everdisk-core 2.0 (abi 5..5, buffer 2..2)");
         assert!(interface_beside(&volume).unwrap_err().to_string().contains("is not an everdisk-interface"));
         assert!(second.program.exists() && uncommitted.exists());
+        fs::remove_file(&installed).unwrap();
+        fs::create_dir(&installed).unwrap();
+        let no_file = interface_beside(&volume).unwrap_err().to_string();
+        assert!(no_file.contains("is not a program: it has to be the file of an everdisk-interface"), "{no_file}");
     }
 
     /// D13: the ABI of the segment is the interface's word, else what the program on record makes.
