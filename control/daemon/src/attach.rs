@@ -116,7 +116,7 @@ fn bring_up(volume: &Arc<Volume>, interface: &Build, core: &Build, progress: &Pr
         ask_size(file.path);
     }
     // If the system chose the port, only this answer tells which one it is.
-    let bound = volume.interface().status().map(|status| status.nbd).unwrap_or_default();
+    let bound = volume.interface().status()?.nbd;
     volume.update_attachment(|attachment| attachment.opened(&bound))
 }
 
@@ -141,6 +141,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
+    // However it ends: nothing depends on it.
     let _ = answered.recv_timeout(PEER_DEADLINE);
 }
 

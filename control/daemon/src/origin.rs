@@ -68,7 +68,7 @@ impl Source {
         let source = Self::open(path, Component::Core)?;
         let place = source.in_proc();
         let place = fs::read_link(&place).doing(|| format!("find out where {} is", path.display()))?;
-        let directory = place.parent().unwrap_or(Path::new("/"));
+        let directory = place.parent().expect("the kernel names a file with its directory");
         let around = fs::metadata(directory).doing(|| format!("examine {}", directory.display()))?;
         match distrust(&source.metadata()?, &around, geteuid().as_raw()) {
             None => Ok(source),

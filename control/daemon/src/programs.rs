@@ -65,7 +65,7 @@ impl Programs {
             return Ok(Self { directory: directory.into(), own: None, hang_limit: HANG_LIMIT_DEFAULT });
         }
         let own = env::current_exe()?;
-        let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let directory = own.parent().expect("a program lies in a directory").to_owned();
         Ok(Self { directory, own: None, hang_limit: HANG_LIMIT_DEFAULT })
     }
 
@@ -126,18 +126,18 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = spawn(&mut command).doing(|| format!("start {name}"))?;
     let deadline = Instant::now() + limit;
-    let stdout = listen(child.stdout.take());
-    let stderr = listen(child.stderr.take());
-    let handle = pidfd(child.id());
-    let ended = handle.is_ok_and(|handle| wait_readable(handle.as_fd(), limit).unwrap_or(false));
-    if !ended {
+    let stdout = listen(child.stdout.take().expect("its output was piped"));
+    let stderr = listen(child.stderr.take().expect("its errors were piped"));
+    let ended = pidfd(child.id()).and_then(|handle| wait_readable(handle.as_fd(), limit));
+    if !matches!(ended, Ok(true)) {
         kill_group(child.id());
         // It may hang in the kernel for longer, so a separate thread waits for it.
         thread::spawn(move || child.wait());
+        ended.doing(|| format!("wait for {name}, which was killed"))?;
         return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }
     let status = child.wait().doing(|| format!("wait for {name}"))?;
-    // A grandchild may still hold the pipes: what came until the deadline counts.
+    // A grandchild may hold the pipes for longer: then what was said is not known.
     let said = |words: mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
         String::from_utf8_lossy(&words.recv_timeout(left).unwrap_or_default()).into_owned()
@@ -165,13 +165,13 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
     Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })
 }
 
-fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+fn listen(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
-        }
+        // What came before an error counts.
+        let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
+        // It is not waited for any more once the program was killed.
         let _ = sender.send(bytes);
     });
     receiver
@@ -179,9 +179,9 @@ fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
 
 fn kill_group(leader: u32) {
     let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-    }
+    let pid = pid.expect("the id of a child is positive and has 31 bits");
+    // The group may have ended by itself.
+    let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
 }
 
 /// The last line that is not empty, without the control characters a hostile program could send to a terminal.
@@ -241,7 +241,8 @@ pub fn digest(program: &mut impl Read) -> io::Result<String> {
 pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;
     let name = source.name().display().to_string();
-    let directory = target.parent().unwrap_or(Path::new("/"));
+    let directory = target.parent().expect("a program is copied into a directory of its own");
+    let above = directory.parent().expect("which lies in that of its component");
     let copying = || format!("copy {name} to {}", target.display());
     durable::make_dir(directory).doing(copying)?;
     let mut from = source.take(PROGRAM_BYTES_MAX);
@@ -262,7 +263,7 @@ pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<Strin
     }
     to.sync_all().doing(copying)?;
     durable::sync_dir(directory).doing(copying)?;
-    directory.parent().map_or(Ok(()), durable::sync_dir).doing(copying)?;
+    durable::sync_dir(above).doing(copying)?;
     Ok(digest.end())
 }
 

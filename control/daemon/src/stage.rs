@@ -87,10 +87,16 @@ fn prune_of(volume: &Volume, component: Component) {
     let kept = [record.current, record.previous, record.interface].into_iter().flatten().map(|build| build.program);
     let cores = record.attachment.into_iter().flat_map(|attachment| attachment.cores).map(|core| core.program);
     let kept: Vec<_> = kept.chain(cores).filter_map(|program| program.parent().map(Path::to_owned)).collect();
-    let Ok(entries) = fs::read_dir(volume.paths.programs(component)) else { return };
-    for directory in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
-        if let Err(e) = fs::remove_dir_all(&directory) {
-            warn!(volume = %volume.name, "cannot remove {}: {e}", directory.display());
+    let directory = volume.paths.programs(component);
+    let copies = match fs::read_dir(&directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+        Ok(entries) => entries,
+        // None was made yet.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+        Err(e) => return warn!(volume = %volume.name, "cannot read {}: {e}", directory.display()),
+    };
+    for copy in copies.into_iter().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
+        if let Err(e) = fs::remove_dir_all(&copy) {
+            warn!(volume = %volume.name, "cannot remove {}: {e}", copy.display());
         }
     }
 }

@@ -155,7 +155,9 @@ pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool 
         return false;
     }
     info!(event = event::CORE_DISMISSED, volume = %volume.name, pid, "a core that is not needed any more has left");
+    // It is not there where the core has removed it.
     let _ = fs::remove_file(volume.paths.core_socket(pid));
+    // Where it cannot be recorded now, a pass of the supervisor finds it dead and records it.
     let _ = volume.update_attachment(|attachment| attachment.cores.retain(|core| core != known));
     true
 }

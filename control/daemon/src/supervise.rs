@@ -237,7 +237,7 @@ impl<'a> Supervisor<'a> {
         let now = Instant::now();
         let dead = attachment.interface;
         if self.headless.is_none_or(|(told, _)| told != dead) {
-            let (volume, pid) = (&self.volume.name, dead.map_or(0, |dead| dead.pid));
+            let (volume, pid) = (&self.volume.name, dead.map(|dead| dead.pid));
             let how = how_it_ended(dead.and_then(|dead| self.volume.child(dead)).as_ref());
             warn!(event = event::INTERFACE_ENDED, %volume, pid, how, "the interface has died: I/O goes on as long as a core lives");
             let since = self.headless.map_or(now, |(_, since)| since);
@@ -399,6 +399,7 @@ impl<'a> Supervisor<'a> {
         }
         for KnownCore { process: ProcessId { pid, .. }, .. } in dead {
             if attachment.program_of(pid).is_none() {
+                // It is not there where the core had not made it, or has removed it.
                 let _ = fs::remove_file(self.volume.paths.core_socket(pid));
             }
         }
@@ -470,15 +471,16 @@ impl<'a> Supervisor<'a> {
 }
 
 fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.elapsed().as_millis()).expect("u64 holds 500 million years")
 }
 
 /// How a process ended, as far as that is known.
 fn how_it_ended(child: Option<&Child>) -> String {
-    match child.and_then(Child::ended_by_now) {
+    let Some(child) = child else { return "it was started by an earlier control module".to_owned() };
+    match child.ended_by_now() {
         Some(status) if status.success() || status.code().is_none() => status.to_string(),
-        Some(status) => format!("{status}: {}", child.map(Child::last_words).unwrap_or_default()),
-        None => "it was started by an earlier control module".to_owned(),
+        Some(status) => format!("{status}: {}", child.last_words()),
+        None => "its exit status is not known yet".to_owned(),
     }
 }
 
