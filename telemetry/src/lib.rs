@@ -6,7 +6,10 @@
 
 mod flood;
 
-use std::io::IsTerminal;
+use std::{
+    env::{self, VarError},
+    io::IsTerminal,
+};
 
 use tracing_subscriber::EnvFilter;
 
@@ -16,13 +19,42 @@ pub const FILTER_VARIABLE: &str = "EVERDISK_LOG";
 /// Writes the log of this process to stderr, at `info` unless [`FILTER_VARIABLE`] says otherwise. A second call does
 /// nothing.
 pub fn init() {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, refused) = filter(env::var(FILTER_VARIABLE));
+    // It fails where there is a log already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .event_format(flood::Flood::new(tracing_subscriber::fmt::format().with_target(false)))
         .try_init();
+    if let Some(why) = refused {
+        tracing::warn!("{FILTER_VARIABLE} is not a filter, so the log is written at info: {why}");
+    }
+}
+
+/// The filter that the variable asks for, or why it asks for none.
+fn filter(variable: Result<String, VarError>) -> (EnvFilter, Option<String>) {
+    let given = match variable {
+        Err(VarError::NotPresent) => return (EnvFilter::new("info"), None),
+        Err(e) => Err(e.to_string()),
+        Ok(text) => EnvFilter::try_new(text).map_err(|e| e.to_string()),
+    };
+    given.map_or_else(|why| (EnvFilter::new("info"), Some(why)), |filter| (filter, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// D15: a filter that cannot be read is refused in words, and the log is written.
+    #[test]
+    fn d15_a_filter_that_is_none_is_named() {
+        let of = |text: &str| filter(Ok(text.to_owned()));
+        assert!(filter(Err(VarError::NotPresent)).1.is_none() && of("debug,everdiskd=trace").1.is_none());
+        let (used, refused) = of("everdiskd=loud");
+        assert_eq!(used.to_string(), "info");
+        assert!(refused.is_some());
+    }
 }
 
 /// Names of events.

@@ -154,8 +154,27 @@ fn d13_what_is_started_anew_is_of_the_recorded_build_whatever_lies_on_disk() {
     }
 }
 
+/// D13: an attach that fails keeps nothing of the programs it began with, so the next one takes what is installed by then.
+#[test]
+fn d13_a_failed_first_attach_does_not_tie_the_volume_to_its_core() {
+    let host = host_with_copies();
+    let volume = host.create("v", "64M", 2);
+    let core = programs::program("everdisk-core");
+    let text =
+        format!("case \"$*\" in *--interface*) echo broken >&2; exit 1;; esac; exec '{}' \"$@\"", core.display());
+    install(&host, "everdisk-core", &script(&host.root().join("broken"), &text));
+    volume.try_attach(&[]).refused(1, &["the core ended: broken"]);
+    for copies in ["cores", "interfaces"] {
+        let copies = host.root().join("state/volumes/v").join(copies);
+        assert_eq!(fs::read_dir(&copies).unwrap().count(), 0, "{}", copies.display());
+    }
+    install(&host, "everdisk-core", &core);
+    volume.attach(&[]);
+    assert_eq!(build(&volume.settled(), "core"), sha256(&core));
+}
+
 /// D13: a control module of record version 1 has started the interface and left no program of it: the one that runs is kept, although
-/// another lies in its place by now.
+/// another lies in its place by now. It is tried until it succeeds.
 #[test]
 fn d13_the_program_of_an_interface_that_runs_is_kept_where_the_record_does_not_tell_of_it() {
     let mut host = host_with_copies();
@@ -163,14 +182,22 @@ fn d13_the_program_of_an_interface_that_runs_is_kept_where_the_record_does_not_t
     let load = Load::start(&Volume::new(&host, "v"), 2);
     let before = Volume::new(&host, "v").settled();
     break_installed(&host);
+    let copies = host.root().join("state/volumes/v/interfaces");
     rewrite(&mut host, |state| {
         let state = state.as_object_mut().unwrap();
         state.insert("record_version".to_owned(), json!(1));
         state.remove("interface");
         state["current"]["identity"].as_object_mut().unwrap().remove("component");
+        // For a while no copy can be made.
+        fs::remove_dir_all(&copies).unwrap();
+        fs::write(&copies, "").unwrap();
     });
     let volume = Volume::new(&host, "v");
-    assert_eq!(build(&volume.settled(), "interface"), build(&before, "interface"));
+    let is_recorded = |status: &Status| status.0["interface"]["build"] == before.0["interface"]["build"];
+    volume.settled();
+    assert!(!host.logged(&["cannot be recorded, which is tried again"]).is_empty());
+    fs::remove_file(&copies).unwrap();
+    volume.wait("the program on record", is_recorded);
     let after = kill_interface(&volume);
     assert_eq!(build(&after, "interface"), build(&before, "interface"));
     cores_may_die(&volume, &load);
@@ -248,11 +275,11 @@ fn d13_a_new_core_is_held_against_the_abi_of_the_segment() {
     assert_eq!(volume.settled().0["segment_abi"], ABI + 1);
 }
 
-/// D13: N−2 is refused in words that say what to do: a core before anything is done, an interface while I/O goes on, until the program
-/// that fits is there again.
+/// D13: N−2 is refused in words that say what to do: a core before anything is done, an interface while I/O goes on, until one that
+/// fits is installed or the volume is detached by force.
 #[test]
 fn d13_a_segment_of_n_minus_2_is_refused_in_words() {
-    let mut host = Host::new();
+    let mut host = host_with_copies();
     host.volume("v", "64M");
     let volume = Volume::new(&host, "v");
     volume.settled();
@@ -263,24 +290,37 @@ fn d13_a_segment_of_n_minus_2_is_refused_in_words() {
     volume.upgrade(&abi_next(Component::Core));
     let load = Load::start(&volume, 2);
     let good = volume.settled();
-    let state: Value = serde_json::from_str(&fs::read_to_string(record(&host)).unwrap()).unwrap();
-    let (staged, kept) = (PathBuf::from(state["interface"]["program"].as_str().unwrap()), host.root().join("kept"));
-    fs::copy(&staged, &kept).unwrap();
     let after = abi_after(host.root(), Component::Interface);
+    break_installed(&host);
     record_interface(&mut host, &after);
     let volume = Volume::new(&host, "v");
     processes::kill(good.interface().unwrap());
-    let words = [&*format!("segment is of ABI {ABI}, buffer"), "cannot adopt it", "Put the program"];
+    let words =
+        [&*format!("segment is of ABI {ABI}, buffer"), "cannot adopt it", "Install an everdisk-interface that can"];
     volume.wait("the refusal", |status| status.has_problem(&words));
     load.goes_on(100);
-    rewrite(&mut host, |now| {
-        fs::create_dir_all(staged.parent().unwrap()).unwrap();
-        fs::copy(&kept, &staged).unwrap();
-        now["interface"] = state["interface"].clone();
-    });
-    let volume = Volume::new(&host, "v");
-    let restored = volume.wait("the interface that fits", |status| status.serves() && status.interface().is_some());
-    assert_eq!(build(&restored, "interface"), build(&good, "interface"));
+    // It is tried with pauses of up to 5 s. Then it is the one on record, and the installed one is needed no more.
+    install(&host, "everdisk-interface", &programs::program("everdisk-interface"));
+    let fits = |status: &Status| {
+        status.serves()
+            && status.interface().is_some()
+            && status.0["interface"]["build"] == good.0["interface"]["build"]
+    };
+    volume.wait("the interface that fits, on record", fits);
+    cores_may_die(&volume, &load);
+    break_installed(&host);
+    assert_eq!(build(&kill_interface(&volume), "interface"), build(&good, "interface"));
     cores_may_die(&volume, &load);
     load.stop();
+    // The other way that the refusal names.
+    install(&host, "everdisk-interface", &programs::program("everdisk-interface"));
+    record_interface(&mut host, &after);
+    let volume = Volume::new(&host, "v");
+    fs::remove_file(host.root().join("bin/everdisk-interface")).unwrap();
+    processes::kill(volume.settled().interface().unwrap());
+    volume.wait("the refusal", |status| status.has_problem(&words));
+    host.everdisk(&["detach", "v", "--force", "--yes"]).ok();
+    install(&host, "everdisk-interface", &programs::program("everdisk-interface"));
+    volume.attach(&[]);
+    assert_eq!(build(&volume.settled(), "interface"), build(&good, "interface"));
 }

@@ -1,6 +1,6 @@
 //! Where the control module keeps things, unless told otherwise.
 
-use std::{env, path::PathBuf};
+use std::{env, io, path::PathBuf};
 
 /// The run and the state directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Directories {
 }
 
 /// No directory can be derived from the environment.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum NoDirectory {
     /// No run directory.
     #[error("no run directory: XDG_RUNTIME_DIR is not set; give --run-dir or set EVERDISK_RUN_DIR")]
@@ -20,6 +20,9 @@ pub enum NoDirectory {
     /// No state directory.
     #[error("no state directory: neither XDG_STATE_HOME nor HOME is set; give --state-dir or set EVERDISK_STATE_DIR")]
     State,
+    /// It is named relative to the working directory, which is unknown, or by nothing.
+    #[error("the directory {0:?} cannot be used: {1}")]
+    Relative(PathBuf, io::Error),
 }
 
 impl Directories {
@@ -43,8 +46,8 @@ impl Directories {
                 .ok_or(NoDirectory::State)?
                 .join("everdisk"),
         };
-        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-        Ok(Self { run: absolute(run), state: absolute(state) })
+        let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|e| NoDirectory::Relative(path, e));
+        Ok(Self { run: absolute(run)?, state: absolute(state)? })
     }
 
     /// The control socket.
@@ -63,5 +66,7 @@ mod tests {
         assert_eq!(root.control_socket(), PathBuf::from("/run/everdisk/control.sock"));
         let given = Directories::resolve(Some("/a".into()), Some("/b".into()), false).unwrap();
         assert_eq!(given, Directories { run: "/a".into(), state: "/b".into() });
+        let nothing = Directories::resolve(Some("".into()), None, true).unwrap_err();
+        assert!(nothing.to_string().starts_with("the directory \"\" cannot be used"), "{nothing}");
     }
 }

@@ -19,7 +19,7 @@ use everdisk_api::{
     status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 use everdisk_proto::{ids::VolumeName, version::PRODUCT};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
@@ -79,8 +79,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Becomes `everdiskd`; returns only when that is not possible.
 fn daemon(directories: &Directories, hang_limit: Duration) -> Failure {
-    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join("everdiskd")));
-    let program = beside.unwrap_or_else(|| PathBuf::from("everdiskd"));
+    let program = match env::current_exe() {
+        Ok(own) => own.with_file_name("everdiskd"),
+        Err(source) => return Failure::Io { doing: "find the directory of this program".to_owned(), source },
+    };
     let mut command = process::Command::new(&program);
     command.arg("--run-dir").arg(&directories.run).arg("--state-dir").arg(&directories.state);
     command.arg("--hang-limit").arg(format!("{}ms", ms(hang_limit)));
@@ -88,11 +90,29 @@ fn daemon(directories: &Directories, hang_limit: Duration) -> Failure {
 }
 
 fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(time.as_millis()).expect("a duration of the command line is shorter than a year")
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|source| Failure::Io { doing: format!("find {}", path.display()), source })
+}
+
+/// The answer to `volume forget`, as far as it is shown.
+#[derive(Deserialize)]
+struct Forgotten {
+    files: PathBuf,
+}
+
+/// The answer to `version`, as far as it is shown.
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
+/// The version of the control module that runs.
+pub(crate) fn daemon_version(socket: &Path) -> Result<String, ClientError> {
+    let value = ask(socket, &Request::Version, |_| {})?;
+    serde_json::from_value(value).map(|Version { version }| version).map_err(ClientError::Strange)
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, Failure> {
@@ -123,7 +143,8 @@ impl Session {
 
     fn status_after(&self, request: &Request, words: &str) -> Result<(), Failure> {
         let value = self.ask(request)?;
-        for warning in value.get("warnings").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        let warnings = value.get("warnings").cloned().map(read::<Vec<String>>).transpose()?;
+        for warning in warnings.into_iter().flatten() {
             complain(&format!("everdisk: warning: {warning}"));
         }
         self.say(&value, words);
@@ -131,12 +152,13 @@ impl Session {
     }
 
     fn version(&self) -> Result<(), Failure> {
-        let daemon = ask(&self.socket, &Request::Version, |_| {}).ok();
-        let daemon = daemon.as_ref().and_then(|value| value.get("version")).cloned().unwrap_or(Value::Null);
-        let words = match daemon.as_str() {
-            Some(version) => format!("everdisk {PRODUCT}\neverdiskd {version}"),
-            None => format!("everdisk {PRODUCT}\neverdiskd is not running"),
+        let daemon = daemon_version(&self.socket);
+        let words = match &daemon {
+            Ok(version) => format!("everdisk {PRODUCT}\neverdiskd {version}"),
+            Err(ClientError::NotRunning { .. }) => format!("everdisk {PRODUCT}\neverdiskd is not running"),
+            Err(e) => format!("everdisk {PRODUCT}\n{e}"),
         };
+        let daemon = daemon.ok();
         self.say(&json!({ "version": PRODUCT, "everdisk": PRODUCT, "everdiskd": daemon }), &words);
         Ok(())
     }
@@ -146,11 +168,10 @@ impl Session {
             VolumeCommand::Create(create) => self.create(create),
             VolumeCommand::List => {
                 let value = self.ask(&Request::VolumeList)?;
-                let lines: Vec<VolumeLine> = read(value.clone())?;
                 if self.json {
-                    value.as_array().into_iter().flatten().for_each(output::json);
+                    read::<Vec<Value>>(value)?.iter().for_each(output::json);
                 } else {
-                    show::volumes(&lines);
+                    show::volumes(&read::<Vec<VolumeLine>>(value)?);
                 }
                 Ok(())
             }
@@ -177,8 +198,8 @@ impl Session {
                     confirm(&name, &format!("once {name} is forgotten, nothing here knows where its data lie"))?;
                 }
                 let value = self.ask(&Request::VolumeForget { name: name.clone() })?;
-                let files = value.get("files").and_then(Value::as_str).unwrap_or_default();
-                self.say(&value, &format!("{name} is forgotten; its files lie in {files}"));
+                let Forgotten { files } = read(value.clone())?;
+                self.say(&value, &format!("{name} is forgotten; its files lie in {}", files.display()));
                 Ok(())
             }
         }
@@ -231,7 +252,7 @@ impl Session {
         let value = self.ask(&Request::Status { name })?;
         match (self.json, all) {
             (true, false) => output::json(&value),
-            (true, true) => value.as_array().into_iter().flatten().for_each(output::json),
+            (true, true) => read::<Vec<Value>>(value)?.iter().for_each(output::json),
             (false, false) => show::status(&read::<VolumeStatus>(value)?),
             (false, true) => show::statuses(&read::<Vec<VolumeStatus>>(value)?),
         }
@@ -270,7 +291,9 @@ impl Session {
         }
         let lines: Vec<VolumeLine> = read(self.ask(&Request::VolumeList)?)?;
         let attached = lines.into_iter().filter(|line| line.state != State::Detached && line.reason.is_none());
-        let names: Vec<VolumeName> = attached.filter_map(|line| line.name.parse().ok()).collect();
+        let strange = |name, e| Failure::Other(format!("everdiskd names a volume {name:?}, and that is no name: {e}"));
+        let named = attached.map(|line| line.name.parse().map_err(|e| strange(line.name, e)));
+        let names = named.collect::<Result<Vec<VolumeName>, Failure>>()?;
         if names.is_empty() {
             return Err(Failure::Other("no volume is attached: there is nothing to upgrade".to_owned()));
         }

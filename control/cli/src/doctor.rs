@@ -3,13 +3,17 @@
 use std::{
     env,
     fs::{self, File},
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
 };
 
 use everdisk_api::directories::Directories;
 use everdisk_proto::limits::{CHANNELS_MAX, LEASE_MAX, REQUEST_BYTES_MAX};
 use everdisk_sys::process;
-use rustix::process::{Resource, getrlimit};
+use rustix::{
+    process::{Resource, getrlimit},
+    system::uname,
+};
 use serde_json::json;
 
 use crate::{failure::Failure, output};
@@ -63,7 +67,14 @@ impl Finding {
 /// # Errors
 /// Something that Everdisk cannot do without is missing.
 pub(crate) fn doctor(json: bool, root: bool, directories: Result<Directories, String>) -> Result<(), Failure> {
-    let mut findings = vec![kernel(&release()), device(), programs(), request_timeout(), hung_task(), losetup()];
+    let mut findings = vec![
+        kernel(&uname().release().to_string_lossy()),
+        device(),
+        programs(),
+        request_timeout(),
+        hung_task(),
+        losetup(),
+    ];
     findings.extend([descriptors(), file_size()]);
     if !root {
         findings.extend([fusermount(), allow_other()]);
@@ -91,13 +102,16 @@ pub(crate) fn doctor(json: bool, root: bool, directories: Result<Directories, St
     }
 }
 
-fn release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+/// The first two numbers of a kernel's release: `6.9` of `6.9.3-amd64`.
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    numbers.next().flatten().zip(numbers.next().flatten())
 }
 
 fn kernel(release: &str) -> Finding {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let Some(version) = version_of(release) else {
+        return Finding::fail("kernel", format!("{release:?} is no release of Linux"), "run kernel 6.9 or newer");
+    };
     if version >= KERNEL_MIN {
         Finding::ok("kernel", format!("{release} can give out requests again (FUSE_NOTIFY_RESEND)"))
     } else {
@@ -119,8 +133,14 @@ fn device() -> Finding {
 
 /// The programs the control module starts.
 fn programs() -> Finding {
-    let beside = env::current_exe().ok().and_then(|own| own.parent().map(Path::to_owned));
-    let directory = env::var_os("EVERDISK_LIBEXEC").map(PathBuf::from).or(beside).unwrap_or_default();
+    let fix = "install them beside this command, or set EVERDISK_LIBEXEC";
+    let directory = match env::var_os("EVERDISK_LIBEXEC").filter(|directory| !directory.is_empty()) {
+        Some(directory) => PathBuf::from(directory),
+        None => match env::current_exe() {
+            Ok(own) => own.parent().expect("a program lies in a directory").to_owned(),
+            Err(e) => return Finding::fail("programs", format!("where this command lies is not known ({e})"), fix),
+        },
+    };
     let missing: Vec<&str> = ["everdiskd", "everdisk-interface", "everdisk-core"]
         .into_iter()
         .filter(|name| !directory.join(name).is_file())
@@ -129,7 +149,7 @@ fn programs() -> Finding {
         return Finding::ok("programs", format!("all in {}", directory.display()));
     }
     let found = format!("{} not in {}", missing.join(", "), directory.display());
-    Finding::fail("programs", found, "install them beside this command, or set EVERDISK_LIBEXEC")
+    Finding::fail("programs", found, fix)
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -233,7 +253,17 @@ fn file_size() -> Finding {
 }
 
 fn allow_other() -> Finding {
-    let text = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    let text = match fs::read_to_string("/etc/fuse.conf") {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Finding::warn(
+                "user_allow_other",
+                format!("/etc/fuse.conf cannot be read ({e})"),
+                "let this user read /etc/fuse.conf",
+            );
+        }
+        // Where the file is missing nothing is set.
+        read => read.unwrap_or_default(),
+    };
     if text.lines().any(|line| line.trim() == "user_allow_other") {
         return Finding::ok("user_allow_other", "set in /etc/fuse.conf");
     }

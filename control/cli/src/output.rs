@@ -19,14 +19,19 @@ pub(crate) fn json(value: &Value) {
 
 /// Writes a line about the work.
 pub(crate) fn complain(text: &str) {
+    // Nothing depends on it: who reads it may be gone.
     let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Writes columns, each as wide as its widest cell.
 pub(crate) fn table(rows: &[Vec<String>]) {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut widths = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
     for row in rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         line(cells.collect::<Vec<_>>().join("  ").trim_end());

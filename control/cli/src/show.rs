@@ -6,6 +6,8 @@ use everdisk_api::{
     status::{Frontend, Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 
+use everdisk_proto::journal::Outcome;
+
 use crate::output::{line, table};
 
 fn row(cells: &[&str]) -> Vec<String> {
@@ -28,8 +30,11 @@ pub(crate) fn places(v: &VolumeStatus) -> String {
 
 /// A front end, and what is known of its clients.
 fn frontend(f: &Frontend) -> String {
-    let (Some(connections), Some(accepted)) = (f.connections, f.accepted) else { return f.address.clone() };
-    let (carried, broken) = (f.carried.unwrap_or(0), f.broken.unwrap_or(0));
+    let (Some(connections), Some(accepted), Some(carried), Some(broken)) =
+        (f.connections, f.accepted, f.carried, f.broken)
+    else {
+        return f.address.clone();
+    };
     format!("{} ({connections} connected of {accepted} accepted, {carried} carried over, {broken} broken)", f.address)
 }
 
@@ -137,8 +142,12 @@ pub(crate) fn status(v: &VolumeStatus) {
 
 /// An upgrade that ended.
 pub(crate) fn upgrade(report: &LastUpgrade) {
-    let outcome = report.outcome.and_then(|o| serde_json::to_value(o).ok());
-    let outcome = outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("under way");
+    let outcome = match report.outcome {
+        Some(Outcome::Committed) => "committed",
+        Some(Outcome::RolledBack) => "rolled-back",
+        Some(Outcome::Aborted) => "aborted",
+        None => "under way",
+    };
     let outcome =
         if report.rollback { format!("{outcome} (a rollback to the build before)") } else { outcome.to_owned() };
     let us = |time: Option<u64>| time.map_or_else(|| "-".to_owned(), |us| format!("{us} µs"));

@@ -26,7 +26,7 @@ use crate::{
     process::{boot_id, of_volume},
     progress::Progress,
     record::{Attachment, Phase},
-    stage,
+    stage::Staged,
     start::{self, ARMED_WITHIN, end_all},
     volume::Volume,
 };
@@ -60,7 +60,7 @@ pub fn attach(
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
     progress.step("stage the programs");
-    let build = stage::core(volume, &stage::interface_beside(volume)?.identity)?;
+    let (staged, interface, core) = Staged::for_attach(volume)?;
     let claim = catalogue.claim();
     let places = places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     let attachment = Attachment {
@@ -78,12 +78,13 @@ pub fn attach(
     volume.update(|record| record.attachment = Some(attachment))?;
     drop(claim);
     volume.findings.set_trouble(None);
-    if let Err(e) = bring_up(volume, &build, progress) {
+    if let Err(e) = bring_up(volume, &interface, &core, progress) {
         if let Err(left) = clear_away(volume) {
             warn!(volume = %volume.name, "after a failed attach: {left}");
         }
         return Err(e);
     }
+    staged.keep();
     info!(event = event::VOLUME_ATTACHED, volume = %volume.name, at = volume.attached()?.places(), "a core serves");
     for exposed in nbd.iter().filter_map(|wish| exposure(&wish.address)) {
         warn!(volume = %volume.name, "{exposed}");
@@ -91,12 +92,12 @@ pub fn attach(
     Ok(())
 }
 
-fn bring_up(volume: &Arc<Volume>, build: &Build, progress: &Progress) -> Result<()> {
+fn bring_up(volume: &Arc<Volume>, interface: &Build, core: &Build, progress: &Progress) -> Result<()> {
     progress.step("start the interface");
-    let interface = start::interface(volume, false)?;
+    let interface = start::interface(volume, &interface.program, false)?;
     start::interface_ready(volume, &interface)?;
     progress.step("start the core");
-    let core = start::core(volume, build)?;
+    let core = start::core(volume, core)?;
     start::core_armed(volume, &core, ARMED_WITHIN)?;
     progress.step("open the front ends");
     let Attachment { file, nbd, .. } = volume.attached()?;
@@ -140,7 +141,7 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
-    // Nothing depends on the answer: later questions get it.
+    // However it ends: nothing depends on it.
     let _ = answered.recv_timeout(PEER_DEADLINE);
 }
 

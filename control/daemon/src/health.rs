@@ -85,21 +85,22 @@ fn of_records(volume: &Volume) -> Vec<Problem> {
             format!("what happens to the volume cannot be recorded: {trouble}; attach, detach, upgrade and the start of a standby fail"),
         ));
     }
-    if let Some(free) = free_bytes(&volume.paths.state).filter(|free| *free < SPACE_MIN) {
-        found.push(Problem::new(
-            "state directory",
-            Health::Degraded,
-            format!("the state directory {directory} is full ({free} bytes are free): free some space there"),
-        ));
-    }
+    let trouble = match free_bytes(&volume.paths.state) {
+        Ok(free) if free < SPACE_MIN => {
+            Some(format!("the state directory {directory} is full ({free} bytes are free): free some space there"))
+        }
+        Ok(_) => None,
+        Err(e) => Some(format!("the state directory {directory} cannot be examined: {e}")),
+    };
+    found.extend(trouble.map(|text| Problem::new("state directory", Health::Degraded, text)));
     found.extend(volume.findings.warning().map(|warning| Problem::new("journal", Health::Degraded, warning)));
     found
 }
 
 /// Bytes that this process may still write there.
-fn free_bytes(path: &std::path::Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
+fn free_bytes(path: &std::path::Path) -> rustix::io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// The interface says nothing.
@@ -258,7 +259,7 @@ impl Told {
         self.0.retain(|about, trouble| {
             let goes_on = problems.iter().any(|problem| problem.about == *about);
             if !goes_on && trouble.is_told {
-                let lasted_ms = u64::try_from((now - trouble.since).as_millis()).unwrap_or(u64::MAX);
+                let lasted_ms = u64::try_from((now - trouble.since).as_millis()).expect("u64 holds 500 million years");
                 info!(event = event::PROBLEM_ENDED, volume = %name, about, lasted_ms, "the problem is over");
             }
             goes_on

@@ -15,19 +15,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use everdisk_proto::identity::Component;
 use rustix::{fs::OFlags, process::geteuid};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Doing, Error, Result};
 
-/// Largest core program: a debug build has some 100 MiB.
+/// Largest program: a debug build has some 100 MiB.
 pub const PROGRAM_BYTES_MAX: u64 = 1 << 30;
 /// Write permission of the group and of all.
 const OF_OTHERS: u32 = 0o022;
 /// In a directory with this bit only the owner of a file may replace it.
 const STICKY: u32 = 0o1000;
 
-/// An open core program.
+/// An open program.
 #[derive(Debug)]
 pub struct Source {
     file: File,
@@ -35,11 +36,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a program.
+    /// Opens a program that is to be of a component.
     ///
     /// # Errors
     /// It is no regular file, or too large.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, component: Component) -> Result<Self> {
         // Not waiting: a fifo would have us wait for its writer.
         let nonblock = i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes());
         let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path);
@@ -48,8 +49,9 @@ impl Source {
         let metadata = source.metadata()?;
         if !metadata.is_file() {
             return Err(Error::Failed(format!(
-                "{} is not a program: give the file of an everdisk-core",
-                path.display()
+                "{} is not a program: it has to be the file of an {}",
+                path.display(),
+                component.program()
             )));
         }
         if metadata.len() > PROGRAM_BYTES_MAX {
@@ -58,15 +60,15 @@ impl Source {
         Ok(source)
     }
 
-    /// Opens a program that an operator named.
+    /// Opens a core program that an operator named.
     ///
     /// # Errors
     /// As [`Source::open`]; another user than root and the one of this process may write it.
     pub fn open_trusted(path: &Path) -> Result<Self> {
-        let source = Self::open(path)?;
+        let source = Self::open(path, Component::Core)?;
         let place = source.in_proc();
         let place = fs::read_link(&place).doing(|| format!("find out where {} is", path.display()))?;
-        let directory = place.parent().unwrap_or(Path::new("/"));
+        let directory = place.parent().expect("the kernel names a file with its directory");
         let around = fs::metadata(directory).doing(|| format!("examine {}", directory.display()))?;
         match distrust(&source.metadata()?, &around, geteuid().as_raw()) {
             None => Ok(source),

@@ -126,10 +126,9 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = spawn(&mut command).doing(|| format!("start {name}"))?;
     let deadline = Instant::now() + limit;
-    let stdout = listen(child.stdout.take());
-    let stderr = listen(child.stderr.take());
-    let handle = pidfd(child.id());
-    let ended = handle.and_then(|handle| wait_readable(handle.as_fd(), limit));
+    let stdout = listen(child.stdout.take().expect("its output was piped"));
+    let stderr = listen(child.stderr.take().expect("its errors were piped"));
+    let ended = pidfd(child.id()).and_then(|handle| wait_readable(handle.as_fd(), limit));
     if !matches!(ended, Ok(true)) {
         kill_group(child.id());
         // It may hang in the kernel for longer, so a separate thread waits for it.
@@ -138,7 +137,7 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
         return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
     }
     let status = child.wait().doing(|| format!("wait for {name}"))?;
-    // A grandchild may still hold the pipes: what came until the deadline counts.
+    // A grandchild may hold the pipes for longer: then what was said is not known.
     let said = |words: mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
         // Words that have not come by then are none.
@@ -167,23 +166,22 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
     Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })
 }
 
-fn listen(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+fn listen(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            // What came before an error counts.
-            let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
-        }
-        // Nobody waits for it any more where the program was killed.
+        // What came before an error counts.
+        let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
+        // It is not waited for any more once the program was killed.
         let _ = sender.send(bytes);
     });
     receiver
 }
 
 fn kill_group(leader: u32) {
-    let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw).expect("a process has a positive id");
-    // It may have ended by now.
+    let pid = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.expect("the id of a child is positive and has 31 bits");
+    // The group may have ended by itself.
     let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
 }
 
@@ -245,6 +243,7 @@ pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<Strin
     let deadline = Instant::now() + limit;
     let name = source.name().display().to_string();
     let directory = target.parent().expect("a program is copied into a directory of its own");
+    let above = directory.parent().expect("which lies in that of its component");
     let copying = || format!("copy {name} to {}", target.display());
     durable::make_dir(directory).doing(copying)?;
     let mut from = source.take(PROGRAM_BYTES_MAX);
@@ -265,7 +264,6 @@ pub fn copy(source: &mut Source, target: &Path, limit: Duration) -> Result<Strin
     }
     to.sync_all().doing(copying)?;
     durable::sync_dir(directory).doing(copying)?;
-    let above = directory.parent().expect("which lies in the state directory");
     durable::sync_dir(above).doing(copying)?;
     Ok(digest.end())
 }
@@ -323,7 +321,7 @@ mod tests {
     fn a_program_is_copied_whole_with_its_digest() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("cores/1/everdisk-core");
-        let copied = || copy(&mut Source::open(Path::new("/bin/true"))?, &target, SOON);
+        let copied = || copy(&mut Source::open(Path::new("/bin/true"), Component::Core)?, &target, SOON);
         let digest = copied().unwrap();
         assert!(run_well(&target, &["x"], SOON).is_ok());
         let known = run_well(Path::new("/usr/bin/sha256sum"), &[&target], SOON).unwrap();

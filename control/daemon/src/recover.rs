@@ -15,7 +15,6 @@ use crate::{
     health,
     process::of_volume,
     record::{Attachment, KnownCore, Phase},
-    stage,
     supervise::supervise,
     upgrade,
     volume::Volume,
@@ -75,7 +74,6 @@ fn settle(volume: &Arc<Volume>) -> Result<()> {
     }
     if attachment.phase == Phase::Attached {
         adopt(volume)?;
-        stage::adopt_interface(volume, &volume.attached()?);
         let cores = volume.attached()?.live_cores().count();
         info!(event = event::VOLUME_TAKEN_OVER, volume = %volume.name, interface = attachment.interface_alive(), cores, "a volume that runs is taken over");
         return Ok(());

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::Command,
     sync::Arc,
     thread,
@@ -16,7 +17,6 @@ use crate::{
     child::Child,
     error::{Doing, Error, Result},
     record::{Attachment, KnownCore},
-    stage,
     volume::Volume,
 };
 
@@ -38,13 +38,12 @@ pub enum Unserved {
     Goes,
 }
 
-/// Starts an interface, of the recorded program; `restore`: one that takes the file descriptors back from the cores.
+/// Starts an interface of a program; `restore`: one that takes the file descriptors back from the cores.
 ///
 /// # Errors
 /// It cannot be started or remembered.
-pub fn interface(volume: &Arc<Volume>, restore: bool) -> Result<Child> {
-    let program = stage::interface(volume)?.program;
-    let mut command = Command::new(&program);
+pub fn interface(volume: &Arc<Volume>, program: &Path, restore: bool) -> Result<Child> {
+    let mut command = Command::new(program);
     command.arg("--volume").arg(volume.paths.spec()).arg("--socket").arg(volume.paths.interface_socket());
     command.arg("--hang-limit").arg(volume.programs.hang_limit.as_millis().to_string());
     if restore {
@@ -156,7 +155,9 @@ pub fn end_core(volume: &Volume, known: &KnownCore, unserved: Unserved) -> bool 
         return false;
     }
     info!(event = event::CORE_DISMISSED, volume = %volume.name, pid, "a core that is not needed any more has left");
+    // It is not there where the core has removed it.
     let _ = fs::remove_file(volume.paths.core_socket(pid));
+    // Where it cannot be recorded now, a pass of the supervisor finds it dead and records it.
     let _ = volume.update_attachment(|attachment| attachment.cores.retain(|core| core != known));
     true
 }

@@ -5,6 +5,7 @@
 //!  an interface         gone, a core lives                   start one that takes the fds back (--restore)
 //!                       gone, no core lives                  say so: the volume has failed
 //!                       being restored, no core lives        end it: no process is left that could give it anything
+//!  its program recorded  it serves, and its program is not    copy and record it, later each time that fails
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
 //!                       not armed for too long               end it, if another one serves
@@ -37,6 +38,7 @@ use crate::{
     process::ProcessId,
     progress::milliseconds,
     record::{Attachment, KnownCore, Phase},
+    stage,
     start::{self, ARMED_WITHIN, Unserved},
     status::all_gone,
     volume::Volume,
@@ -104,12 +106,13 @@ impl BackOff {
 struct Started {
     child: Child,
     at: Instant,
-    armed_at: Option<Instant>,
+    /// When it was seen to be ready first: the core armed, the interface serving.
+    ready_at: Option<Instant>,
 }
 
 impl Started {
     const fn new(child: Child, at: Instant) -> Self {
-        Self { child, at, armed_at: None }
+        Self { child, at, ready_at: None }
     }
 }
 
@@ -125,6 +128,11 @@ struct Supervisor<'a> {
     volume: &'a Arc<Volume>,
     interface: Option<Started>,
     interface_pause: BackOff,
+    /// Interfaces in a row that were started, or were to be started, and did not restore the volume.
+    unrestored_times: u32,
+    /// The interface that was started last, if its program is not on record.
+    unrecorded: Option<ProcessId>,
+    recording_pause: BackOff,
     /// The dead interface whose death was logged, and since when no other has replaced it.
     headless: Option<(Option<ProcessId>, Instant)>,
     /// Why the last interface that was started ended by itself.
@@ -146,6 +154,9 @@ impl<'a> Supervisor<'a> {
             volume,
             interface: None,
             interface_pause: BackOff::default(),
+            unrestored_times: 0,
+            unrecorded: None,
+            recording_pause: BackOff::default(),
             headless: None,
             unrestored: None,
             standby: None,
@@ -180,6 +191,11 @@ impl<'a> Supervisor<'a> {
         match self.volume.interface().status() {
             Ok(status) => {
                 self.interface_pause.succeeded();
+                self.unrestored_times = 0;
+                if let Some(interface) = &mut self.interface {
+                    interface.ready_at.get_or_insert_with(Instant::now);
+                }
+                self.record_interface(&attachment);
                 self.volume.findings.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
                 self.unrestored = None;
                 if let Some((_, since)) = self.headless.take() {
@@ -230,6 +246,7 @@ impl<'a> Supervisor<'a> {
                 if started.at.elapsed() < EARLY {
                     self.interface_pause.failed(now);
                 }
+                self.unrestored_times += u32::from(started.ready_at.is_none());
                 // One that was killed has nothing to say of why.
                 let by_itself = started.child.ended_by_now().is_some_and(|status| status.code().is_some());
                 self.unrestored = by_itself.then(|| started.child.last_words());
@@ -246,12 +263,43 @@ impl<'a> Supervisor<'a> {
             None => "the interface has died and is started again".to_owned(),
             Some(why) => format!("the interface has died, and the one that was started in its place ended: {why}"),
         }));
-        let started = start::interface(self.volume, true);
+        let program = stage::restoring_interface(self.volume, self.unrestored_times);
+        let started = start::interface(self.volume, &program, true);
         if started.is_err() {
             self.interface_pause.failed(now);
+            self.unrestored_times += 1;
         }
-        self.interface = Some(Started::new(started?, now));
+        let started = started?;
+        let is_recorded = self.volume.record().interface.is_some_and(|build| build.program == program);
+        self.unrecorded = (!is_recorded).then_some(started.id);
+        self.interface = Some(Started::new(started, now));
         Ok(())
+    }
+
+    /// Puts the program of the interface that serves on record, where it is not: a control module of record version 1 has started it, or it
+    /// has restored the volume in place of the one on record.
+    fn record_interface(&mut self, attachment: &Attachment) {
+        let is_recorded = self.volume.record().interface.is_some() && self.unrecorded != attachment.interface;
+        let now = Instant::now();
+        // An operation that ends removes every copy that is not on record yet.
+        if is_recorded || self.volume.operations.running().is_some() || !self.recording_pause.permits(now) {
+            return;
+        }
+        let Some(process) = attachment.interface else { return };
+        let volume = &self.volume.name;
+        match stage::adopt_interface(self.volume, process) {
+            Ok(build) => {
+                info!(%volume, program = %build.identity, "the program of the interface that runs is on record now");
+                self.unrecorded = None;
+                self.recording_pause.succeeded();
+            }
+            Err(e) => {
+                if self.recording_pause.failures == 0 {
+                    warn!(%volume, "the program of the interface that runs cannot be recorded, which is tried again: {e}");
+                }
+                self.recording_pause.failed(now);
+            }
+        }
     }
 
     /// Why there is no standby, when there is none.
@@ -351,7 +399,7 @@ impl<'a> Supervisor<'a> {
         }
         for KnownCore { process: ProcessId { pid, .. }, .. } in dead {
             if attachment.program_of(pid).is_none() {
-                // It may have removed it itself; one that stays is replaced by the next process of that number.
+                // It is not there where the core had not made it, or has removed it.
                 let _ = fs::remove_file(self.volume.paths.core_socket(pid));
             }
         }
@@ -398,11 +446,11 @@ impl<'a> Supervisor<'a> {
         let pid = standby.child.id.pid;
         if standby.child.id.alive() {
             if status.cores.iter().any(|core| core.pid == pid && core.armed) {
-                standby.armed_at.get_or_insert_with(Instant::now);
+                standby.ready_at.get_or_insert_with(Instant::now);
             }
             return;
         }
-        let early = standby.armed_at.is_none_or(|at| at.elapsed() < EARLY_AFTER_ARMED);
+        let early = standby.ready_at.is_none_or(|at| at.elapsed() < EARLY_AFTER_ARMED);
         if early {
             let why = format!("the last one (process {pid}) ended at once: {}", standby.child.last_words());
             self.volume.findings.set_standby_trouble(Some(why));

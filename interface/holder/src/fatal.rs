@@ -22,8 +22,9 @@ pub(crate) enum Fatal {
     Io(#[from] io::Error),
     /// The cores serve a segment that this program cannot adopt.
     #[error(
-        "this volume's segment is of {segment}, and {identity} cannot adopt it: I/O goes on, but nobody handles the death of a core. Put \
-         the program of the interface back that made the segment, or detach the volume by force and attach it again"
+        "this volume's segment is of {segment}, and {identity} cannot adopt it: I/O goes on, but nobody handles the death of a core. Install \
+         an everdisk-interface that can, beside everdiskd: it is started in turn with this one. Or detach the volume by force and attach it \
+         again"
     )]
     ForeignSegment {
         /// Its ABI and buffer, in words.

@@ -12,7 +12,11 @@ use everdisk_proto::{
     identity::Identity,
     ids::Slot,
 };
-use everdisk_sys::{link::LinkError, process::pidfd, signal};
+use everdisk_sys::{
+    link::{LinkError, wait_readable},
+    process::pidfd,
+    signal,
+};
 
 use crate::{
     cores::{self, Core},
@@ -26,9 +30,10 @@ const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
 
 impl Holder {
     pub(crate) fn accept(&mut self) {
-        let waiting = everdisk_sys::link::wait_readable(self.listener.as_fd(), Duration::ZERO).unwrap_or(false);
-        if !waiting {
-            return;
+        match wait_readable(self.listener.as_fd(), Duration::ZERO) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return tracing::warn!(%error, "it is not known whether a peer connects"),
         }
         make_room(&mut self.peers);
         match accept_peer(self.listener.as_fd(), self.peers.len()) {

@@ -70,7 +70,10 @@ pub(crate) fn restore(
     while Instant::now() < deadline {
         if wait_readable(listener.as_fd(), POLL_INTERVAL)? {
             make_room(&mut peers);
-            peers.extend(accept_peer(listener.as_fd(), peers.len()).ok().flatten());
+            match accept_peer(listener.as_fd(), peers.len()) {
+                Ok(peer) => peers.extend(peer),
+                Err(error) => tracing::warn!(%error, "a connection could not be taken"),
+            }
         }
         for peer in std::mem::take(&mut peers) {
             match hear(&peer.link) {

@@ -3,15 +3,13 @@
 use std::path::Path;
 
 use everdisk_api::{
-    client::ask,
     directories::Directories,
-    request::Request,
     status::{Health, VolumeStatus},
 };
 use everdisk_proto::version::PRODUCT;
 
 use super::{Finding, Verdict};
-use crate::health::volumes;
+use crate::{commands::daemon_version, health::volumes};
 
 /// With less free space than this, changes of the volumes may fail to be recorded.
 const SPACE_MIN: u64 = 64 << 20;
@@ -38,9 +36,8 @@ pub(super) fn findings(directories: Result<Directories, String>) -> Vec<Finding>
 }
 
 fn daemon(socket: &Path) -> (Finding, bool) {
-    match ask(socket, &Request::Version, |_| {}) {
-        Ok(value) => {
-            let version = value.get("version").and_then(|version| version.as_str()).unwrap_or("none").to_owned();
+    match daemon_version(socket) {
+        Ok(version) => {
             if version == PRODUCT {
                 return (Finding::ok("everdiskd", format!("runs, version {version}")), true);
             }

@@ -7,7 +7,7 @@ use everdisk_proto::{
 };
 
 use super::*;
-use crate::{fake::Interface, volume::tests::volume};
+use crate::{fake::Interface, programs::Programs, volume::tests::volume};
 
 #[test]
 fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
@@ -27,11 +27,15 @@ fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
     assert!(pause.permits(now));
 }
 
+fn script(program: &Path, text: &str) {
+    fs::write(program, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// A core that does nothing for ever.
 fn idle(root: &Path) -> Build {
     let program = root.join("everdisk-core");
-    fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    script(&program, "exec sleep 60");
     Build { program, identity: Identity::current(Component::Core), digest: None }
 }
 
@@ -40,22 +44,26 @@ struct World {
     interface: Interface,
     build: Build,
     serving: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A volume that is served by a process of ours.
 fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    let volume = volume(dir.path());
+    let mut volume = Arc::into_inner(volume(dir.path())).unwrap();
+    volume.programs = Programs::in_directory(&dir.path().join("installed"));
+    let volume = Arc::new(volume);
     let build = idle(dir.path());
-    volume.update(|record| record.current = Some(build.clone())).unwrap();
+    let interface =
+        Build { program: dir.path().join("recorded"), identity: Identity::current(Component::Interface), digest: None };
+    volume.update(|record| (record.current, record.interface) = (Some(build.clone()), Some(interface))).unwrap();
     let interface = Interface::start(&volume);
     let serving = start::core(&volume, &build).unwrap();
     interface.set(|status| {
         status.serving = Some(serving.id.pid);
         status.cores = vec![crate::fake::core(serving.id.pid, 0)];
     });
-    World { volume, interface, build, serving, _dir: dir }
+    World { volume, interface, build, serving, dir }
 }
 
 impl World {
@@ -173,4 +181,73 @@ fn writes_that_an_operation_left_to_go_through_are_buffered_again() {
     assert!(supervisor.pass());
     assert!(supervisor.pass());
     assert_eq!(world.interface.modes(), [false]);
+}
+
+/// D13: an interface that takes the place of a dead one is of the program on record. The installed one takes turns with it only once it has
+/// failed again and again, and does not come on record by being started.
+#[test]
+fn d13_a_dead_interface_is_replaced_by_the_one_on_record() {
+    let world = world();
+    let recorded = world.volume.record().interface;
+    let (told, installed) = (world.dir.path().join("told"), world.volume.programs.interface());
+    fs::create_dir(installed.parent().unwrap()).unwrap();
+    for (program, name) in [(recorded.clone().unwrap().program, "recorded"), (installed, "installed")] {
+        script(&program, &format!("echo {name} >> {}; echo cannot >&2; exit 1", told.display()));
+    }
+    world.volume.update_attachment(|attachment| attachment.interface = None).unwrap();
+    let mut supervisor = Supervisor::new(&world.volume);
+    let restored = |supervisor: &mut Supervisor<'_>| {
+        supervisor.interface_pause.succeeded();
+        assert!(supervisor.pass());
+        supervisor.interface.as_ref().unwrap().child.ended_by_now().unwrap();
+    };
+    (0..6).for_each(|_| restored(&mut supervisor));
+    let order = ["recorded", "recorded", "recorded", "installed", "recorded", "installed"];
+    assert_eq!(fs::read_to_string(&told).unwrap().lines().collect::<Vec<_>>(), order);
+    assert_eq!(world.volume.record().interface, recorded);
+    // Once one has restored the volume, the count begins anew.
+    world.volume.update_attachment(|attachment| attachment.interface = ProcessId::of(std::process::id())).unwrap();
+    assert!(supervisor.pass());
+    world.volume.update_attachment(|attachment| attachment.interface = None).unwrap();
+    restored(&mut supervisor);
+    assert_eq!(fs::read_to_string(&told).unwrap().lines().last(), Some("recorded"));
+    // One that cannot even be started counts as one that does not restore.
+    fs::remove_file(recorded.unwrap().program).unwrap();
+    for _ in 0..2 {
+        supervisor.interface_pause.succeeded();
+        assert!(supervisor.pass());
+    }
+    restored(&mut supervisor);
+    assert_eq!(fs::read_to_string(&told).unwrap().lines().last(), Some("installed"));
+}
+
+/// D13: the program of an interface that serves is put on record, where it is not there: again and again, with pauses, until it succeeds,
+/// and never while an operation could remove the copy.
+#[test]
+fn d13_recording_the_program_of_an_interface_is_tried_again_with_pauses() {
+    let world = world();
+    let recorded = world.volume.record().interface;
+    world.volume.update(|record| record.interface = None).unwrap();
+    // It serves, and its program cannot be recorded: it is none of ours.
+    let mut sleeps = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    world.volume.update_attachment(|attachment| attachment.interface = ProcessId::of(sleeps.id())).unwrap();
+    let mut supervisor = Supervisor::new(&world.volume);
+    let tries = |supervisor: &mut Supervisor<'_>| {
+        assert!(supervisor.pass());
+        supervisor.recording_pause.failures
+    };
+    let operation = world.volume.begin(OperationName::Flush).unwrap();
+    assert_eq!(tries(&mut supervisor), 0);
+    drop(operation);
+    assert_eq!((tries(&mut supervisor), tries(&mut supervisor), tries(&mut supervisor)), (1, 2, 2));
+    supervisor.recording_pause.not_before = None;
+    assert_eq!(tries(&mut supervisor), 3);
+    // One that is on record is not touched, unless it is another than the one that serves.
+    supervisor.recording_pause.not_before = None;
+    world.volume.update(|record| record.interface = recorded).unwrap();
+    assert_eq!(tries(&mut supervisor), 3);
+    supervisor.unrecorded = ProcessId::of(sleeps.id());
+    assert_eq!(tries(&mut supervisor), 4);
+    sleeps.kill().unwrap();
+    sleeps.wait().unwrap();
 }
