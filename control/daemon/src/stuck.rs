@@ -43,6 +43,11 @@ pub fn node<'a>(spec: &'a VolumeSpec, file: &Path) -> Option<&'a NodeUrl> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -54,8 +59,16 @@ mod tests {
         assert_eq!(descriptor("257 0xffffffffffffff9c 0x7ffd 0x0"), None);
     }
 
+    /// Not of this process: other tests beside this one make files durable.
     #[test]
-    fn a_process_that_runs_waits_for_no_file() {
-        assert_eq!(file(std::process::id()), None);
+    fn a_process_that_waits_for_a_pipe_waits_for_no_file() {
+        let mut cat =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("coreutils are there");
+        let mut line = [0; 1];
+        cat.stdin.as_mut().unwrap().write_all(b"a").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        assert_eq!(file(cat.id()), None);
+        drop(cat.stdin.take());
+        assert!(cat.wait().unwrap().success());
     }
 }
