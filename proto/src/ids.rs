@@ -66,8 +66,18 @@ impl Generation {
     pub const MAX: Self = Self((1 << 48) - 1);
 
     /// The generation after this one.
+    ///
+    /// # Panics
+    /// After the last one.
     pub const fn next(self) -> Self {
+        assert!(self.0 < Self::MAX.0, "2^47 hand-overs are out of reach, and what a segment says was checked");
         Self(self.0 + 1)
+    }
+
+    /// Whether a volume can have come to this generation. A word that names another one is damaged, and those that follow
+    /// would soon not fit into the gate word.
+    pub const fn can_have_come(self) -> bool {
+        self.0 <= Self::MAX.0 / 2
     }
 }
 

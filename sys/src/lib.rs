@@ -16,5 +16,6 @@ pub mod packet;
 pub mod privileges;
 pub mod process;
 pub mod robust;
+pub mod schedule;
 pub mod signal;
 pub mod wake;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use everdisk_proto::segment::thread_word;
-use everdisk_sys::memory::SharedSegment;
+use everdisk_sys::{memory::SharedSegment, schedule};
 use everdisk_testkit::at_end::at_end;
 use everdisk_tests::{
     buffer,
@@ -139,4 +139,42 @@ fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
     });
     drop(file);
     exported.detach();
+}
+
+/// Threads of a process, those with this name if one is given.
+fn threads_named(pid: u32, name: Option<&str>) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let is_wanted = |path: &std::path::PathBuf| {
+        name.is_none_or(|name| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name))
+    };
+    tasks.filter(is_wanted).map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
+}
+
+/// D14: after a death, requests wait for the interface and for the standby's workers to wake. They have the shortest
+/// slice, and the workers of a core that serves have the usual one.
+#[test]
+fn d14_what_requests_wait_for_after_a_death_has_a_short_slice() {
+    let host = Host::new();
+    let volume = host.volume("v", "64M");
+    let load = Load::start(&volume, 2);
+    let is_prompt = |tid: u32| schedule::slice_ns(tid).unwrap() == Some(schedule::PROMPT_NS);
+    if schedule::slice_ns(0).unwrap().is_none() {
+        eprintln!("Linux before 6.12 has no slices that can be set");
+        return;
+    }
+    for _ in 0..2 {
+        let status = volume.settled();
+        load.goes_on(200);
+        let (core, standby) = (status.core().unwrap(), status.standby().unwrap());
+        assert!(threads_named(status.interface().unwrap(), None).into_iter().all(is_prompt));
+        let waiting = threads_named(standby, Some("worker"));
+        assert!(!waiting.is_empty() && waiting.into_iter().all(is_prompt));
+        let serving = threads_named(core, Some("worker"));
+        assert!(!serving.iter().copied().all(is_prompt), "no worker of the core that serves has the usual slice");
+        volume.kill_core();
+        load.goes_on(20);
+    }
+    load.stop();
+    volume.settled();
+    volume.detach();
 }

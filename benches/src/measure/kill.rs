@@ -20,7 +20,7 @@ use crate::{
     table::{at_most, row, table},
 };
 
-pub(super) const TARGET_MEDIAN_NS: f64 = 10e6;
+const TARGET_MEDIAN_NS: f64 = 10e6;
 /// The volume is served again within this time.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(20);
 /// The interface is not polled for this long, so that no request delays its work.

@@ -10,6 +10,7 @@
 //!    health    state of the nodes
 //! ```
 #![forbid(unsafe_code)]
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test is no core: its threads need no word"))]
 
 mod area;
 mod bypasses;

@@ -48,6 +48,10 @@ pub(crate) fn listen(
     let path = dir.join(format!("core-{}.sock", std::process::id()));
     let listener = packet::listen(&path)?;
     let connections = Arc::new(Connections::default());
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no thread touches a node but under `robust::enter`, in `answer_all`"
+    )]
     thread::Builder::new().name("control".to_owned()).spawn(move || {
         loop {
             match packet::accept(listener.as_fd()) {

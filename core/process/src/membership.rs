@@ -21,7 +21,7 @@ use everdisk_proto::{
 use everdisk_sys::{
     link::{Link, LinkError},
     memory::SharedSegment,
-    robust,
+    robust::{self, Entered},
 };
 
 use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, workers::Workers};
@@ -96,9 +96,8 @@ pub(crate) fn serve(
     socket: &Path,
     joined: &OnceLock<Arc<WriteBack>>,
 ) -> Result<(), Fatal> {
-    let (mut link, mut lent, volume) = join(spec, identity, engine, socket)?;
+    let (mut link, mut lent, volume, _entered) = join(spec, identity, engine, socket)?;
     joined.set(Arc::clone(&volume)).expect("a core joins once");
-    let _entered = robust::enter();
     let sending = Arc::clone(&volume);
     let sender = robust::start("sender", move || sending.run_sender())?;
     let flushing = Arc::clone(&volume);
@@ -148,7 +147,7 @@ fn join(
     identity: &Identity,
     engine: &Arc<Engine>,
     socket: &Path,
-) -> Result<(InterfaceLink, Lent, Arc<WriteBack>), Fatal> {
+) -> Result<(InterfaceLink, Lent, Arc<WriteBack>, Entered), Fatal> {
     let deadline = Instant::now() + JOIN_LIMIT;
     let link = loop {
         match InterfaceLink::connect(socket) {
@@ -173,6 +172,8 @@ fn join(
         return Err(Fatal::Interface("keeps another volume than this core's".to_owned()));
     }
     robust::join(&segment, slot);
+    // Before a channel is lent to it.
+    let entered = robust::enter();
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
     let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass)
         .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;
@@ -188,7 +189,7 @@ fn join(
         }
     }
     link.send(2, armed(&lent), &[]).map_err(refused)?;
-    Ok((link, lent, volume))
+    Ok((link, lent, volume, entered))
 }
 
 /// Takes what is lent. Returns any other frame.

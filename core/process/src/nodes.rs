@@ -23,6 +23,7 @@ struct Trouble {
 }
 
 /// Starts the thread; it ends with the engine.
+#[expect(clippy::disallowed_methods, reason = "it touches no node, and reports those in which threads hang")]
 pub(crate) fn watch(engine: &Arc<Engine>) -> io::Result<()> {
     let engine = Arc::downgrade(engine);
     thread::Builder::new().name("nodes".to_owned()).spawn(move || look_after(&engine)).map(drop)

@@ -296,6 +296,7 @@ fn custody_of(segment: &Segment, attached: bool) -> Custody {
         std::thread::sleep(POLL_INTERVAL);
         word = GateWord::decode(gate.word.load(Acquire));
     }
+    let word = word.filter(|word| word.generation.can_have_come());
     let until_ns = gate.lease_until_ns.load(Relaxed);
     let synchronous = word.is_some_and(|word| word.mode == Mode::Synchronous);
     let (state, generation) = match word {
@@ -330,6 +331,23 @@ mod tests {
         assert_eq!((named(6, 3), named(5, 2)), (None, None));
         assert_eq!(named(4, 2).as_deref(), Some("ABI 4, buffer 2"));
         assert!(named(7, 2).is_some() && named(6, 1).is_some() && named(6, 4).is_some());
+    }
+
+    /// D15: cores write the gate word. One that is damaged is taken for none, also where only its generation is: the next
+    /// generation has to fit into a word.
+    #[test]
+    fn d15_a_gate_word_whose_generation_cannot_be_is_taken_for_none() {
+        let segment = SharedSegment::create(0).unwrap();
+        let found = |generation| {
+            let word = GateWord { mode: Mode::Open, slot: Slot::FIRST, generation };
+            segment.gate.word.store(word.encode(), Release);
+            let custody = custody_of(&segment, true);
+            (custody.state(), custody.generation())
+        };
+        for generation in [Generation::MAX, Generation(Generation::MAX.0 - 1)] {
+            assert_eq!(found(generation), (State::Detached, Generation(0)), "{generation}");
+        }
+        assert_eq!(found(Generation(7)), (State::Serving { slot: Slot::FIRST }, Generation(7)));
     }
 
     /// A process that got the id of a dead core is not taken for that core: it is not waited for, nothing is lent to

@@ -12,7 +12,7 @@ use everdisk_proto::{buffer, identity::Identity, segment::MAGIC, volume::VolumeS
 use everdisk_sys::{
     lock::{self, LockError},
     memory::SharedSegment,
-    packet, process,
+    packet, process, schedule,
 };
 
 use crate::{args::Arguments, fatal::Fatal, holder::Holder, restore};
@@ -21,6 +21,8 @@ use crate::{args::Arguments, fatal::Fatal, holder::Holder, restore};
 pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fatal> {
     let spec = read_volume(arguments)?;
     process::serve_io();
+    // Requests wait while the interface acts, and it acts in the middle of others' work.
+    schedule::set_prompt(true);
     let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;

@@ -22,6 +22,7 @@ use everdisk_proto::{
 use everdisk_sys::{
     clock::monotonic_ns,
     process::thread_id,
+    schedule,
     wake::{self, Who},
 };
 use parking_lot::Mutex;
@@ -48,6 +49,8 @@ pub struct GateAccess<'a> {
     index: usize,
     who: Who,
     stop: &'a AtomicBool,
+    /// The worker's thread has a short slice: from when it sleeps at the gate until it has answered a request.
+    prompt: Cell<bool>,
 }
 
 impl<'a> GateAccess<'a> {
@@ -70,6 +73,7 @@ impl<'a> GateAccess<'a> {
             index,
             who: if index == 0 { Who::First } else { Who::Others },
             stop,
+            prompt: Cell::new(false),
         }
     }
 
@@ -97,9 +101,18 @@ impl<'a> GateAccess<'a> {
                 }
                 Admission::Probe(gate) if self.may_probe() => self.probe(gate, disk),
                 Admission::Probe(_) | Admission::Shut => {
+                    self.set_prompt(true);
                     wake::sleep_while(&self.core.wake, seen, PARKED_POLL, self.who);
                 }
             }
+        }
+    }
+
+    /// While the worker waits for the gate, requests may wait for it to wake: a dying core that unmaps its memory would
+    /// keep the CPU from it (D14).
+    fn set_prompt(&self, is_prompt: bool) {
+        if self.prompt.replace(is_prompt) != is_prompt {
+            schedule::set_prompt(is_prompt);
         }
     }
 
@@ -165,6 +178,7 @@ impl<'a> GateAccess<'a> {
             self.ticket.io_errors.fetch_add(1, Relaxed);
         }
         ticket::leave(&self.ticket.state);
+        self.set_prompt(false);
     }
 
     /// What was let in is not answered yet: it waits for the client. The worker asks to be let in again
@@ -192,7 +206,10 @@ impl<'a> GateAccess<'a> {
             let probe = GateWord::decode(self.gate.word.load(Acquire))
                 .filter(|gate| gate.slot == self.slot && gate.mode == Mode::Probe);
             match probe {
-                None => wake::sleep_while(&self.core.wake, seen, PARKED_POLL, self.who),
+                None => {
+                    self.set_prompt(true);
+                    wake::sleep_while(&self.core.wake, seen, PARKED_POLL, self.who);
+                }
                 Some(gate) => {
                     if others {
                         thread::sleep(OTHERS_PROBE);

@@ -1,5 +1,5 @@
 //! `kill -9` of the serving core with much buffered: what a warm standby still has to do before it serves. Beside it the
-//! same with a larger buffer: a process that dies unmaps the whole segment before its death is noticed.
+//! same with a larger buffer: a process that dies unmaps the whole segment while the standby begins to serve.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::{
     host::Host,
     measure::{
         Scope, VOLUME_BYTES, VOLUME_SIZE,
-        kill::{Killed, TARGET_MEDIAN_NS, kill},
+        kill::{Killed, kill},
     },
     say,
     stats::{Sorted, time},
@@ -18,6 +18,10 @@ use crate::{
 
 /// Bytes that are buffered: none, and many. The storage nodes take no writes during the measurement, so the number does not change.
 const FILLS: [u64; 2] = [0, 32 << 20];
+
+/// Kill → first request: the targets.
+const TARGET_MEDIAN_NS: f64 = 1.5e6;
+const TARGET_P99_NS: f64 = 5e6;
 
 /// Measures.
 ///
@@ -29,7 +33,8 @@ pub fn run(scope: &Scope) -> Result<Value> {
         "\nWrite buffer, crash: {kills} × kill -9 of the serving core of each kind, under two threads that read 4k; \
          extents of 4 KiB"
     ));
-    let mut rows = vec![row(["kill → first request", "p50", "p90", "p99", "max", "target", "", "noticed p50"])];
+    let head = ["kill → first request", "p50", "p90", "p99", "max", "≤ 1.5 ms", "p99 ≤ 5 ms", "noticed p50", "p99"];
+    let mut rows = vec![row(head)];
     let mut values = Vec::new();
     for (buffer, options) in [("64 MiB (the default)", &[][..]), ("512 MiB", &ROOMY)] {
         let mut host = faulty(scope)?;
@@ -38,17 +43,18 @@ pub fn run(scope: &Scope) -> Result<Value> {
             let sorted: Sorted = kills.iter().map(Killed::first_request_ns).collect();
             let noticed: Sorted = kills.iter().map(Killed::closed_ns).collect();
             let cells = [500, 900, 990, 1000].map(|permille| time(sorted.at(permille)));
-            let verdict = at_most(sorted.median() as f64, TARGET_MEDIAN_NS);
+            let verdicts = [(500, TARGET_MEDIAN_NS), (990, TARGET_P99_NS)]
+                .map(|(at, target)| at_most(sorted.at(at) as f64, target));
+            let noticed_at = [500, 990].map(|permille| time(noticed.at(permille)));
             let name = format!("{} MiB in a buffer of {buffer}", bytes >> 20);
-            let judged = vec!["≤ 10 ms".to_owned(), verdict, time(noticed.median())];
-            rows.push([vec![name.clone()], cells.to_vec(), judged].concat());
+            rows.push([vec![name.clone()], cells.to_vec(), verdicts.to_vec(), noticed_at.to_vec()].concat());
             values.push(json!({
                 "case": name, "bytes": bytes, "ns": sorted.summary(), "noticed_ns": noticed.summary(),
                 "kills": kills.iter().map(Killed::json).collect::<Vec<_>>(),
             }));
         }
     }
-    say(format!("\n{}", table(&rows, &[0, 6])));
+    say(format!("\n{}", table(&rows, &[0, 5, 6])));
     Ok(Value::Array(values))
 }
 
