@@ -5,7 +5,10 @@
 //! bytes to nodes. Predecessor and successor of a hand-over have a node open at the same time, so no store takes a
 //! lock. The gate ensures that only one of them writes.
 #![forbid(unsafe_code)]
-#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test is no core: its threads need no word"))]
+#![cfg_attr(
+    any(test, feature = "conformance"),
+    expect(clippy::disallowed_methods, reason = "a test is no core: its threads need no word")
+)]
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
