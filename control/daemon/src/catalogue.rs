@@ -170,7 +170,7 @@ impl Catalogue {
     /// Why not; nothing is entered then.
     pub fn create(
         &self,
-        name: VolumeName,
+        name: &VolumeName,
         shape: Shape,
         nodes: Vec<NodeUrl>,
         create_dir: bool,
@@ -181,10 +181,10 @@ impl Catalogue {
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
         let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
-        let paths = VolumePaths::new(&self.directories, &name);
+        let paths = VolumePaths::new(&self.directories, name);
         paths.check_sockets().map_err(Error::BadRequest)?;
         if paths.state.exists() {
-            return Err(Error::State(match self.damaged.lock().get(&name) {
+            return Err(Error::State(match self.damaged.lock().get(name) {
                 Some(why) => format!("there is a volume {name} already, which cannot be used: {why}"),
                 None => {
                     format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name")
@@ -205,7 +205,7 @@ impl Catalogue {
         draft.unclear = true;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
         let made_durable = durable::sync_dir(&self.directories.state.join("volumes"));
-        let entered = made_durable.doing(|| "make it durable".to_owned()).and_then(|()| self.enter(&name));
+        let entered = made_durable.doing(|| "make it durable".to_owned()).and_then(|()| self.enter(name));
         draft.unclear = entered.is_err();
         if let Err(e) = &entered
             && let Err(stays) = fs::rename(&paths.state, &draft.path)

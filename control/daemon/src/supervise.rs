@@ -220,7 +220,9 @@ impl<'a> Supervisor<'a> {
                 self.complain("cannot keep a standby", kept);
                 self.buffer_again(&status);
                 // Last: it takes long.
-                interface.into_iter().for_each(|process| self.record_interface(process));
+                if let Some(process) = interface {
+                    self.record_interface(process);
+                }
             }
             Err(Error::Failed(why)) if why == RESTORING && attachment.live_cores().next().is_none() => {
                 if let Some(interface) = attachment.interface {

@@ -16,7 +16,7 @@ fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
 fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
     let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
-    catalogue.create("v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
+    catalogue.create(&"v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
 }
 
 #[test]
@@ -26,7 +26,9 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
     let make = |name: &str, buffer| {
         let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer, bypass: Bypass::Auto };
         let node = NodeUrl::Dir(format!("/srv/{name}").into());
-        catalogue.create(name.parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
+        catalogue
+            .create(&name.parse().unwrap(), shape, vec![node], false, &Progress::silent())
+            .map(|(volume, _)| volume)
     };
     assert_eq!(make("a", 4 << 20).unwrap().spec().buffer, 4 << 20);
     assert_eq!(make("b", 0).unwrap().spec().buffer, 0);
@@ -160,7 +162,7 @@ fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let catalogue = catalogue(dir.path(), "--create", &end).unwrap();
     let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
     let node = NodeUrl::Dir("/srv/node".into());
-    let refused = catalogue.create("w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
+    let refused = catalogue.create(&"w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
     assert_eq!(refused.to_string(), format!("/srv/node: it is a storage node of volume v ({uuid}) already"));
     let taken = create(&catalogue).unwrap_err().to_string();
     assert!(taken.contains("a volume v already") && !taken.contains("delete"), "{taken}");

@@ -249,7 +249,7 @@ fn d13_recording_the_program_of_an_interface_is_tried_again_with_pauses() {
     assert_eq!((tries(&mut supervisor), tries(&mut supervisor), tries(&mut supervisor)), (1, 2, 2));
     supervisor.recording_pause.not_before = None;
     assert_eq!(tries(&mut supervisor), 3);
-    // Another one is on record than the one that serves, and whoever started that has ended.
+    // Another one is on record than the one that serves, which an earlier module has started.
     world.volume.update(|record| record.interface = recorded).unwrap();
     let mut supervisor = Supervisor::new(&world.volume);
     assert_eq!((tries(&mut supervisor), supervisor.recorded), (1, None));
