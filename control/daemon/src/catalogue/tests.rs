@@ -151,6 +151,22 @@ fn a_damaged_volume_is_shown_and_has_a_way_out() {
     assert!(log(dir.path()).is_empty(), "no storage node was touched");
 }
 
+/// An attempt that has moved the damaged record, and could then not read the volume's files, is repeated and ends well.
+#[test]
+fn a_record_can_be_begun_anew_after_an_attempt_that_went_half_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state/volumes/v");
+    durable::make_dir(&state).unwrap();
+    fs::write(state.join("volume.json"), include_str!("../../../../proto/golden/volume-v2.json")).unwrap();
+    fs::write(state.join("state.json"), "[").unwrap();
+    let catalogue = catalogue(dir.path(), "", "").unwrap();
+    fs::rename(state.join("state.json"), state.join("state.json.damaged")).unwrap();
+    let volume = catalogue.begin_record_anew(&"v".parse().unwrap(), false).unwrap().unwrap();
+    volume.operations.set_deleted();
+    volume.supervision.kick();
+    assert!(catalogue.damaged().is_empty());
+}
+
 #[test]
 fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let dir = tempfile::tempdir().unwrap();
