@@ -6,14 +6,19 @@ use std::{
     path::PathBuf,
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use everdisk_api::{
     frontends::{FileOptions, NbdOptions, exposure},
     operation::OperationName,
 };
-use everdisk_proto::{frame::FileAttach, identity::Build, limits::PEER_DEADLINE};
+use everdisk_proto::{
+    frame::{FileAttach, NbdListen, NbdStatus},
+    identity::Build,
+    limits::PEER_DEADLINE,
+    nbd::NbdAddress,
+};
 use everdisk_sys::{file, fuse};
 use everdisk_telemetry::event;
 use tracing::{info, warn};
@@ -30,6 +35,11 @@ use crate::{
     start::{self, ARMED_WITHIN, end_all},
     volume::Volume,
 };
+
+/// The interface says within this time where it awaits NBD clients, however busy the machine is.
+const BOUND_WITHIN: Duration = Duration::from_secs(5);
+/// Interval between two questions.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Attaches a volume to a file, to addresses for NBD clients, or to both.
 ///
@@ -115,9 +125,30 @@ fn bring_up(volume: &Arc<Volume>, interface: &Build, core: &Build, progress: &Pr
     if let Some(file) = file {
         ask_size(file.path);
     }
-    // If the system chose the port, only this answer tells which one it is.
-    let bound = volume.interface().status()?.nbd;
+    let bound = where_bound(volume, BOUND_WITHIN)?;
     volume.update_attachment(|attachment| attachment.opened(&bound))
+}
+
+/// Where the interface awaits NBD clients. The front ends are open and may be in use by now, so an interface that does not answer `within`
+/// this time undoes the attach only where the system chose a port, which no other process knows.
+fn where_bound(volume: &Volume, within: Duration) -> Result<Vec<NbdStatus>> {
+    let nbd = volume.attached()?.nbd;
+    if nbd.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_chosen = |listen: &NbdListen| matches!(listen.address, NbdAddress::Tcp { port: 0, .. });
+    let deadline = Instant::now() + within;
+    loop {
+        match volume.interface().status() {
+            Ok(status) => return Ok(status.nbd),
+            Err(_) if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
+            Err(e) if nbd.iter().any(is_chosen) => return Err(e),
+            Err(e) => {
+                warn!(volume = %volume.name, "it is not on record which sockets the interface made for NBD clients: {e}");
+                return Ok(Vec::new());
+            }
+        }
+    }
 }
 
 /// Processes that run for the volume without a record of an attachment (it was lost) may serve it: nothing is done to
@@ -140,9 +171,9 @@ fn refuse_strays(volume: &Volume) -> Result<()> {
 /// Asks the mounted file for its size. A core that hangs leaves the request unanswered.
 fn ask_size(path: PathBuf) {
     let (sender, answered) = mpsc::channel();
-    thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
-    // However it ends: nothing depends on it.
-    let _ = answered.recv_timeout(PEER_DEADLINE);
+    let asking = thread::Builder::new().spawn(move || sender.send(fs::metadata(path).is_ok()));
+    // However it ends: nothing depends on it. Where no thread can be started, nothing answers, and nothing is waited for.
+    let _ = asking.map(|_| answered.recv_timeout(PEER_DEADLINE));
 }
 
 /// Finds or makes the file to mount on, and remembers which it is. A regular file that was made is closed to writers once something is
@@ -199,7 +230,7 @@ fn unmount(file: &FileAttach) -> Result<()> {
 mod tests {
     use std::{os::unix::net::UnixListener, path::Path};
 
-    use everdisk_proto::{file_id::FileId, frame::NbdListen, nbd::NbdAddress};
+    use everdisk_proto::file_id::FileId;
 
     use super::*;
 
@@ -267,5 +298,30 @@ mod tests {
         fs::write(&path, "").unwrap();
         clear(kept);
         assert!(path.exists(), "and what was there before the attach");
+    }
+
+    /// Once the front ends are open, a late answer does not undo the attach, and none only where it is needed.
+    #[test]
+    fn a_late_answer_of_the_interface_does_not_undo_an_attach() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = crate::volume::tests::volume(dir.path());
+        let attach = |port| {
+            let address = NbdAddress::Tcp { host: "127.0.0.1".to_owned(), port };
+            let nbd = vec![NbdListen { address, mode: 0, uid: 0, gid: 0, bound: None }];
+            let attachment = Attachment { nbd, ..crate::record::tests::attachment() };
+            let attachment = Attachment { boot_id: boot_id(), ..attachment };
+            volume.update(|record| record.attachment = Some(attachment)).unwrap();
+        };
+        attach(10_809);
+        assert_eq!(where_bound(&volume, Duration::ZERO).unwrap(), []);
+        attach(0);
+        assert!(where_bound(&volume, Duration::ZERO).is_err(), "nobody knows the port");
+        let late = Arc::clone(&volume);
+        let answers = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            crate::fake::Interface::start(&late)
+        });
+        assert_eq!(where_bound(&volume, BOUND_WITHIN).unwrap(), []);
+        drop(answers.join().unwrap());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -170,7 +170,7 @@ impl Catalogue {
     /// Why not; nothing is entered then.
     pub fn create(
         &self,
-        name: VolumeName,
+        name: &VolumeName,
         shape: Shape,
         nodes: Vec<NodeUrl>,
         create_dir: bool,
@@ -181,10 +181,10 @@ impl Catalogue {
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
         let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
-        let paths = VolumePaths::new(&self.directories, &name);
+        let paths = VolumePaths::new(&self.directories, name);
         paths.check_sockets().map_err(Error::BadRequest)?;
         if paths.state.exists() {
-            return Err(Error::State(match self.damaged.lock().get(&name) {
+            return Err(Error::State(match self.damaged.lock().get(name) {
                 Some(why) => format!("there is a volume {name} already, which cannot be used: {why}"),
                 None => {
                     format!("there is a volume {name} already (see `everdisk volume show {name}`): choose another name")
@@ -204,18 +204,34 @@ impl Catalogue {
         // Until the volume is entered, only the draft has the nodes' identities: they are undone with the draft.
         draft.unclear = true;
         fs::rename(&draft.path, &paths.state).doing(|| format!("make {}", paths.state.display()))?;
-        draft.unclear = false;
-        durable::sync_dir(&self.directories.state.join("volumes")).doing(|| "make it durable".to_owned())?;
-        let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
-        health::watch(&volume).doing(|| "start a thread".to_owned())?;
-        supervise(&volume).doing(|| "start a thread".to_owned())?;
-        self.volumes.lock().insert(name, Arc::clone(&volume));
+        let made_durable = durable::sync_dir(&self.directories.state.join("volumes"));
+        let entered = made_durable.doing(|| "make it durable".to_owned()).and_then(|()| self.enter(name));
+        draft.unclear = entered.is_err();
+        if let Err(e) = &entered
+            && let Err(stays) = fs::rename(&paths.state, &draft.path)
+        {
+            draft.unclear = false;
+            return Err(Error::Failed(format!(
+                "{e}. What was made of volume {name} cannot be undone now ({stays}): the volume is there when everdiskd is started again"
+            )));
+        }
+        let volume = entered?;
         info!(event = event::VOLUME_CREATED, volume = %volume.name, bytes = size, "the volume is made");
         // Last: if this cannot be recorded, the volume still exists, and its directories stay behind when it is deleted.
         if let Err(e) = volume.update(|record| record.nodes.made = made.directories) {
             warn!(volume = %volume.name, "the directories that were made for it are not on record, and will stay: {e}");
         }
         Ok((volume, made.warnings))
+    }
+
+    /// Reads a volume's files, has it watched, and enters it.
+    fn enter(&self, name: &VolumeName) -> Result<Arc<Volume>> {
+        let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
+        let watched = health::watch(&volume).and_then(|()| supervise(&volume));
+        // One that is watched by half is not: the thread that was started ends.
+        watched.doing(|| "start a thread".to_owned()).inspect_err(|_| volume.operations.set_deleted())?;
+        self.volumes.lock().insert(name.clone(), Arc::clone(&volume));
+        Ok(volume)
     }
 
     /// Grows a detached volume. Returns warnings for the operator.
@@ -285,11 +301,12 @@ impl Catalogue {
             }
         }
         let aside = paths.record().with_extension("json.damaged");
-        fs::rename(paths.record(), &aside).doing(|| format!("move {}", paths.record().display()))?;
-        let volume = Arc::new(Volume::load(&self.directories, name.clone(), self.programs.clone())?);
-        health::watch(&volume).doing(|| "start a thread".to_owned())?;
-        supervise(&volume).doing(|| "start a thread".to_owned())?;
-        self.volumes.lock().insert(name.clone(), Arc::clone(&volume));
+        match fs::rename(paths.record(), &aside) {
+            // An attempt before has moved it, and could do no more.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.doing(|| format!("move {}", paths.record().display()))?,
+        }
+        let volume = self.enter(name)?;
         self.damaged.lock().remove(name);
         warn!(volume = %name, "its damaged record was moved to {}, and a new one is begun", aside.display());
         Ok(Some(volume))

@@ -48,16 +48,25 @@ impl Child {
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let mut child = spawn_command(&mut command)?;
         // Not reaped yet, so its start time can be read even if it has ended.
-        let id = ProcessId::of(child.id()).ok_or_else(|| io::Error::other("the process has no start time"))?;
+        let Some(id) = ProcessId::of(child.id()) else {
+            // It would run, and nobody would know of it.
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(io::Error::other("the start time of the process cannot be read"));
+        };
         let ended = Arc::new(OnceLock::new());
         let told = Arc::clone(&ended);
-        thread::Builder::new().name(format!("reap-{}", id.pid)).spawn(move || {
+        let reaping = thread::Builder::new().name(format!("reap-{}", id.pid)).spawn(move || {
             // Where SIGCHLD was ignored when this process was started, the kernel keeps no exit status.
             if let Ok(status) = child.wait() {
                 told.set(status).expect("a process ends once");
             }
             on_end();
-        })?;
+        });
+        if let Err(e) = reaping {
+            // Here too.
+            id.end(Duration::ZERO);
+            return Err(e);
+        }
         Ok(Self { id, ended, log: log.to_owned(), log_from })
     }
 

@@ -30,7 +30,7 @@ pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
         Request::VolumeCreate { name, size, stripe, buffer, bypass, nodes, create_dir } => {
             let shape = Shape { size, stripe, buffer, bypass };
-            let (volume, warnings) = catalogue.create(name, shape, nodes, create_dir, progress)?;
+            let (volume, warnings) = catalogue.create(&name, shape, nodes, create_dir, progress)?;
             with(&status::describe(&volume), "warnings", json!(warnings))
         }
         Request::VolumeList => {

@@ -87,6 +87,7 @@ pub fn run(directories: Directories, hang_limit: Duration) -> Result<()> {
     paths::VolumePaths::new(&directories, &shortest).check_sockets().map_err(Error::Failed)?;
     let _owned = owner::own(&directories)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).doing(|| "handle signals".to_owned())?;
+    process::read_boot_id().doing(|| "read the identity of this boot".to_owned())?;
     let mut programs = Programs::find().doing(|| "find the programs".to_owned())?;
     programs.hang_limit = hang_limit;
     programs.digest_own().doing(|| "read the program of this process".to_owned())?;

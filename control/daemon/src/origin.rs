@@ -68,7 +68,7 @@ impl Source {
         let source = Self::open(path, Component::Core)?;
         let place = source.in_proc();
         let place = fs::read_link(&place).doing(|| format!("find out where {} is", path.display()))?;
-        let directory = place.parent().expect("the kernel names a file with its directory");
+        let directory = directory_of(&place, path)?;
         let around = fs::metadata(directory).doing(|| format!("examine {}", directory.display()))?;
         match distrust(&source.metadata()?, &around, geteuid().as_raw()) {
             None => Ok(source),
@@ -91,6 +91,22 @@ impl Source {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
+    /// Its device and its number there: which file it is.
+    ///
+    /// # Errors
+    /// It cannot be examined.
+    pub fn id(&self) -> Result<(u64, u64)> {
+        self.metadata().map(|found| (found.dev(), found.ino()))
+    }
+
+    /// Its length.
+    ///
+    /// # Errors
+    /// It cannot be examined.
+    pub fn bytes(&self) -> Result<u64> {
+        self.metadata().map(|found| found.len())
+    }
+
     /// The name it was opened by, for messages.
     pub fn name(&self) -> &Path {
         &self.name
@@ -101,6 +117,16 @@ impl Read for Source {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         self.file.read(into)
     }
+}
+
+/// The directory in which the kernel says that an open file lies. It calls a file that a mount consists of "/".
+fn directory_of<'a>(place: &'a Path, path: &Path) -> Result<&'a Path> {
+    place.parent().ok_or_else(|| {
+        Error::Failed(format!(
+            "{} is not run: it is not known in which directory it lies, so another user may replace it",
+            path.display()
+        ))
+    })
 }
 
 /// Why a user other than root and this one could have written a file in this directory.
@@ -155,6 +181,13 @@ mod tests {
 
     fn refusal(path: &Path) -> String {
         Source::open_trusted(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn d15_a_file_that_lies_in_no_directory_is_refused() {
+        assert_eq!(directory_of(Path::new("/a/core"), Path::new("/a/core")).unwrap(), Path::new("/a"));
+        let why = directory_of(Path::new("/"), Path::new("/proc/1/fd/9")).unwrap_err().to_string();
+        assert!(why.contains("/proc/1/fd/9 is not run: it is not known in which directory it lies"), "{why}");
     }
 
     #[test]

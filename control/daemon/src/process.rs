@@ -9,7 +9,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -132,14 +132,23 @@ fn is_ours(exe: &Path, cores: &Path) -> bool {
     exe.file_name().is_some_and(ours) || exe.starts_with(cores)
 }
 
-/// Identity of this boot of the machine. It is read once: what was attached must not count as of another boot because no descriptor was
+/// Reads the identity of this boot of the machine, once: what was attached must not count as of another boot because no descriptor was
 /// left to read it with.
+///
+/// # Errors
+/// The operating system's.
+pub fn read_boot_id() -> io::Result<&'static str> {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known);
+    }
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
+}
+
+/// Identity of this boot of the machine.
 pub fn boot_id() -> String {
-    static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells its boot id in procfs");
-        text.trim().to_owned()
-    });
-    BOOT_ID.clone()
+    read_boot_id().expect("the control module has read it at its start").to_owned()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
         process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -65,7 +65,9 @@ impl Programs {
             return Ok(Self { directory: directory.into(), own: None, hang_limit: HANG_LIMIT_DEFAULT });
         }
         let own = env::current_exe()?;
-        let directory = own.parent().expect("a program lies in a directory").to_owned();
+        // The kernel calls a file that a mount consists of "/".
+        let unknown = || io::Error::other("it is not known in which directory the program of this process lies");
+        let directory = own.parent().ok_or_else(unknown)?.to_owned();
         Ok(Self { directory, own: None, hang_limit: HANG_LIMIT_DEFAULT })
     }
 
@@ -104,7 +106,7 @@ impl Programs {
 ///
 /// # Errors
 /// The operating system's.
-pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
     let deadline = Instant::now() + TEXT_BUSY_WITHIN;
     loop {
         match command.spawn() {
@@ -128,15 +130,17 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
     let deadline = Instant::now() + limit;
     let stdout = listen(child.stdout.take().expect("its output was piped"));
     let stderr = listen(child.stderr.take().expect("its errors were piped"));
-    let ended = pidfd(child.id()).and_then(|handle| wait_readable(handle.as_fd(), limit));
-    if !matches!(ended, Ok(true)) {
-        kill_group(child.id());
-        // It may hang in the kernel for longer, so a separate thread waits for it.
-        thread::spawn(move || child.wait());
-        ended.doing(|| format!("wait for {name}, which was killed"))?;
-        return Err(Error::Killed(format!("{name} did not end within {limit:?} and was killed")));
-    }
-    let status = child.wait().doing(|| format!("wait for {name}"))?;
+    let waiting = || {
+        let listening = (stdout?, stderr?);
+        Ok(wait_readable(pidfd(child.id())?.as_fd(), limit)?.then_some(listening))
+    };
+    let (status, (stdout, stderr)) = match waiting() {
+        Ok(Some(listening)) => {
+            let unknown = |e| Error::Killed(format!("{name} ended, and it is not known how: {e}"));
+            (child.wait().map_err(unknown)?, listening)
+        }
+        other => return Err(kill(child, &name.to_string(), other.err(), limit)),
+    };
     // A grandchild may hold the pipes for longer: then what was said is not known.
     let said = |words: mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
@@ -144,6 +148,18 @@ fn run<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limit: Dur
         String::from_utf8_lossy(&words.recv_timeout(left).unwrap_or_default()).into_owned()
     };
     Ok(Ended { status, stdout: said(stdout), complaint: last_line(&said(stderr)) })
+}
+
+/// Kills a program that has not ended within `limit`, or cannot be waited for, and whatever it started. Either way it has not done its
+/// work and has not undone it.
+fn kill(mut child: Child, name: &str, unwaited: Option<io::Error>, limit: Duration) -> Error {
+    kill_group(child.id());
+    // It may hang in the kernel for longer, so a separate thread waits for it. Without one it is a zombie until this process ends.
+    let _ = thread::Builder::new().spawn(move || child.wait());
+    Error::Killed(match unwaited {
+        Some(e) => format!("{name} was killed, because it could not be waited for: {e}"),
+        None => format!("{name} did not end within {limit:?} and was killed"),
+    })
 }
 
 /// Runs a program that has to succeed.
@@ -166,16 +182,16 @@ fn run_named<A: AsRef<OsStr>>(program: &Path, name: &Path, arguments: &[A], limi
     Err(if ended.status.signal().is_some() { Error::Killed(complaint) } else { Error::Failed(complaint) })
 }
 
-fn listen(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+fn listen(pipe: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let mut bytes = Vec::new();
         // What came before an error counts.
         let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
         // It is not waited for any more once the program was killed.
         let _ = sender.send(bytes);
-    });
-    receiver
+    })?;
+    Ok(receiver)
 }
 
 fn kill_group(leader: u32) {
@@ -315,6 +331,17 @@ mod tests {
         let fails = script(dir.path(), "echo first >&2; echo 'the store is missing' >&2; exit 1");
         assert_eq!(run_well(&fails, &["x"], SOON).unwrap_err().to_string(), "the store is missing");
         assert!(began.elapsed() < SOON);
+    }
+
+    /// A program that cannot be waited for (no descriptor is left) is killed, and counts as killed: what it has begun has to be undone.
+    #[test]
+    fn a_program_that_cannot_be_waited_for_counts_as_killed() {
+        let mut command = Command::new("sleep");
+        let child = spawn(command.arg("60").process_group(0)).unwrap();
+        let process = crate::process::ProcessId::of(child.id()).unwrap();
+        let why = kill(child, "it", Some(rustix::io::Errno::MFILE.into()), SOON);
+        assert!(matches!(&why, Error::Killed(words) if words.contains("could not be waited for")), "{why}");
+        assert!(process.gone_within(SOON));
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Progress {
     pub fn heartbeat(&self) -> Heartbeat {
         let (stop, stopped) = mpsc::channel::<()>();
         let progress = self.clone();
-        thread::spawn(move || {
+        // Without a thread the step is not repeated, and the operation goes on.
+        let _ = thread::Builder::new().spawn(move || {
             while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 progress.shared.lock().tell();
             }

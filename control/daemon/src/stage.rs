@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -192,13 +193,40 @@ pub fn restoring_interface(volume: &Volume, failures: u32) -> PathBuf {
     recorded.map_or_else(|| volume.programs.interface(), |build| build.program)
 }
 
+/// The program that a process runs.
+fn program_of(process: ProcessId) -> Result<Source> {
+    let source = Source::open(&PathBuf::from(format!("/proc/{}/exe", process.pid)), Component::Interface)?;
+    // Looked at after it was opened: another process that has this number now would have another start time.
+    if process.alive() { Ok(source) } else { Err(Error::Failed(format!("process {} has ended", process.pid))) }
+}
+
+/// Whether the interface program on record is the one that this process runs: the copy itself, or a program with the same digest.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_on_record(volume: &Volume, process: ProcessId) -> Result<bool> {
+    let Some(build) = volume.record().interface else { return Ok(false) };
+    let mut source = program_of(process)?;
+    let running = source.id()?;
+    // A copy that has gone is not what runs.
+    if fs::metadata(&build.program).is_ok_and(|copy| (copy.dev(), copy.ino()) == running) {
+        return Ok(true);
+    }
+    let digest = programs::digest(&mut source).doing(|| format!("read {}", source.name().display()))?;
+    Ok(build.digest == Some(digest))
+}
+
 /// Puts the program of an interface that serves on record: what this process runs, whatever lies on disk by now. No operation may have the
 /// volume, because its end could remove the copy before it is on record.
 ///
 /// # Errors
 /// It cannot be copied or recorded.
 pub fn adopt_interface(volume: &Volume, process: ProcessId) -> Result<Build> {
-    let build = record_interface(volume, &PathBuf::from(format!("/proc/{}/exe", process.pid)))?;
+    let program = program_of(process)?;
+    let bytes = program.bytes()?;
+    // A copy that does not fit would fill the state directory, and records could not be written.
+    durable::check_room(&volume.paths.state, bytes).doing(|| format!("copy {}", program.name().display()))?;
+    let build = record_interface(volume, program.name())?;
     prune_of(volume, Component::Interface);
     Ok(build)
 }
@@ -222,18 +250,34 @@ fn core(volume: &Volume, interface: &Identity) -> Result<Build> {
     Ok(build)
 }
 
-/// ABI of the segment of an attached volume: as its interface says, or, where that does not tell, the one that its program makes.
+/// ABI of the segment of an attached volume: as its interface says, or, where that does not tell, the one that the program on record makes.
+pub fn segment_abi_on_record(volume: &Volume, status: &InterfaceStatus) -> Option<u32> {
+    status.segment_abi.or_else(|| volume.record().interface.map(|build| build.identity.abi.max))
+}
+
+/// As [`segment_abi_on_record`]. Where no program is on record yet, the one that the interface runs is asked.
 ///
 /// # Errors
 /// Unknown.
 pub fn segment_abi(volume: &Volume, status: &InterfaceStatus) -> Result<u32> {
-    let recorded = || volume.record().interface.map(|build| build.identity.abi.max);
-    status.segment_abi.or_else(recorded).ok_or_else(|| {
+    if let Some(abi) = segment_abi_on_record(volume, status) {
+        return Ok(abi);
+    }
+    let asked = volume.attached()?.interface.map(|process| {
+        let source = program_of(process)?;
+        programs::identify(Component::Interface, &source.in_proc(), source.name(), VERSION_WITHIN)
+    });
+    let unknown = |why: String| {
         Error::Failed(format!(
-            "it is not known which ABI the segment of volume {0} has: `everdisk detach {0}` and attach it again",
+            "it is not known which ABI the segment of volume {0} has{why}: `everdisk detach {0}` and attach it again",
             volume.name
         ))
-    })
+    };
+    match asked {
+        Some(Ok(identity)) => Ok(identity.abi.max),
+        Some(Err(e)) => Err(unknown(format!(" ({e})"))),
+        None => Err(unknown(String::new())),
+    }
 }
 
 #[cfg(test)]
@@ -387,10 +431,19 @@ mod tests {
         status.segment_abi = Some(7);
         assert_eq!(segment_abi(&volume, &status).unwrap(), 7);
         status.segment_abi = None;
-        assert!(segment_abi(&volume, &status).unwrap_err().to_string().contains("attach it again"));
+        // The program that runs is asked, and is none of ours.
+        let mut sleeps = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        volume.update_attachment(|attachment| attachment.interface = ProcessId::of(sleeps.id())).unwrap();
+        let unknown = segment_abi(&volume, &status).unwrap_err().to_string();
+        let asked = format!("/proc/{}/exe is not an everdisk-interface", sleeps.id());
+        assert!(unknown.contains(&asked) && unknown.contains("attach it again"), "{unknown}");
+        sleeps.kill().unwrap();
+        sleeps.wait().unwrap();
+        assert_eq!(segment_abi_on_record(&volume, &status), None);
         let identity = Identity::parse("everdisk-interface 0.1.0 (abi 3)").unwrap();
         let build = Build { program: "/i".into(), identity, digest: None };
         volume.update(|record| record.interface = Some(build)).unwrap();
         assert_eq!(segment_abi(&volume, &status).unwrap(), 3);
+        assert_eq!(segment_abi_on_record(&volume, &status), Some(3));
     }
 }

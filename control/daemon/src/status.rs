@@ -74,9 +74,14 @@ fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + S
     thread::scope(|scope| {
         let parts: Vec<_> = volumes
             .chunks(volumes.len().div_ceil(ASKERS_MAX).max(1))
-            .map(|part| scope.spawn(|| of_some(part)))
+            .map(|part| (part, thread::Builder::new().spawn_scoped(scope, || of_some(part))))
             .collect();
-        parts.into_iter().flat_map(|part| part.join().expect("asking a volume does not panic")).collect()
+        let answers = parts.into_iter().flat_map(|(part, asker)| match asker {
+            Ok(asker) => asker.join().expect("asking a volume does not panic"),
+            // No thread can be started: this one asks.
+            Err(_) => of_some(part),
+        });
+        answers.collect()
     })
 }
 
@@ -180,7 +185,7 @@ fn enter(status: &mut VolumeStatus, volume: &Volume, seen: InterfaceStatus) {
     let mut others = seen.cores.iter().filter(|core| core.armed && Some(core.pid) != seen.serving);
     status.standby = others.next_back().and_then(|core| program(core.pid));
     status.cores = seen.cores.iter().filter_map(|core| program(core.pid)).collect();
-    status.segment_abi = stage::segment_abi(volume, &seen).ok();
+    status.segment_abi = stage::segment_abi_on_record(volume, &seen);
     status.interface = Some(Program {
         pid: seen.pid,
         version: seen.version,

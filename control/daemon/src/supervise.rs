@@ -5,6 +5,7 @@
 //!  an interface         gone, a core lives                   start one that takes the fds back (--restore)
 //!                       gone, no core lives                  say so: the volume has failed
 //!                       being restored, no core lives        end it: no process is left that could give it anything
+//!                       hangs while it restores              end it, if this module started it
 //!  its program recorded  it serves, and its program is not    copy and record it, later each time that fails
 //!  one standby          none armed, none on its way          start one, later each time they die early
 //!                       more than one, or another program    dismiss those
@@ -46,10 +47,12 @@ use crate::{
 
 /// Interval between two passes.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Pause after the second early death in a row; doubled with each further one.
-const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause.
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+/// Shortest and longest pause between starts that fail.
+const STARTS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// Shortest and longest pause between attempts to record a program: each may copy it.
+const RECORDINGS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
+/// An interface restores the volume, or gives up, within this time; one that neither does nor answers hangs.
+const RESTORED_WITHIN: Duration = Duration::from_secs(15);
 /// An interface that dies earlier than this has died early.
 const EARLY: Duration = Duration::from_secs(1);
 /// The interface notices the death of a core within this time.
@@ -74,14 +77,21 @@ pub fn supervise(volume: &Arc<Volume>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Pauses that grow while starts keep failing.
-#[derive(Debug, Default)]
+/// Pauses that grow while something keeps failing.
+#[derive(Debug)]
 struct BackOff {
+    /// Pause after the second failure in a row; doubled with each further one.
+    shortest: Duration,
+    longest: Duration,
     failures: u32,
     not_before: Option<Instant>,
 }
 
 impl BackOff {
+    const fn new([shortest, longest]: [Duration; 2]) -> Self {
+        Self { shortest, longest, failures: 0, not_before: None }
+    }
+
     fn permits(&self, now: Instant) -> bool {
         self.not_before.is_none_or(|at| now >= at)
     }
@@ -90,14 +100,14 @@ impl BackOff {
         // The first death is no pattern: it does not lengthen the wait for a core.
         let pause = match self.failures {
             0 => Duration::ZERO,
-            n => BACK_OFF_MIN.saturating_mul(1 << (n - 1).min(6)).min(BACK_OFF_MAX),
+            n => self.shortest.saturating_mul(1 << (n - 1).min(16)).min(self.longest),
         };
         self.failures += 1;
         self.not_before = Some(now + pause);
     }
 
     fn succeeded(&mut self) {
-        *self = Self::default();
+        *self = Self::new([self.shortest, self.longest]);
     }
 }
 
@@ -130,8 +140,8 @@ struct Supervisor<'a> {
     interface_pause: BackOff,
     /// Interfaces in a row that were started, or were to be started, and did not restore the volume.
     unrestored_times: u32,
-    /// The interface that was started last, if its program is not on record.
-    unrecorded: Option<ProcessId>,
+    /// The interface whose program is known to be on record.
+    recorded: Option<ProcessId>,
     recording_pause: BackOff,
     /// The dead interface whose death was logged, and since when no other has replaced it.
     headless: Option<(Option<ProcessId>, Instant)>,
@@ -153,14 +163,14 @@ impl<'a> Supervisor<'a> {
         Self {
             volume,
             interface: None,
-            interface_pause: BackOff::default(),
+            interface_pause: BackOff::new(STARTS),
             unrestored_times: 0,
-            unrecorded: None,
-            recording_pause: BackOff::default(),
+            recorded: None,
+            recording_pause: BackOff::new(RECORDINGS),
             headless: None,
             unrestored: None,
             standby: None,
-            standby_pause: BackOff::default(),
+            standby_pause: BackOff::new(STARTS),
             waiting: HashMap::new(),
             dead: Vec::new(),
             started: 0,
@@ -195,13 +205,13 @@ impl<'a> Supervisor<'a> {
                 if let Some(interface) = &mut self.interface {
                     interface.ready_at.get_or_insert_with(Instant::now);
                 }
-                self.record_interface(&attachment);
                 self.volume.findings.saw_buffered(status.buffer.map_or(0, |buffer| buffer.buffered_bytes));
                 self.unrestored = None;
                 if let Some((_, since)) = self.headless.take() {
                     let (volume, pid, took_ms) = (&self.volume.name, status.pid, milliseconds(since.elapsed()));
                     info!(event = event::INTERFACE_RESTORED, %volume, pid, took_ms, "another interface has taken the dead one's place");
                 }
+                let interface = attachment.interface;
                 let kept = self.keep_standby(attachment, &status);
                 self.volume.findings.set_standby_trouble(match &kept {
                     Err(e) => Some(e.to_string()),
@@ -209,6 +219,10 @@ impl<'a> Supervisor<'a> {
                 });
                 self.complain("cannot keep a standby", kept);
                 self.buffer_again(&status);
+                // Last: it takes long.
+                if let Some(process) = interface {
+                    self.record_interface(process);
+                }
             }
             Err(Error::Failed(why)) if why == RESTORING && attachment.live_cores().next().is_none() => {
                 if let Some(interface) = attachment.interface {
@@ -216,9 +230,22 @@ impl<'a> Supervisor<'a> {
                 }
                 self.volume.findings.set_trouble(Some(all_gone(self.volume, &attachment)));
             }
+            Err(Error::Peer { .. }) => self.end_hung_restore(&attachment),
             Err(_) => {}
         }
         true
+    }
+
+    /// Kills an interface that was started here, does not answer, has never served, and should have by now: the next pass counts it as one
+    /// that did not restore. Without a core that lives it stays, for it may be the last to hold the volume's descriptors.
+    fn end_hung_restore(&self, attachment: &Attachment) {
+        let Some(Started { child, at, ready_at: None }) = &self.interface else { return };
+        let is_late = attachment.interface == Some(child.id) && at.elapsed() > RESTORED_WITHIN;
+        if is_late && attachment.live_cores().next().is_some() {
+            let (volume, pid, limit_s) = (&self.volume.name, child.id.pid, RESTORED_WITHIN.as_secs());
+            warn!(event = event::SUPERVISION_FAILED, %volume, pid, limit_s, "an interface that hangs while it restores the volume is killed");
+            child.id.end(Duration::ZERO);
+        }
     }
 
     /// Logs a failure once, however often it is met.
@@ -270,27 +297,28 @@ impl<'a> Supervisor<'a> {
             self.unrestored_times += 1;
         }
         let started = started?;
-        let is_recorded = self.volume.record().interface.is_some_and(|build| build.program == program);
-        self.unrecorded = (!is_recorded).then_some(started.id);
         self.interface = Some(Started::new(started, now));
         Ok(())
     }
 
     /// Puts the program of the interface that serves on record, where it is not: a control module of record version 1 has started it, or it
-    /// has restored the volume in place of the one on record.
-    fn record_interface(&mut self, attachment: &Attachment) {
-        let is_recorded = self.volume.record().interface.is_some() && self.unrecorded != attachment.interface;
+    /// has restored the volume in place of the one on record. Whether it is there is found out once for each interface.
+    fn record_interface(&mut self, process: ProcessId) {
         let now = Instant::now();
         // An operation that ends removes every copy that is not on record yet.
-        if is_recorded || self.volume.operations.running().is_some() || !self.recording_pause.permits(now) {
+        let is_busy = self.volume.operations.running().is_some();
+        if self.recorded == Some(process) || is_busy || !self.recording_pause.permits(now) {
             return;
         }
-        let Some(process) = attachment.interface else { return };
         let volume = &self.volume.name;
-        match stage::adopt_interface(self.volume, process) {
-            Ok(build) => {
-                info!(%volume, program = %build.identity, "the program of the interface that runs is on record now");
-                self.unrecorded = None;
+        let recorded = stage::is_on_record(self.volume, process)
+            .and_then(|is_recorded| (!is_recorded).then(|| stage::adopt_interface(self.volume, process)).transpose());
+        match recorded {
+            Ok(adopted) => {
+                if let Some(build) = adopted {
+                    info!(%volume, program = %build.identity, "the program of the interface that runs is on record now");
+                }
+                self.recorded = Some(process);
                 self.recording_pause.succeeded();
             }
             Err(e) => {

@@ -171,7 +171,8 @@ fn one(what: What, path: &Path) -> Claim {
 fn places(wanted: Vec<(What, PathBuf)>) -> Vec<Claim> {
     let (sender, found) = mpsc::channel();
     let paths: Vec<PathBuf> = wanted.iter().map(|(_, path)| path.clone()).collect();
-    thread::spawn(move || {
+    // Where no thread can be started, no answer comes, as from one that hangs.
+    let _ = thread::Builder::new().spawn(move || {
         for (what, path) in wanted {
             let own = mounts::ground(&path).ok();
             let covered = match what {

@@ -21,7 +21,7 @@ use std::{
 use everdisk_sys::loop_device;
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags};
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// Time limit: a process that hangs in the kernel can block the thread that inspects it.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -87,7 +87,8 @@ pub fn in_words(users: &[User]) -> Option<String> {
 pub fn of_mount(connection: u32, path: &Path) -> Result<Users> {
     let (sender, found) = mpsc::channel();
     let path = path.to_owned();
-    thread::spawn(move || sender.send(look(connection, &path)));
+    let looking = thread::Builder::new().spawn(move || sender.send(look(connection, &path)));
+    looking.doing(|| "start a thread".to_owned())?;
     found.recv_timeout(WITHIN).map_err(|_| Error::Failed(format!("its users were not found out within {WITHIN:?}")))
 }
 

@@ -53,9 +53,10 @@ impl Volume {
         let paths = VolumePaths::new(directories, &name);
         let spec = read_spec(&paths, &name)?;
         let mut record = VolumeRecord::load(&paths.record())?;
-        let home = paths.home().doing(|| format!("examine {}", paths.state.display()))?;
         let of = record.attachment.as_ref().and_then(|attachment| attachment.home);
-        if of.is_some_and(|of| of != home) {
+        // Where there is nothing to compare, nothing is asked that could fail.
+        let home = of.map(|_| paths.home()).transpose().doing(|| format!("examine {}", paths.state.display()))?;
+        if of != home {
             warn!(volume = %name, "the state directory is a copy: the attachment in it belongs to the original");
             record.attachment = None;
         }

@@ -12,16 +12,12 @@ use everdisk_proto::{
     identity::Identity,
     ids::Slot,
 };
-use everdisk_sys::{
-    link::{LinkError, wait_readable},
-    process::pidfd,
-    signal,
-};
+use everdisk_sys::{link::LinkError, process::pidfd, signal};
 
 use crate::{
     cores::{self, Core},
     holder::Holder,
-    peers::{Peer, accept_peer, hear, make_room, refuse},
+    peers::{Peer, hear, refuse},
     suspension::TAKEOVER_LIMIT,
 };
 
@@ -30,15 +26,10 @@ const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
 
 impl Holder {
     pub(crate) fn accept(&mut self) {
-        match wait_readable(self.listener.as_fd(), Duration::ZERO) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return tracing::warn!(%error, "it is not known whether a peer connects"),
-        }
-        make_room(&mut self.peers);
-        match accept_peer(self.listener.as_fd(), self.peers.len()) {
-            Ok(peer) => self.peers.extend(peer),
-            Err(error) => tracing::warn!(%error, "a connection could not be taken"),
+        match self.door.wait(Duration::ZERO) {
+            Ok(true) => self.door.take(&mut self.peers),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "it is not known whether a peer connects"),
         }
     }
 

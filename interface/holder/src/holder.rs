@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +26,7 @@ use crate::{
     life::Watchdog,
     marks::{self, Bell},
     nbd::NbdFront,
-    peers::Peer,
+    peers::{Door, Peer},
     suspension::TAKEOVER_LIMIT,
     unmounting::Unmounting,
 };
@@ -54,14 +54,14 @@ pub(crate) struct Holder {
     /// The volume's storage nodes.
     pub(crate) nodes: Vec<NodeUrl>,
     retried: Instant,
-    pub(crate) listener: OwnedFd,
+    pub(crate) door: Door,
     /// Rung when the threads of a core have stopped.
     bell: Arc<Bell>,
 }
 
 impl Holder {
     pub(crate) fn new(
-        listener: OwnedFd,
+        door: Door,
         spec: &VolumeSpec,
         segment: SharedSegment,
         custody: Custody,
@@ -83,7 +83,7 @@ impl Holder {
             orphaned: None,
             nodes: spec.nodes.iter().map(|node| node.url.clone()).collect(),
             retried: Instant::now(),
-            listener,
+            door,
             bell: Arc::new(Bell::new()?),
         })
     }
@@ -119,7 +119,9 @@ impl Holder {
     }
 
     fn wait(&self) -> io::Result<()> {
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.listener.as_fd(), self.bell.as_fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.bell.as_fd()];
+        let (door, pause) = self.door.watched();
+        fds.extend(door);
         for (_, core) in self.cores.iter() {
             fds.push(core.handle.as_fd());
             fds.extend(core.link.as_ref().map(AsFd::as_fd));
@@ -135,7 +137,7 @@ impl Holder {
         if let State::Suspended { until_ns, .. } = self.custody.state() {
             limit = limit.min(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
         }
-        for patience in [self.fronts.nbd.as_ref().and_then(NbdFront::patience), self.watchdog.patience()] {
+        for patience in [pause, self.fronts.nbd.as_ref().and_then(NbdFront::patience), self.watchdog.patience()] {
             limit = limit.min(patience.unwrap_or(limit));
         }
         let timeout = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput).map_err(io::Error::from)?;

@@ -1,7 +1,7 @@
 //! Recovery: takes charge of what a dead interface left behind. A core gives the segment and the channels back.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::atomic::Ordering::{Acquire, Relaxed},
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use everdisk_proto::{
     volume::VolumeSpec,
 };
 use everdisk_sys::{
-    link::{LinkError, wait_readable},
+    link::LinkError,
     memory::SharedSegment,
     process::{pidfd, start_time},
 };
@@ -35,7 +35,7 @@ use crate::{
     holder::Holder,
     locks::NodeLocks,
     nbd::NbdFront,
-    peers::{Peer, accept_peer, hear, make_room, refuse},
+    peers::{Door, Peer, hear, refuse},
 };
 
 /// The cores try to connect to a new interface every few milliseconds.
@@ -59,7 +59,7 @@ struct Returning {
 
 /// Waits for a core that gives the descriptors back, and resumes the duties of the dead interface.
 pub(crate) fn restore(
-    listener: OwnedFd,
+    mut door: Door,
     spec: &VolumeSpec,
     arguments: &Arguments,
     identity: &Identity,
@@ -68,12 +68,8 @@ pub(crate) fn restore(
     let mut peers: Vec<Peer> = Vec::new();
     let mut returning: Vec<Returning> = Vec::new();
     while Instant::now() < deadline {
-        if wait_readable(listener.as_fd(), POLL_INTERVAL)? {
-            make_room(&mut peers);
-            match accept_peer(listener.as_fd(), peers.len()) {
-                Ok(peer) => peers.extend(peer),
-                Err(error) => tracing::warn!(%error, "a connection could not be taken"),
-            }
+        if door.wait(POLL_INTERVAL)? {
+            door.take(&mut peers);
         }
         for peer in std::mem::take(&mut peers) {
             match hear(&peer.link) {
@@ -101,7 +97,7 @@ pub(crate) fn restore(
         for index in 0..returning.len() {
             let Some(core) = returning.get(index) else { break };
             if let Some(returned) = receive(&core.peer.link, spec, identity)? {
-                return reinstate(listener, spec, returned, peers, returning, arguments, identity);
+                return reinstate(door, spec, returned, peers, returning, arguments, identity);
             }
         }
     }
@@ -197,7 +193,7 @@ fn complete_locks(holder: &mut Holder) {
 }
 
 fn reinstate(
-    listener: OwnedFd,
+    door: Door,
     spec: &VolumeSpec,
     returned: Returned,
     peers: Vec<Peer>,
@@ -207,7 +203,7 @@ fn reinstate(
 ) -> Result<Holder, Fatal> {
     let segment = returned.segment;
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
-    let mut holder = Holder::new(listener, spec, segment, custody, arguments, identity)?;
+    let mut holder = Holder::new(door, spec, segment, custody, arguments, identity)?;
     holder.fronts = returned.fronts;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {

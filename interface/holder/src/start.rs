@@ -15,7 +15,7 @@ use everdisk_sys::{
     packet, process, schedule,
 };
 
-use crate::{args::Arguments, fatal::Fatal, holder::Holder, restore};
+use crate::{args::Arguments, fatal::Fatal, holder::Holder, peers::Door, restore};
 
 /// Runs until the volume is detached.
 pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fatal> {
@@ -26,12 +26,13 @@ pub(crate) fn run(arguments: &Arguments, identity: &Identity) -> Result<(), Fata
     let _lock = only_one(&arguments.socket)?;
     let listener =
         packet::listen(&arguments.socket).map_err(|e| Fatal::Socket(arguments.socket.display().to_string(), e))?;
+    let door = Door::new(listener);
     let mut holder = if arguments.restore {
-        restore::restore(listener, &spec, arguments, identity)?
+        restore::restore(door, &spec, arguments, identity)?
     } else {
         let segment = SharedSegment::create(spec.buffer).map_err(|e| no_memory(spec.buffer, &e))?;
         imprint(&segment, &spec, identity);
-        Holder::new(listener, &spec, segment, Custody::new(), arguments, identity)?
+        Holder::new(door, &spec, segment, Custody::new(), arguments, identity)?
     };
     tracing::info!(volume = %spec.name, restored = arguments.restore, "the interface is ready");
     while !holder.done {

@@ -16,7 +16,7 @@ fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
 fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
     let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
-    catalogue.create("v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
+    catalogue.create(&"v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
 }
 
 #[test]
@@ -26,7 +26,9 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
     let make = |name: &str, buffer| {
         let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer, bypass: Bypass::Auto };
         let node = NodeUrl::Dir(format!("/srv/{name}").into());
-        catalogue.create(name.parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
+        catalogue
+            .create(&name.parse().unwrap(), shape, vec![node], false, &Progress::silent())
+            .map(|(volume, _)| volume)
     };
     assert_eq!(make("a", 4 << 20).unwrap().spec().buffer, 4 << 20);
     assert_eq!(make("b", 0).unwrap().spec().buffer, 0);
@@ -85,7 +87,9 @@ fn an_interrupted_creation_is_undone_before_its_description_goes() {
 fn a_creation_that_fails_is_undone_and_one_that_does_not_leaves_nothing_beside_the_volume() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    for (end, expected) in [("exit 1", &["--create"][..]), ("kill -9 $$", &["--create", "--destroy"])] {
+    // The last one is made, and cannot be entered.
+    let undone = &["--create", "--destroy"][..];
+    for (end, expected) in [("exit 1", &undone[..1]), ("kill -9 $$", undone), ("echo > \"$2\"", undone)] {
         let failing = catalogue(root, "--create", end).unwrap();
         assert!(create(&failing).is_err());
         assert_eq!(log(root), expected);
@@ -147,6 +151,22 @@ fn a_damaged_volume_is_shown_and_has_a_way_out() {
     assert!(log(dir.path()).is_empty(), "no storage node was touched");
 }
 
+/// An attempt that has moved the damaged record, and could then not read the volume's files, is repeated and ends well.
+#[test]
+fn a_record_can_be_begun_anew_after_an_attempt_that_went_half_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state/volumes/v");
+    durable::make_dir(&state).unwrap();
+    fs::write(state.join("volume.json"), include_str!("../../../../proto/golden/volume-v2.json")).unwrap();
+    fs::write(state.join("state.json"), "[").unwrap();
+    let catalogue = catalogue(dir.path(), "", "").unwrap();
+    fs::rename(state.join("state.json"), state.join("state.json.damaged")).unwrap();
+    let volume = catalogue.begin_record_anew(&"v".parse().unwrap(), false).unwrap().unwrap();
+    volume.operations.set_deleted();
+    volume.supervision.kick();
+    assert!(catalogue.damaged().is_empty());
+}
+
 #[test]
 fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let dir = tempfile::tempdir().unwrap();
@@ -158,7 +178,7 @@ fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let catalogue = catalogue(dir.path(), "--create", &end).unwrap();
     let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
     let node = NodeUrl::Dir("/srv/node".into());
-    let refused = catalogue.create("w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
+    let refused = catalogue.create(&"w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
     assert_eq!(refused.to_string(), format!("/srv/node: it is a storage node of volume v ({uuid}) already"));
     let taken = create(&catalogue).unwrap_err().to_string();
     assert!(taken.contains("a volume v already") && !taken.contains("delete"), "{taken}");

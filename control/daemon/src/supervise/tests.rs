@@ -11,20 +11,23 @@ use crate::{fake::Interface, programs::Programs, volume::tests::volume};
 
 #[test]
 fn pauses_double_up_to_a_limit_and_a_success_ends_them() {
-    let mut pause = BackOff::default();
-    let now = Instant::now();
-    assert!(pause.permits(now));
-    pause.failed(now);
-    assert!(pause.permits(now));
-    let mut expected = BACK_OFF_MIN;
-    for _ in 0..10 {
+    for [shortest, longest] in [STARTS, RECORDINGS] {
+        let mut pause = BackOff::new([shortest, longest]);
+        let now = Instant::now();
+        assert!(pause.permits(now));
         pause.failed(now);
-        assert!(!pause.permits(now + expected - Duration::from_millis(1)));
-        assert!(pause.permits(now + expected));
-        expected = (expected * 2).min(BACK_OFF_MAX);
+        assert!(pause.permits(now));
+        let mut expected = shortest;
+        for _ in 0..40 {
+            pause.failed(now);
+            assert!(!pause.permits(now + expected - Duration::from_millis(1)));
+            assert!(pause.permits(now + expected));
+            expected = (expected * 2).min(longest);
+        }
+        assert_eq!(expected, longest);
+        pause.succeeded();
+        assert!(pause.permits(now));
     }
-    pause.succeeded();
-    assert!(pause.permits(now));
 }
 
 fn script(program: &Path, text: &str) {
@@ -54,8 +57,10 @@ fn world() -> World {
     volume.programs = Programs::in_directory(&dir.path().join("installed"));
     let volume = Arc::new(volume);
     let build = idle(dir.path());
-    let interface =
-        Build { program: dir.path().join("recorded"), identity: Identity::current(Component::Interface), digest: None };
+    // This process passes for the interface.
+    let program = dir.path().join("recorded");
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &program).unwrap();
+    let interface = Build { program, identity: Identity::current(Component::Interface), digest: None };
     volume.update(|record| (record.current, record.interface) = (Some(build.clone()), Some(interface))).unwrap();
     let interface = Interface::start(&volume);
     let serving = start::core(&volume, &build).unwrap();
@@ -191,6 +196,7 @@ fn d13_a_dead_interface_is_replaced_by_the_one_on_record() {
     let recorded = world.volume.record().interface;
     let (told, installed) = (world.dir.path().join("told"), world.volume.programs.interface());
     fs::create_dir(installed.parent().unwrap()).unwrap();
+    fs::remove_file(&recorded.as_ref().unwrap().program).unwrap();
     for (program, name) in [(recorded.clone().unwrap().program, "recorded"), (installed, "installed")] {
         script(&program, &format!("echo {name} >> {}; echo cannot >&2; exit 1", told.display()));
     }
@@ -206,6 +212,7 @@ fn d13_a_dead_interface_is_replaced_by_the_one_on_record() {
     assert_eq!(fs::read_to_string(&told).unwrap().lines().collect::<Vec<_>>(), order);
     assert_eq!(world.volume.record().interface, recorded);
     // Once one has restored the volume, the count begins anew.
+    supervisor.recorded = ProcessId::of(std::process::id());
     world.volume.update_attachment(|attachment| attachment.interface = ProcessId::of(std::process::id())).unwrap();
     assert!(supervisor.pass());
     world.volume.update_attachment(|attachment| attachment.interface = None).unwrap();
@@ -242,12 +249,36 @@ fn d13_recording_the_program_of_an_interface_is_tried_again_with_pauses() {
     assert_eq!((tries(&mut supervisor), tries(&mut supervisor), tries(&mut supervisor)), (1, 2, 2));
     supervisor.recording_pause.not_before = None;
     assert_eq!(tries(&mut supervisor), 3);
-    // One that is on record is not touched, unless it is another than the one that serves.
-    supervisor.recording_pause.not_before = None;
+    // Another one is on record than the one that serves, which an earlier module has started.
     world.volume.update(|record| record.interface = recorded).unwrap();
-    assert_eq!(tries(&mut supervisor), 3);
-    supervisor.unrecorded = ProcessId::of(sleeps.id());
-    assert_eq!(tries(&mut supervisor), 4);
+    let mut supervisor = Supervisor::new(&world.volume);
+    assert_eq!((tries(&mut supervisor), supervisor.recorded), (1, None));
+    // The same one, by its digest.
+    let digest = crate::programs::digest(&mut fs::File::open(format!("/proc/{}/exe", sleeps.id())).unwrap()).unwrap();
+    world.volume.update(|record| record.interface.as_mut().unwrap().digest = Some(digest)).unwrap();
+    let mut supervisor = Supervisor::new(&world.volume);
+    assert_eq!((tries(&mut supervisor), supervisor.recorded), (0, ProcessId::of(sleeps.id())));
     sleeps.kill().unwrap();
     sleeps.wait().unwrap();
+}
+
+/// An interface that hangs while it restores the volume is one that does not restore: it is killed in time, and counted.
+#[test]
+fn an_interface_that_hangs_while_it_restores_is_killed_and_counted() {
+    let world = world();
+    let recorded = world.volume.record().interface.unwrap().program;
+    fs::remove_file(&recorded).unwrap();
+    script(&recorded, "exec sleep 60");
+    world.volume.update_attachment(|attachment| attachment.interface = None).unwrap();
+    fs::remove_file(world.volume.paths.interface_socket()).unwrap();
+    let mut supervisor = Supervisor::new(&world.volume);
+    assert!(supervisor.pass() && supervisor.pass());
+    let hangs = world.volume.attached().unwrap().interface.unwrap();
+    assert!(hangs.alive());
+    supervisor.interface.as_mut().unwrap().at -= RESTORED_WITHIN;
+    assert!(supervisor.pass());
+    assert!(!hangs.alive());
+    assert!(supervisor.pass());
+    assert_eq!(supervisor.unrestored_times, 1);
+    world.volume.attached().unwrap().interface.unwrap().end(Duration::ZERO);
 }
