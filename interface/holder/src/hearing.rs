@@ -111,6 +111,7 @@ impl Holder {
     fn arm(&mut self, slot: Slot, fronts: u8) {
         let Some(core) = self.cores.get_mut(slot) else { return };
         if fronts == 0 && self.fronts.kinds() > 0 {
+            // A core that does not read its socket loses its connection, and is lent them when it connects again.
             let _ = self.fronts.lend(core);
         } else if fronts == self.fronts.kinds() {
             let act = self.custody.armed(slot);
@@ -130,7 +131,7 @@ impl Holder {
                 self.custody.joined(slot);
             }
             // It knows nothing of clients that have connected since, and may know of one that the earlier interface
-            // lent to no other core.
+            // lent to no other core. As above, one that does not read its socket is lent them later.
             if let Some(core) = self.cores.get_mut(slot) {
                 let _ = self.fronts.lend(core);
                 if self.fronts.nbd.is_some() {
