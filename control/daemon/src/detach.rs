@@ -75,10 +75,16 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
-    let serving = volume.interface().status()?.serving;
-    volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
-    let attachment = match close(volume, &attachment, force) {
-        Ok(()) => volume.attached()?,
+    // Asked before the front ends close: what the last flush was, that core tells. One that does not answer now will not detach either.
+    let closed = match volume.interface().status() {
+        Ok(status) => {
+            volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
+            close(volume, &attachment, force).map(|()| status.serving)
+        }
+        Err(e) => Err(NotDetached::Other(e)),
+    };
+    let (attachment, serving) = match closed {
+        Ok(serving) => (volume.attached()?, serving),
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
             let users = users_of(volume, &attachment);
