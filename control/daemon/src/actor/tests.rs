@@ -104,6 +104,13 @@ fn a_new_core_that_does_not_let_go_is_killed() {
 }
 
 #[test]
+fn the_program_of_a_core_is_the_recorded_one() {
+    let world = world();
+    let runs = |pid| world.act(|a| a.runs(pid, &build("/new")));
+    assert_eq!([world.new.id.pid, world.old.id.pid, 1].map(runs), [true, false, false]);
+}
+
+#[test]
 fn dismissing_spares_the_old_cores() {
     let world = world();
     world.act(|a| a.dismiss());
