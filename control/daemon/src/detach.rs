@@ -75,7 +75,8 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
-    // Asked before the front ends close: what the last flush was, that core tells. One that does not answer now will not detach either.
+    // Asked before the front ends close: the core that serves tells how its last flush went. An interface that is silent here is treated as
+    // one that does not detach.
     let closed = match volume.interface().status() {
         Ok(status) => {
             volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;

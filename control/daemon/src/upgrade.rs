@@ -51,7 +51,7 @@ pub struct Wish<'a> {
 /// [`Error::Upgrade`] when it was not committed, with the report; else why it could not begin.
 pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
     let (operation, _) = begin(volume, OperationName::Upgrade, progress)?;
-    // The wish was for the core that served when it was uttered.
+    // The operator wants the core before, and asked while the upgrade that was left was resumed.
     if volume.operations.rollback_wanted() {
         return Err(Error::State(format!(
             "the upgrade of {0} was called off by a rollback before it began: see `everdisk status {0}`",

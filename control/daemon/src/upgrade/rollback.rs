@@ -133,7 +133,7 @@ mod tests {
         let volume = volume(dir.path());
         let progress = Progress::silent();
         let build = Build { program: "/old".into(), identity: identity("0..2"), digest: None };
-        let begin = Event::Begin { from: build.clone(), from_pid: 1, soak_ms: 0, rollback: false };
+        let begin = Event::Begin { from: build, from_pid: 1, soak_ms: 0, rollback: false };
         let end = Event::End { outcome: Outcome::Committed, reason: None };
         let told = |before| called_off(&volume, before).unwrap_err().to_string();
         let refused = "had been refused before it began anything";

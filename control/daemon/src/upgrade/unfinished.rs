@@ -223,7 +223,7 @@ mod tests {
         let process = ProcessId::of(std::process::id()).unwrap();
         let old = build("/old");
         volume.update(|record| record.current = Some(old.clone())).unwrap();
-        let known = KnownCore { process, program: old.program.clone(), digest: None };
+        let known = KnownCore { process, program: old.program, digest: None };
         volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
         interface.set(|status| {
             status.serving = Some(process.pid);
@@ -415,6 +415,21 @@ mod tests {
         assert_eq!(journalled(&volume), [(1, None), (1, aborted), (2, None), (2, aborted)]);
     }
 
+    /// beyond 5: everdiskd resumes a rollback as one, so that another one waits its turn and does not undo it.
+    #[test]
+    fn a_rollback_that_is_resumed_at_the_start_is_not_called_off_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, new) = soaking(dir.path());
+        begin(&volume, Duration::from_secs(60), true);
+        go_on(&volume, new.pid);
+        resume_unfinished(&volume).unwrap();
+        let refused = rollback(&volume, &Progress::silent()).unwrap_err();
+        assert!(matches!(refused, Error::Busy { operation: "rollback", .. }), "{refused:?}");
+        interface.set(|status| status.serving = Some(std::process::id()));
+        volume.operations.wait_end_of(OperationName::Rollback);
+        assert!(!new.alive());
+    }
+
     /// beyond 5: the upgrade that would follow is called off too.
     #[test]
     fn a_rollback_during_the_resumption_calls_off_the_upgrade_that_waits_for_it() {
@@ -472,8 +487,17 @@ mod tests {
         begin(&volume, Duration::ZERO, false);
         record(&volume, [Event::End { outcome: Outcome::Aborted, reason: None }]);
         let kept = LastUpgrade { steps: Vec::new(), ..report(&volume) };
-        volume.update(|record| record.unfinished = Some(kept)).unwrap();
+        volume.update(|record| record.unfinished = Some(kept.clone())).unwrap();
         resume_unfinished(&volume).unwrap();
         assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (None, None));
+
+        // One that was resumed tells of no step, and had started a new core.
+        begin(&volume, Duration::ZERO, false);
+        go_on(&volume, 1);
+        record(&volume, [Event::End { outcome: Outcome::Aborted, reason: None }]);
+        volume.update(|record| record.unfinished = Some(kept.clone())).unwrap();
+        resume_unfinished(&volume).unwrap();
+        let filed = LastUpgrade { outcome: Some(Outcome::Aborted), ..kept };
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (Some(filed), None));
     }
 }
