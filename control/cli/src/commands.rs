@@ -303,18 +303,18 @@ impl Session {
     /// Shows the report of an upgrade whether it was committed or not.
     fn end_upgrade(&self, request: &Request) -> Result<(), Failure> {
         let ended = self.ask(request);
-        let report = match &ended {
+        let answer = match &ended {
             Ok(value) => Some(value),
             Err(Failure::Client(ClientError::Refused(refusal))) => refusal.detail.as_ref(),
             Err(_) => None,
         };
-        if let Some(value) = report {
-            let ended = read::<LastUpgrade>(value.clone())?;
+        if let Some(value) = answer {
+            let report = read::<LastUpgrade>(value.clone())?;
             if self.json {
                 output::json(value);
-            } else if !ended.was_refused() {
-                // The report of an upgrade that was refused has nothing but the reason.
-                show::upgrade(&ended);
+            } else if ended.is_ok() || !report.was_refused() {
+                // The report of an upgrade that was refused has nothing but the reason. That of one which a rollback ended is the answer.
+                show::upgrade(&report);
             }
         }
         ended.map(|_| ())

@@ -68,10 +68,10 @@ pub struct Actor<'a> {
     to: Option<Build>,
     /// Recording the new program failed, and it is not known whether it is on record.
     record_unknown: bool,
-    /// The journal has its end.
-    ended: bool,
     /// It goes back to the build before the last committed upgrade, and there is none before that one.
     pub rollback: bool,
+    /// The operator wants the old core back, and it is taken up for nothing else.
+    pub called_off: bool,
     began: Instant,
 }
 
@@ -92,15 +92,10 @@ impl<'a> Actor<'a> {
             digest: None,
             to: None,
             record_unknown: false,
-            ended: false,
             rollback: false,
+            called_off: false,
             began: Instant::now(),
         }
-    }
-
-    /// Whether the journal has its end.
-    pub const fn is_ended(&self) -> bool {
-        self.ended
     }
 
     fn source(&self) -> &Path {
@@ -256,12 +251,10 @@ impl Act for Actor<'_> {
     fn record(&mut self, event: Event) -> Result<(), Fault> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("Linux sets no clock to before 1970");
         let at_ms = milliseconds(now);
-        let ends = matches!(event, Event::End { .. });
         let record = JournalEntry { v: JOURNAL_VERSION, upgrade: self.upgrade, at_ms, event };
         let line = serde_json::to_string(&record).map_err(|e| Fault(e.to_string()))?;
         let written = durable::append_line(&self.volume.paths.journal(), &line);
         written.doing(|| "write the upgrade journal".to_owned())?;
-        self.ended |= ends;
         Ok(())
     }
 
@@ -350,8 +343,13 @@ impl Act for Actor<'_> {
         Ok(Observation {
             serving: status.serving,
             io_errors: status.cores.iter().find(|core| core.pid == new).map(|core| core.io_errors),
-            rollback_wanted: self.volume.operations.rollback_wanted(),
+            // One that goes back itself is what is wanted.
+            rollback_wanted: !self.rollback && (self.called_off || self.volume.operations.rollback_wanted()),
         })
+    }
+
+    fn runs(&mut self, pid: u32, build: &Build) -> bool {
+        self.volume.attachment().is_some_and(|attachment| attachment.program_of(pid) == Some(&build.program))
     }
 
     fn keep(&mut self, report: &Report) {

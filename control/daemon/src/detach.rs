@@ -75,10 +75,17 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
-    let serving = volume.interface().status()?.serving;
-    volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
-    let attachment = match close(volume, &attachment, force) {
-        Ok(()) => volume.attached()?,
+    // Asked before the front ends close: the core that serves tells how its last flush went. An interface that is silent here is treated as
+    // one that does not detach.
+    let closed = match volume.interface().status() {
+        Ok(status) => {
+            volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
+            close(volume, &attachment, force).map(|()| status.serving)
+        }
+        Err(e) => Err(NotDetached::Other(e)),
+    };
+    let (attachment, serving) = match closed {
+        Ok(serving) => (volume.attached()?, serving),
         Err(NotDetached::InUse(reason)) => {
             stay(volume)?;
             let users = users_of(volume, &attachment);

@@ -1,6 +1,6 @@
 //! Errors of the control module, and what the operator is told of them.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 use everdisk_api::answer::{Kind, NEEDS_YES, Refusal};
 use everdisk_sys::link::LinkError;
@@ -55,8 +55,7 @@ pub enum Error {
     },
     /// An upgrade has no end in the journal, and cannot be given one, so no other one can begin.
     #[error(
-        "upgrade {upgrade} of volume {volume} has no end on record, so no other one can begin: {why}; see to it that {} can be written \
-         (space, permissions), then try again", directory.display()
+        "upgrade {upgrade} of volume {volume} has no end on record, so no other one can begin: {why}; {remedy}, then try again"
     )]
     Unfinished {
         /// The volume.
@@ -65,8 +64,8 @@ pub enum Error {
         upgrade: u64,
         /// Why it cannot be given an end.
         why: String,
-        /// Where its end would be recorded.
-        directory: PathBuf,
+        /// What to do.
+        remedy: String,
     },
     /// An upgrade did not end as wished.
     #[error("{message}")]

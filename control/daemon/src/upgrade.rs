@@ -14,7 +14,7 @@ use everdisk_proto::{
     journal::{self, Outcome},
 };
 use everdisk_upgrade::{
-    run::{Plan, run},
+    run::{Ended, Plan, run},
     step::Limits,
     unfinished::next_number,
 };
@@ -50,7 +50,14 @@ pub struct Wish<'a> {
 /// # Errors
 /// [`Error::Upgrade`] when it was not committed, with the report; else why it could not begin.
 pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Result<LastUpgrade> {
-    let operation = begin(volume, OperationName::Upgrade, progress)?;
+    let (operation, _) = begin(volume, OperationName::Upgrade, progress)?;
+    // The operator wants the core before, and asked while the upgrade that was left was resumed.
+    if volume.operations.rollback_wanted() {
+        return Err(Error::State(format!(
+            "the upgrade of {0} was called off by a rollback before it began: see `everdisk status {0}`",
+            volume.name
+        )));
+    }
     let report = perform(volume, &operation, wish, progress)?;
     if report.outcome == Some(Outcome::Committed) && report.reason.is_none() {
         return Ok(report);
@@ -59,13 +66,13 @@ pub fn upgrade(volume: &Arc<Volume>, wish: Wish<'_>, progress: &Progress) -> Res
 }
 
 /// Takes the volume for an upgrade or a rollback. What is without an end is resumed first: the journal tells of the last upgrade alone, so
-/// another one would have it forgotten.
-fn begin(volume: &Arc<Volume>, name: OperationName, progress: &Progress) -> Result<Operation> {
+/// another one would have it forgotten. The report of what was resumed, if anything was.
+fn begin(volume: &Arc<Volume>, name: OperationName, progress: &Progress) -> Result<(Operation, Option<LastUpgrade>)> {
     let operation = volume.begin(name)?;
     // A pass of the supervisor that began before the operation has to end first.
     drop(volume.supervision.hands());
-    settle(volume, progress)?;
-    Ok(operation)
+    let ended = settle(volume, name, progress)?;
+    Ok((operation, ended))
 }
 
 /// The checks before the first step: which core serves, and that nothing forbids an upgrade now.
@@ -89,21 +96,24 @@ fn perform(volume: &Arc<Volume>, _operation: &Operation, wish: Wish<'_>, progres
     let plan = Plan { from, from_pid, handover: wish.handover, limits: wish.limits, rollback: wish.rollback };
     let mut actor = Actor::new(volume, number, wish.core, progress);
     actor.rollback = wish.rollback;
-    let mut report = run(&mut actor, &plan, report);
-    if let Err(e) = remember(volume, &report, actor.is_ended()) {
-        report.add_reason(format!("its end could not be recorded: {e}"));
+    let ended = run(&mut actor, &plan, report);
+    let mut answer = ended.answer();
+    tell(volume, &answer);
+    if let Err(e) = remember(volume, &ended, false) {
+        answer.add_reason(format!("its end could not be recorded: {e}"));
     }
-    Ok(report)
+    Ok(answer)
 }
 
-/// Records how an upgrade ended. `is_ended`: the journal says it too; otherwise it is resumed from what is recorded here.
-fn remember(volume: &Volume, report: &LastUpgrade, is_ended: bool) -> Result<()> {
-    tell(volume, report);
+/// Records how an upgrade ended. Where the journal does not say it too, the upgrade is resumed from what is recorded here. `started`: the
+/// journal has a new core; the report of an upgrade that was resumed may lack the steps.
+fn remember(volume: &Volume, ended: &Ended, started: bool) -> Result<()> {
+    let report = &ended.report;
     volume.update(|record| {
-        if report.outcome.is_some() && !report.was_refused() {
+        if report.outcome.is_some() && (started || !report.was_refused()) {
             record.last_upgrade = Some(report.clone());
         }
-        record.unfinished = (!is_ended).then(|| report.clone());
+        record.unfinished = (!ended.is_journalled()).then(|| report.clone());
     })
 }
 
@@ -120,7 +130,7 @@ fn read_journal(volume: &Volume) -> Result<Vec<journal::Entry>> {
 #[cfg(test)]
 mod tests {
     use everdisk_proto::identity::Identity;
-    use everdisk_upgrade::{report::StepTime, step::Step};
+    use everdisk_upgrade::{act::Fault, report::StepTime, step::Step};
 
     use super::*;
     use crate::volume::tests::volume;
@@ -132,13 +142,19 @@ mod tests {
         let volume = volume(dir.path());
         let mut report = LastUpgrade::new("v".to_owned(), 1, "1.0".to_owned());
         report.outcome = Some(Outcome::Aborted);
-        remember(&volume, &report, true).unwrap();
+        let ended = |report: &LastUpgrade, is_journalled: bool| Ended {
+            report: report.clone(),
+            unjournalled: (!is_journalled).then(|| Fault("full".to_owned())),
+        };
+        remember(&volume, &ended(&report, true), false).unwrap();
         assert_eq!(volume.record().last_upgrade, None, "it was refused before it began");
+        remember(&volume, &ended(&report, true), true).unwrap();
+        assert_eq!(volume.record().last_upgrade, Some(report.clone()), "a new core was started");
         report.steps.push(StepTime::new(Step::Standby, 1));
-        remember(&volume, &report, false).unwrap();
+        remember(&volume, &ended(&report, false), false).unwrap();
         let known = Some(report.clone());
         assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (known.clone(), known.clone()));
-        remember(&volume, &report, true).unwrap();
+        remember(&volume, &ended(&report, true), false).unwrap();
         assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (known, None));
     }
 

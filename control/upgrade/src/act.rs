@@ -94,6 +94,8 @@ pub trait Act {
     /// # Errors
     /// The interface does not answer.
     fn observe(&mut self, new: u32) -> Result<Observation, Fault>;
+    /// Whether the core with this process id runs this program, as far as that is on record.
+    fn runs(&mut self, pid: u32, build: &Build) -> bool;
     /// Keeps what is known of a switched upgrade beside the journal, for a control module that takes it up.
     fn keep(&mut self, report: &Report);
     /// [`Step::Commit`]: a standby of the new version is started, every core of another one is dismissed, so that whichever core dies the new

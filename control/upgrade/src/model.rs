@@ -270,6 +270,9 @@ impl Act for Actor<'_> {
             Ok(Observation { serving: Some(a.world.serving), io_errors: Some(0), rollback_wanted: a.rollback })
         })
     }
+    fn runs(&mut self, pid: u32, build: &Build) -> bool {
+        self.world.cores.get(&pid).is_some_and(|version| self.world.build(*version).program == build.program)
+    }
     fn keep(&mut self, report: &Report) {
         if !self.ended {
             self.world.kept = Some(report.clone());
@@ -337,9 +340,8 @@ fn plan(handover: Handover) -> Plan {
 
 fn upgrade_by(handover: Handover, world: &mut World, misfortunes: Vec<Misfortune>) -> (Report, bool) {
     let mut actor = Actor::new(world, misfortunes);
-    let report = run(&mut actor, &plan(handover), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
-    let ended = actor.ended;
-    (report, ended)
+    let report = run(&mut actor, &plan(handover), Report::new("v".to_owned(), 1, "1.0.0".to_owned())).answer();
+    (report, actor.ended)
 }
 
 fn upgrade(world: &mut World, misfortunes: Vec<Misfortune>) -> (Report, bool) {

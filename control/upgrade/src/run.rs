@@ -42,9 +42,34 @@ pub struct Plan {
     pub rollback: bool,
 }
 
+/// What a run gives: the report, and whether the journal has its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// The report. It has no outcome where the upgrade has to be taken up again.
+    pub report: Report,
+    /// Why the end could not be journalled. It is in no report that is kept: a later attempt may journal the end.
+    pub unjournalled: Option<Fault>,
+}
+
+impl Ended {
+    /// Whether the journal has its end.
+    pub const fn is_journalled(&self) -> bool {
+        self.report.outcome.is_some() && self.unjournalled.is_none()
+    }
+
+    /// The report for those who wait for it, with what is wrong at this moment.
+    pub fn answer(&self) -> Report {
+        let mut answer = self.report.clone();
+        if let Some(fault) = &self.unjournalled {
+            answer.add_reason(format!("the end could not be journalled: {fault}"));
+        }
+        answer
+    }
+}
+
 /// Runs an upgrade to its end. Whatever happens, the gate is open on a core that serves afterwards, and the report
 /// says on which and why. `report` is [`Report::new`].
-pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
+pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Ended {
     let mut run = Run::new(act, plan.limits, State::Begun, report);
     (run.report.handover, run.report.handover_asked) = (plan.handover, plan.handover);
     run.report.rollback = plan.rollback;
@@ -64,7 +89,7 @@ pub fn run<A: Act>(act: &mut A, plan: &Plan, report: Report) -> Report {
 /// Takes up an upgrade that a control module left without an end: finishes it where the new core serves, and clears it
 /// away where it does not. `current` is the recorded program: once that is the new one, the upgrade is past its point
 /// of no return. `report` is what was kept of it, or a new one.
-pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: Report) -> Report {
+pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: Report) -> Ended {
     let mut run = Run::new(act, Limits { soak: left.soak, ..Limits::default() }, left.state, report);
     run.report.rollback = left.rollback;
     if left.to.as_ref() == Some(current) {
@@ -73,6 +98,9 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
         run.advance(Event::Recorded);
         return run.close();
     }
+    // What follows is found out anew.
+    (run.report.reason, run.report.failed_step) = (None, None);
+    run.report.steps.retain(|step| step.step < Step::Soak);
     run.undo.push(Undo::Unstage);
     run.undo.push(Undo::Dismiss);
     // Whether it was flushing is not in the journal.
@@ -80,7 +108,7 @@ pub fn resume<A: Act>(act: &mut A, left: &Unfinished, current: &Build, report: R
     let ended = match (&left.to, left.to_pid) {
         (Some(build), Some(pid)) => {
             let new = New { build: build.clone(), pid };
-            run.find(&new).and_then(|watch| run.soak(&new, watch))
+            run.find(new).and_then(|(new, watch)| run.soak(&new, watch))
         }
         _ => Err(Fault("it was interrupted before the new core was ready".to_owned())),
     };
@@ -284,28 +312,34 @@ impl<'a, A: Act> Run<'a, A> {
         Ok(Watch::new(new.pid, before))
     }
 
-    /// After a crash of the control module: asks which core serves.
-    fn find(&mut self, new: &New) -> Result<Watch, Fault> {
+    /// After a crash of the control module: asks which core serves. Where the new core has died, that is the standby which the commit had
+    /// started from the same program.
+    fn find(&mut self, mut new: New) -> Result<(New, Watch), Fault> {
         self.new = Some(new.clone());
         self.report.to = Some(new.build.identity.version.clone());
         self.report.digest.clone_from(&new.build.digest);
-        let mut watch = Watch::new(new.pid, None);
+        let mut blind = Watch::new(new.pid, None);
         loop {
             let look = self.act.observe(new.pid).ok();
             match look.and_then(|seen| seen.serving) {
-                Some(serving) if serving == new.pid => break,
+                Some(serving) if serving == new.pid || self.act.runs(serving, &new.build) => {
+                    new.pid = serving;
+                    break;
+                }
                 Some(_) => {
                     return Err(Fault("it was interrupted, and another core was found serving".to_owned()));
                 }
-                None => watch.see(look).map_err(Fault)?,
+                None => blind.see(look).map_err(Fault)?,
             }
             self.act.sleep(INTERVAL);
         }
+        self.new = Some(new.clone());
         self.switched = true;
         self.advance(Event::NewServes);
         self.act.record(Journalled::Switched)?;
         self.buffer_again();
-        Ok(watch)
+        let watch = Watch::new(new.pid, None);
+        Ok((new, watch))
     }
 
     /// A hand-over ends the synchronous mode by itself, but the new core may have the gate by the death of the old one.
@@ -333,7 +367,7 @@ impl<'a, A: Act> Run<'a, A> {
     }
 
     /// Commits or unwinds, and closes.
-    fn end(mut self, ended: Result<(), Fault>) -> Report {
+    fn end(mut self, ended: Result<(), Fault>) -> Ended {
         if let Err(fault) = ended.and_then(|()| self.commit()) {
             self.unwind(fault);
         }
@@ -341,15 +375,13 @@ impl<'a, A: Act> Run<'a, A> {
     }
 
     /// Journals the end and hands the report out.
-    fn close(mut self) -> Report {
+    fn close(mut self) -> Ended {
         self.report.outcome = self.state.outcome();
-        if let Some(outcome) = self.report.outcome {
-            let end = Journalled::End { outcome, reason: self.report.reason.clone() };
-            if let Err(fault) = self.act.record(end) {
-                self.report.add_reason(format!("the end could not be journalled: {fault}"));
-            }
-        }
-        self.report
+        let unjournalled = self
+            .report
+            .outcome
+            .and_then(|outcome| self.act.record(Journalled::End { outcome, reason: self.report.reason.clone() }).err());
+        Ended { report: self.report, unjournalled }
     }
 
     /// The new core serves for good, once it is recorded as the current one. An error: it is not recorded.

@@ -104,6 +104,27 @@ fn a_new_core_that_does_not_let_go_is_killed() {
 }
 
 #[test]
+fn the_program_of_a_core_is_the_recorded_one() {
+    let world = world();
+    let runs = |pid| world.act(|a| a.runs(pid, &build("/new")));
+    assert_eq!([world.new.id.pid, world.old.id.pid, 1].map(runs), [true, false, false]);
+}
+
+/// beyond 5: an upgrade is called off, a rollback that is resumed is not: it is what is wanted.
+#[test]
+fn a_rollback_is_wanted_of_an_upgrade_and_not_of_a_rollback() {
+    let world = world();
+    let pid = world.new.id.pid;
+    for (rollback, called_off, wanted) in [(false, false, false), (false, true, true), (true, true, false)] {
+        let observed = world.act(|a| {
+            (a.rollback, a.called_off) = (rollback, called_off);
+            a.observe(pid)
+        });
+        assert_eq!(observed.unwrap().rollback_wanted, wanted);
+    }
+}
+
+#[test]
 fn dismissing_spares_the_old_cores() {
     let world = world();
     world.act(|a| a.dismiss());

@@ -220,6 +220,35 @@ fn a_forced_detach_asks_where_something_is_given_up() {
     }
 }
 
+/// An interface that stops while the flush goes on keeps no detach from giving the volume up.
+#[test]
+fn a_forced_detach_ends_although_the_interface_stops_after_the_flush() {
+    for force in [Force::No, Force::Agreed] {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, fake, process) = attached(dir.path(), "60");
+        fake.set(|status| status.serving = Some(7));
+        let socket = volume.paths.interface_socket();
+        let mut fake = Some(fake);
+        let _core = fake::Core::start(&volume, 7, move |_| {
+            drop(fake.take());
+            // It may be listening for a moment still.
+            let _ = fs::remove_file(&socket);
+            Some(CoreAnswer::Flushed)
+        });
+        let ended = detach(&volume, force, &Progress::silent());
+        if force == Force::No {
+            assert!(matches!(ended, Err(Error::Peer { who: "interface", .. })), "{ended:?}");
+            assert_eq!(volume.record().attachment.map(|a| a.phase), Some(Phase::Attached));
+            assert!(process.id.alive());
+            process.id.end(Duration::ZERO);
+        } else {
+            assert_eq!(ended.unwrap(), None, "nobody can tell what was written after the flush");
+            assert_eq!(volume.record().attachment, None);
+            assert!(!process.id.alive());
+        }
+    }
+}
+
 /// A volume that was given up, and of which a process did not end: it is not restored, and detached by a further attempt.
 #[test]
 fn what_was_given_up_is_not_brought_back() {

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use everdisk_api::{Handover, LastUpgrade, operation::OperationName};
 use everdisk_proto::{
     identity::Identity,
-    journal::Outcome,
+    journal::{self, Outcome},
     limits::{FLUSH_LIMIT_DEFAULT, PAUSE_BUDGET_DEFAULT},
 };
 use everdisk_upgrade::{step::Limits, unfinished::unfinished};
 
-use super::{Wish, begin, ending::failed, perform, read_journal, ready};
+use super::{Wish, begin, ending::failed, perform, read_journal, ready, unfinished::started};
 use crate::{
     actor,
     error::{Error, Result},
@@ -27,29 +27,12 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
     if volume.operations.want_rollback() {
         progress.step("wait for the upgrade that runs");
         volume.operations.wait_end_of(OperationName::Upgrade);
-        if unfinished(&read_journal(volume)?).is_some() {
-            return Err(Error::State(format!(
-                "the upgrade of {0} could not be given an end: see `everdisk status {0}`, then `everdisk rollback {0}` again",
-                volume.name
-            )));
-        }
-        let ended = volume.record().last_upgrade;
-        if ended == before {
-            return Err(Error::State(format!(
-                "the upgrade of {0} had been refused before it began anything: `everdisk rollback {0}` again to go back to the build before \
-                 the last committed upgrade",
-                volume.name
-            )));
-        }
-        return match ended {
-            Some(report) if matches!(report.outcome, Some(Outcome::RolledBack | Outcome::Aborted)) => Ok(report),
-            _ => Err(Error::State(format!(
-                "the upgrade of {0} had committed before it could be stopped: `everdisk rollback {0}` again",
-                volume.name
-            ))),
-        };
+        return called_off(volume, before.as_ref());
     }
-    let operation = begin(volume, OperationName::Rollback, progress)?;
+    let (operation, ended) = begin(volume, OperationName::Rollback, progress)?;
+    if let Some(report) = ended.filter(went_back) {
+        return Ok(report);
+    }
     let record = volume.record();
     let previous = record.previous.ok_or_else(|| no_earlier(volume, record.last_upgrade.as_ref()))?;
     let wish = Wish {
@@ -67,6 +50,46 @@ pub fn rollback(volume: &Arc<Volume>, progress: &Progress) -> Result<LastUpgrade
     match report.outcome {
         Some(Outcome::Committed) => Ok(report),
         _ => Err(failed(volume, report)),
+    }
+}
+
+/// How an upgrade ended that was to be stopped; `before` is the one that was on record before it.
+fn called_off(volume: &Volume, before: Option<&LastUpgrade>) -> Result<LastUpgrade> {
+    let state = |why: String| Err(Error::State(format!("the upgrade of {} {why}", volume.name)));
+    let again = format!("`everdisk rollback {}` again", volume.name);
+    let records = read_journal(volume)?;
+    if unfinished(&records).is_some() {
+        return state(format!("could not be given an end: see `everdisk status {}`, then {again}", volume.name));
+    }
+    match volume.record().last_upgrade.filter(|ended| Some(ended) != before) {
+        Some(report) if went_back(&report) => Ok(report),
+        Some(report) if report.rollback => Err(failed(volume, report)),
+        Some(_) => state(format!("had committed before it could be stopped: {again}")),
+        None if is_unrecorded(&records, before) => state(format!(
+            "has ended, and how is in the journal alone: see to it that {} can be written (space, permissions) and which core serves \
+             (`everdisk status {}`), then {again} if the core before does not",
+            volume.paths.state.display(),
+            volume.name
+        )),
+        None => state(format!(
+            "had been refused before it began anything: {again} to go back to the build before the last committed upgrade"
+        )),
+    }
+}
+
+/// Whether the journal has an upgrade that started a new core after `last`, the last one on record.
+fn is_unrecorded(records: &[journal::Entry], last: Option<&LastUpgrade>) -> bool {
+    records
+        .last()
+        .is_some_and(|entry| last.is_none_or(|last| last.upgrade < entry.upgrade) && started(records, entry.upgrade))
+}
+
+/// Whether the build before serves again: an upgrade was stopped, or a rollback was not.
+fn went_back(report: &LastUpgrade) -> bool {
+    match report.outcome {
+        Some(Outcome::Committed) => report.rollback,
+        Some(Outcome::RolledBack | Outcome::Aborted) => !report.rollback,
+        None => false,
     }
 }
 
@@ -97,10 +120,54 @@ fn way_back(volume: &Volume, to: &Identity) -> Result<Handover> {
 
 #[cfg(test)]
 mod tests {
-    use everdisk_proto::identity::Build;
+    use everdisk_proto::{identity::Build, journal::Event};
+    use everdisk_upgrade::act::Act;
 
     use super::*;
-    use crate::{fake, upgrade::tests::identity, volume::tests::volume};
+    use crate::{actor::Actor, fake, upgrade::tests::identity, volume::tests::volume};
+
+    /// beyond 5: an upgrade whose end is in the journal and not on record was not refused.
+    #[test]
+    fn a_rollback_says_how_the_upgrade_that_it_was_to_stop_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let progress = Progress::silent();
+        let build = Build { program: "/old".into(), identity: identity("0..2"), digest: None };
+        let begin = Event::Begin { from: build, from_pid: 1, soak_ms: 0, rollback: false };
+        let end = Event::End { outcome: Outcome::Committed, reason: None };
+        let told = |before| called_off(&volume, before).unwrap_err().to_string();
+        let refused = "had been refused before it began anything";
+        assert!(told(None).contains(refused));
+        let mut actor = Actor::resuming(&volume, 1, &progress);
+        actor.record(begin.clone()).unwrap();
+        assert!(told(None).contains("could not be given an end"));
+        actor.record(end.clone()).unwrap();
+        assert!(told(None).contains(refused));
+        let mut actor = Actor::resuming(&volume, 2, &progress);
+        [begin, Event::Standby { to_pid: 2 }, end].into_iter().for_each(|event| actor.record(event).unwrap());
+        let told = told(None);
+        assert!(told.contains("in the journal alone") && told.contains("can be written"), "{told}");
+        let mut report = LastUpgrade::new("v".to_owned(), 2, "1.0".to_owned());
+        for (outcome, rollback, words) in [
+            (Outcome::Committed, false, Some("had committed before it could be stopped")),
+            (Outcome::Committed, true, None),
+            (Outcome::RolledBack, false, None),
+            (Outcome::Aborted, false, None),
+            (Outcome::Aborted, true, Some("was aborted")),
+        ] {
+            (report.outcome, report.rollback) = (Some(outcome), rollback);
+            volume.update(|record| record.last_upgrade = Some(report.clone())).unwrap();
+            let told = called_off(&volume, None).err().map(|e| e.to_string());
+            match (told, words) {
+                (Some(told), Some(words)) => assert!(told.contains(words), "{told}"),
+                (told, words) => assert_eq!(told.as_deref(), words),
+            }
+            assert!(
+                called_off(&volume, Some(&report)).unwrap_err().to_string().contains(refused),
+                "it was there before"
+            );
+        }
+    }
 
     #[test]
     fn the_way_back_is_by_carry_where_the_core_before_adopts_the_write_buffer() {

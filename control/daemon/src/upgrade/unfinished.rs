@@ -3,18 +3,22 @@
 use std::{io, sync::Arc, thread};
 
 use everdisk_api::{LastUpgrade, operation::OperationName};
-use everdisk_proto::journal::{self, Outcome};
+use everdisk_proto::{
+    identity::Build,
+    journal::{self, Outcome},
+};
 use everdisk_upgrade::{
     act::Act,
-    run::resume,
+    run::{Ended, resume},
     unfinished::{Unfinished, unfinished},
 };
 use tracing::{info, warn};
 
-use super::{read_journal, ready, remember};
+use super::{ending::tell, read_journal, ready, remember};
 use crate::{
     actor::Actor,
-    error::{Error, Result},
+    durable,
+    error::{Doing, Error, Result},
     progress::Progress,
     stage,
     volume::Volume,
@@ -41,11 +45,14 @@ pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
         stage::prune(volume);
         return Ok(());
     };
+    let name = if left.rollback { OperationName::Rollback } else { OperationName::Upgrade };
     // A detach that was interrupted has the volume; the next upgrade resumes this one.
-    let Ok(operation) = volume.begin(OperationName::Upgrade) else { return Ok(()) };
+    let Ok(operation) = volume.begin(name) else { return Ok(()) };
     let volume = Arc::clone(volume);
     thread::Builder::new().name(format!("upgrade-{}", volume.name)).spawn(move || {
-        if let Err(e) = finish(&volume, &left, &Progress::silent()) {
+        let progress = Progress::silent();
+        let mut actor = Actor::resuming(&volume, left.upgrade, &progress);
+        if let Err(e) = finish(&volume, &left, &mut actor) {
             warn!(volume = %volume.name, "{e}");
         }
         drop(operation);
@@ -53,34 +60,48 @@ pub fn resume_unfinished(volume: &Arc<Volume>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the last upgrade its end, where it has none.
+/// Gives the last upgrade its end, where it has none, before the operation `name`. Its report then: a rollback calls it off.
 ///
 /// # Errors
 /// [`Error::Unfinished`]: it cannot be given one now.
-pub(super) fn settle(volume: &Arc<Volume>, progress: &Progress) -> Result<()> {
+pub(super) fn settle(volume: &Arc<Volume>, name: OperationName, progress: &Progress) -> Result<Option<LastUpgrade>> {
     let records = read_journal(volume)?;
-    let stuck = |upgrade: u64, why: String| {
-        let (volume, directory) = (volume.name.to_string(), volume.paths.state.clone());
-        Error::Unfinished { volume, upgrade, why, directory }
+    let stuck = |upgrade: u64, why: String, remedy: String| Error::Unfinished {
+        volume: volume.name.to_string(),
+        upgrade,
+        why,
+        remedy,
     };
+    let make_room = || format!("see to it that {} can be written (space, permissions)", volume.paths.state.display());
     let Some(left) = unfinished(&records) else {
-        let Some(kept) = volume.record().unfinished else { return Ok(()) };
-        return file_kept(volume, &records).map_err(|e| stuck(kept.upgrade, e.to_string()));
+        let Some(kept) = volume.record().unfinished else { return Ok(None) };
+        return match file_kept(volume, &records) {
+            Ok(()) => Ok(None),
+            Err(e) => Err(stuck(kept.upgrade, e.to_string(), make_room())),
+        };
     };
     if volume.attachment().is_some() {
         ready(volume)?;
     }
     progress.step(&format!("resume upgrade {}", left.upgrade));
-    let why = match finish(volume, &left, progress) {
-        Err(e) => e.to_string(),
-        Ok(_) if unfinished(&read_journal(volume)?).is_none() => return Ok(()),
-        Ok(report) => report.reason.unwrap_or_else(|| "no reason is known".to_owned()),
+    let mut actor = Actor::resuming(volume, left.upgrade, progress);
+    actor.called_off = name == OperationName::Rollback;
+    let ended = match finish(volume, &left, &mut actor) {
+        Err(e) => return Err(stuck(left.upgrade, e.to_string(), make_room())),
+        Ok(ended) if ended.is_journalled() => return Ok(Some(ended.report)),
+        Ok(ended) => ended,
     };
-    Err(stuck(left.upgrade, why))
+    let remedy = if ended.unjournalled.is_some() || volume.files.record_trouble().is_some() {
+        make_room()
+    } else {
+        format!("wait until `everdisk status {}` says serving", volume.name)
+    };
+    let why = ended.answer().reason.expect("an upgrade that was not given an end says why");
+    Err(stuck(left.upgrade, why, remedy))
 }
 
-/// Files what is kept of an upgrade beside the journal: where the journal has its end, it is the last upgrade that ended. Nothing stays that
-/// could be taken for what is known of the next upgrade.
+/// Files what is kept of an upgrade beside the journal: where the journal has its end, it is the last upgrade that ended, unless it was
+/// refused before it began. Nothing stays that could be taken for what is known of the next upgrade.
 fn file_kept(volume: &Volume, records: &[journal::Entry]) -> Result<()> {
     volume.update(|record| {
         let Some(mut kept) = record.unfinished.take() else { return };
@@ -90,61 +111,84 @@ fn file_kept(volume: &Volume, records: &[journal::Entry]) -> Result<()> {
             }
             _ => None,
         });
-        if let Some((outcome, reason)) = end {
-            (kept.outcome, kept.reason) = (Some(outcome), reason);
+        let Some((outcome, reason)) = end else { return };
+        (kept.outcome, kept.reason) = (Some(outcome), reason);
+        if started(records, kept.upgrade) || !kept.was_refused() {
             record.last_upgrade = Some(kept);
         }
     })
 }
 
+/// Whether the journal has a new core of this upgrade.
+pub(super) fn started(records: &[journal::Entry], upgrade: u64) -> bool {
+    records.iter().any(|entry| entry.upgrade == upgrade && matches!(entry.event, journal::Event::Standby { .. }))
+}
+
 /// Gives an upgrade its end: by what is known of it, by resuming it, or, where nothing of it can run any more, by what is on record.
-fn finish(volume: &Arc<Volume>, left: &Unfinished, progress: &Progress) -> Result<LastUpgrade> {
+///
+/// # Errors
+/// Nothing was done or recorded, because the state directory cannot be written; or its end is not recorded.
+fn finish(volume: &Arc<Volume>, left: &Unfinished, actor: &mut Actor<'_>) -> Result<Ended> {
     info!(volume = %volume.name, upgrade = left.upgrade, "an upgrade without an end is resumed");
+    // What cannot be recorded is not begun: the gate would change hands for nothing.
+    let state = &volume.paths.state;
+    durable::check_room(state, 0).doing(|| format!("write to {}", state.display()))?;
+    // After an attempt that failed, the file may name a program that this process does not know to be on record.
+    volume.files.rewrite_record()?;
     let record = volume.record();
-    let mut report = record
+    let report = record
         .unfinished
         .filter(|kept| kept.upgrade == left.upgrade)
         .unwrap_or_else(|| LastUpgrade::new(volume.name.to_string(), left.upgrade, left.from.identity.version.clone()));
-    report.rollback = left.rollback;
-    let mut actor = Actor::resuming(volume, left.upgrade, progress);
+    let report = LastUpgrade { rollback: left.rollback, ..report };
     actor.rollback = left.rollback;
     // A record that was begun anew names none.
     let current = record.current.unwrap_or_else(|| left.from.clone());
-    if report.outcome.is_none() && volume.attachment().is_some() {
-        report = resume(&mut actor, left, &current, report);
+    let ended = if report.outcome.is_none() && volume.attachment().is_some() {
+        resume(actor, left, &current, report)
     } else {
-        if report.outcome.is_none() {
-            let committed = left.to.as_ref() == Some(&current);
-            report.outcome = Some(if committed { Outcome::Committed } else { Outcome::Aborted });
-            if !committed {
-                report.add_reason(
-                    "the volume was detached, or the machine restarted, before the upgrade ended".to_owned(),
-                );
-            }
-        }
-        let outcome = report.outcome.expect("it was just given one, or had one");
+        let report = of_record(left, &current, report);
+        let outcome = report.outcome.expect("what is on record gives it one");
         let end = journal::Event::End { outcome, reason: report.reason.clone() };
-        actor.record(end).map_err(|fault| Error::Failed(fault.0))?;
-    }
-    if report.outcome.is_some() {
+        Ended { unjournalled: actor.record(end).err(), report }
+    };
+    if ended.report.outcome.is_some() {
         // Else the program of the core that serves is not on record yet.
         stage::prune(volume);
     }
-    remember(volume, &report, actor.is_ended())?;
-    Ok(report)
+    tell(volume, &ended.answer());
+    remember(volume, &ended, left.to_pid.is_some())?;
+    Ok(ended)
+}
+
+/// How an upgrade ended of which nothing can run any more: as it is known, or by the program that is on record.
+fn of_record(left: &Unfinished, current: &Build, mut report: LastUpgrade) -> LastUpgrade {
+    if report.outcome.is_none() {
+        let committed = left.to.as_ref() == Some(current);
+        report.outcome = Some(if committed { Outcome::Committed } else { Outcome::Aborted });
+        if !committed {
+            report.add_reason("the volume was detached, or the machine restarted, before the upgrade ended".to_owned());
+        }
+    }
+    report
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{
+        path::Path,
+        process::Command,
+        time::{Duration, Instant},
+    };
 
     use everdisk_api::Handover;
-    use everdisk_proto::{identity::Build, journal::Event};
+    use everdisk_proto::journal::Event;
     use everdisk_upgrade::step::{Limits, Step};
 
     use super::*;
     use crate::{
-        durable, fake,
+        child::Child,
+        fake,
         process::ProcessId,
         record::KnownCore,
         status::status,
@@ -179,23 +223,61 @@ mod tests {
         let process = ProcessId::of(std::process::id()).unwrap();
         let old = build("/old");
         volume.update(|record| record.current = Some(old.clone())).unwrap();
-        let known = KnownCore { process, program: old.program.clone(), digest: None };
+        let known = KnownCore { process, program: old.program, digest: None };
         volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
         interface.set(|status| {
             status.serving = Some(process.pid);
             status.cores = vec![fake::core(process.pid, 0)];
         });
-        let progress = Progress::silent();
-        let mut actor = Actor::resuming(&volume, 1, &progress);
-        for event in [
-            Event::Begin { from: old, from_pid: process.pid, soak_ms: 0, rollback: false },
-            Event::Staged { to: build("/new") },
-            Event::Standby { to_pid: 1 },
-            Event::Handover,
-        ] {
-            actor.record(event).unwrap();
-        }
+        begin(&volume, Duration::ZERO, false);
+        go_on(&volume, 1);
         (volume, interface)
+    }
+
+    fn record(volume: &Arc<Volume>, events: impl IntoIterator<Item = Event>) {
+        let progress = Progress::silent();
+        let mut actor = Actor::resuming(volume, 1, &progress);
+        events.into_iter().for_each(|event| actor.record(event).unwrap());
+    }
+
+    /// Enters upgrade 1 anew.
+    fn begin(volume: &Arc<Volume>, soak: Duration, rollback: bool) {
+        let soak_ms = u64::try_from(soak.as_millis()).unwrap();
+        let begin = Event::Begin { from: build("/old"), from_pid: std::process::id(), soak_ms, rollback };
+        record(volume, [begin, Event::Staged { to: build("/new") }]);
+    }
+
+    fn go_on(volume: &Arc<Volume>, to_pid: u32) {
+        record(volume, [Event::Standby { to_pid }, Event::Handover]);
+    }
+
+    /// A process that does nothing, recorded as an armed core that serves.
+    fn serves(volume: &Volume, interface: &fake::Interface, program: &str) -> ProcessId {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let process = Child::start(command, &volume.paths.core_log(0), || {}).unwrap().id;
+        let known = KnownCore { process, program: program.into(), digest: None };
+        volume.update_attachment(|attachment| attachment.cores.push(known)).unwrap();
+        interface.set(|status| {
+            status.serving = Some(process.pid);
+            status.cores.push(fake::core(process.pid, 1));
+        });
+        process
+    }
+
+    /// The new core serves, and has long to soak still.
+    fn soaking(root: &Path) -> (Arc<Volume>, fake::Interface, ProcessId) {
+        let (volume, interface) = left(root);
+        let new = serves(&volume, &interface, "/new");
+        begin(&volume, Duration::from_secs(60), false);
+        go_on(&volume, new.pid);
+        (volume, interface, new)
+    }
+
+    fn block_record(volume: &Volume) {
+        let record = volume.paths.record();
+        std::fs::remove_file(&record).unwrap();
+        std::fs::create_dir_all(record.join("in the way")).unwrap();
     }
 
     /// The upgrades whose begin and whose end the journal has, in order.
@@ -205,7 +287,9 @@ mod tests {
             Event::End { outcome, .. } => Some((entry.upgrade, Some(outcome))),
             _ => None,
         };
-        read_journal(volume).unwrap().into_iter().filter_map(entry).collect()
+        let mut found: Vec<_> = read_journal(volume).unwrap().into_iter().filter_map(entry).collect();
+        found.dedup();
+        found
     }
 
     /// To a program that is not there.
@@ -223,11 +307,6 @@ mod tests {
         another(&volume);
         let aborted = Some(Outcome::Aborted);
         assert_eq!(journalled(&volume), [(1, None), (1, aborted), (2, None), (2, aborted)]);
-
-        let dir = tempfile::tempdir().unwrap();
-        let (volume, _interface) = left(dir.path());
-        rollback(&volume, &Progress::silent()).unwrap_err();
-        assert_eq!(journalled(&volume), [(1, None), (1, aborted)], "there is no core to go back to");
     }
 
     /// beyond 1: only the journal lacks the end. It is written there, and nothing is done again.
@@ -274,19 +353,151 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (volume, _interface) = left(dir.path());
         volume.update(|record| record.unfinished = Some(report(&volume))).unwrap();
-        let record = volume.paths.record();
-        std::fs::remove_file(&record).unwrap();
-        std::fs::create_dir_all(record.join("in the way")).unwrap();
+        block_record(&volume);
         let refused = another(&volume);
         assert!(matches!(refused, Error::Unfinished { upgrade: 1, .. }), "{refused:?}");
         let told = refused.to_string();
         let remedy = format!("see to it that {} can be written", volume.paths.state.display());
         assert!(told.contains("upgrade 1 of volume v has no end on record") && told.contains(&remedy), "{told}");
-        assert!(journalled(&volume).iter().all(|(upgrade, _)| *upgrade == 1));
+        assert_eq!(journalled(&volume), [(1, None)]);
+        record(&volume, [Event::End { outcome: Outcome::Aborted, reason: None }]);
+        let refused = another(&volume).to_string();
         assert!(
-            matches!(another(&volume), Error::Unfinished { upgrade: 1, .. }),
-            "the journal has its end now, the record has not"
+            refused.contains("upgrade 1 of volume v") && refused.contains(&remedy),
+            "the record lacks it: {refused}"
         );
+        assert!(journalled(&volume).iter().all(|(upgrade, _)| *upgrade == 1));
         assert!(volume.operations.running().is_none());
+    }
+
+    /// beyond 5: what is wanted of a rollback is the core before the upgrade that was left, not the one before that.
+    #[test]
+    fn a_rollback_ends_the_upgrade_that_was_left_and_goes_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface) = left(dir.path());
+        volume.update(|record| record.previous = Some(build("/before"))).unwrap();
+        let report = rollback(&volume, &Progress::silent()).unwrap();
+        let aborted = Some(Outcome::Aborted);
+        assert_eq!((report.outcome, volume.record().last_upgrade), (aborted, Some(report)));
+        assert_eq!(journalled(&volume), [(1, None), (1, aborted)]);
+        assert!(interface.hand_overs().is_empty());
+
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, new) = soaking(dir.path());
+        volume.update(|record| record.previous = Some(build("/before"))).unwrap();
+        let began = Instant::now();
+        let report = rollback(&volume, &Progress::silent()).unwrap();
+        assert_eq!(report.outcome, Some(Outcome::RolledBack));
+        assert_eq!(journalled(&volume), [(1, None), (1, report.outcome)]);
+        assert_eq!(interface.hand_overs(), [std::process::id()], "to the core that was parked");
+        assert!(!new.alive() && began.elapsed() < Duration::from_secs(30), "it is not soaked first");
+    }
+
+    /// beyond 5: a rollback that was left is the one that is wanted; where it failed, another one follows.
+    #[test]
+    fn a_rollback_that_was_left_is_ended_and_repeated_only_where_it_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, _interface) = left(dir.path());
+        begin(&volume, Duration::ZERO, true);
+        go_on(&volume, 1);
+        volume.update(|record| record.current = Some(build("/new"))).unwrap();
+        let report = rollback(&volume, &Progress::silent()).unwrap();
+        assert_eq!((report.outcome, report.rollback), (Some(Outcome::Committed), true));
+        assert_eq!(journalled(&volume), [(1, None), (1, report.outcome)]);
+
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, _interface) = left(dir.path());
+        begin(&volume, Duration::ZERO, true);
+        go_on(&volume, 1);
+        volume.update(|record| record.previous = Some(build("/before"))).unwrap();
+        rollback(&volume, &Progress::silent()).unwrap_err();
+        let aborted = Some(Outcome::Aborted);
+        assert_eq!(journalled(&volume), [(1, None), (1, aborted), (2, None), (2, aborted)]);
+    }
+
+    /// beyond 5: everdiskd resumes a rollback as one, so that another one waits its turn and does not undo it.
+    #[test]
+    fn a_rollback_that_is_resumed_at_the_start_is_not_called_off_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, new) = soaking(dir.path());
+        begin(&volume, Duration::from_secs(60), true);
+        go_on(&volume, new.pid);
+        resume_unfinished(&volume).unwrap();
+        let refused = rollback(&volume, &Progress::silent()).unwrap_err();
+        assert!(matches!(refused, Error::Busy { operation: "rollback", .. }), "{refused:?}");
+        interface.set(|status| status.serving = Some(std::process::id()));
+        volume.operations.wait_end_of(OperationName::Rollback);
+        assert!(!new.alive());
+    }
+
+    /// beyond 5: the upgrade that would follow is called off too.
+    #[test]
+    fn a_rollback_during_the_resumption_calls_off_the_upgrade_that_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, _new) = soaking(dir.path());
+        let (called_off, report) = thread::scope(|scope| {
+            let upgrade = scope.spawn(|| another(&volume));
+            while volume.operations.running().is_none() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let report = rollback(&volume, &Progress::silent()).unwrap();
+            (upgrade.join().unwrap(), report)
+        });
+        assert_eq!(report.outcome, Some(Outcome::RolledBack));
+        assert!(matches!(&called_off, Error::State(why) if why.contains("was called off")), "{called_off:?}");
+        assert_eq!(journalled(&volume), [(1, None), (1, report.outcome)]);
+        assert_eq!(interface.hand_overs(), [std::process::id()]);
+    }
+
+    /// beyond 1: nothing changes hands, and no program goes, before it is known that it can be recorded.
+    #[test]
+    fn nothing_is_resumed_while_nothing_can_be_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, new) = soaking(dir.path());
+        // The file may name it, after a failed attempt to record it.
+        let program = volume.paths.cores().join("7");
+        durable::make_dir(&program).unwrap();
+        block_record(&volume);
+        let refused = rollback(&volume, &Progress::silent()).unwrap_err();
+        assert!(matches!(refused, Error::Unfinished { .. }), "{refused:?}");
+        assert!(interface.hand_overs().is_empty() && new.alive() && program.exists());
+        new.end(Duration::ZERO);
+    }
+
+    /// beyond 1: where the core that serves is the trouble, the message does not speak of the disk, and it does not grow.
+    #[test]
+    fn the_remedy_is_for_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface) = left(dir.path());
+        interface.set(|status| status.cores.clear());
+        let stranger = serves(&volume, &interface, "/strange");
+        let told = another(&volume).to_string();
+        assert!(told.contains("wait until `everdisk status v` says serving"), "{told}");
+        assert!(!told.contains("can be written"), "{told}");
+        assert_eq!(another(&volume).to_string(), told);
+        assert_eq!(journalled(&volume), [(1, None)]);
+        stranger.end(Duration::ZERO);
+    }
+
+    /// What was refused before it began is not the last upgrade, also where its end came late.
+    #[test]
+    fn what_is_kept_of_an_upgrade_that_was_refused_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        begin(&volume, Duration::ZERO, false);
+        record(&volume, [Event::End { outcome: Outcome::Aborted, reason: None }]);
+        let kept = LastUpgrade { steps: Vec::new(), ..report(&volume) };
+        volume.update(|record| record.unfinished = Some(kept.clone())).unwrap();
+        resume_unfinished(&volume).unwrap();
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (None, None));
+
+        // One that was resumed tells of no step, and had started a new core.
+        begin(&volume, Duration::ZERO, false);
+        go_on(&volume, 1);
+        record(&volume, [Event::End { outcome: Outcome::Aborted, reason: None }]);
+        volume.update(|record| record.unfinished = Some(kept.clone())).unwrap();
+        resume_unfinished(&volume).unwrap();
+        let filed = LastUpgrade { outcome: Some(Outcome::Aborted), ..kept };
+        assert_eq!((volume.record().last_upgrade, volume.record().unfinished), (Some(filed), None));
     }
 }

@@ -164,9 +164,45 @@ fn what_can_neither_be_recorded_nor_undone_is_taken_up_again() {
     assert!(report.reason.unwrap().contains("no old core"));
     let left = unfinished(&world.journal).unwrap();
     let mut actor = Actor::new(&mut world, Vec::new());
-    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned())).report;
     assert_eq!(report.outcome, Some(Outcome::Committed));
     world.check(Outcome::Committed);
+}
+
+/// beyond 1: the new core has died after the soak, the standby of the same program serves, and no old core can take the gate.
+#[test]
+fn the_standby_of_the_new_program_is_committed_where_it_serves_and_what_is_kept_does_not_grow() {
+    let mut world = World { no_way_back: true, ..World::new() };
+    let (mut report, _) = upgrade(&mut world, vec![Misfortune::ServingDies(commit_act())]);
+    assert_eq!((report.outcome, world.serving), (None, 13), "{report:?}");
+    let left = unfinished(&world.journal).unwrap();
+    let take_up = |world: &mut World, misfortunes, report: &Report| {
+        let mut actor = Actor::new(world, misfortunes);
+        let report = resume(&mut actor, &left, &old_build(), report.clone()).report;
+        (report, actor.acts)
+    };
+    // The last act before the end is the record. While it cannot be written, what is kept is as long after one attempt as after another.
+    let (_, acts) = take_up(&mut world.clone(), Vec::new(), &report);
+    let cannot_record = || (acts - 1..acts + 9).map(Misfortune::Fails).collect::<Vec<_>>();
+    let (first, _) = take_up(&mut world.clone(), cannot_record(), &report);
+    assert_eq!(first.outcome, None);
+    let (second, _) = take_up(&mut world.clone(), cannot_record(), &first);
+    assert_eq!((&second.reason, second.steps.len()), (&first.reason, first.steps.len()));
+    (report, _) = take_up(&mut world, Vec::new(), &second);
+    assert_eq!((report.outcome, report.reason, report.failed_step), (Some(Outcome::Committed), None, None));
+    world.check(Outcome::Committed);
+}
+
+/// An end that could not be journalled is journalled later, with the reasons of the upgrade alone.
+#[test]
+fn that_the_end_is_not_journalled_is_told_and_not_kept() {
+    let mut world = World::new();
+    let end = commit_act() + 1;
+    let mut actor = Actor::new(&mut world, vec![Misfortune::Fails(end)]);
+    let ended = run(&mut actor, &plan(Handover::Flush), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    assert!(!ended.is_journalled());
+    assert_eq!((ended.report.outcome, &ended.report.reason), (Some(Outcome::Committed), &None));
+    assert!(ended.answer().reason.unwrap().contains("could not be journalled"));
 }
 
 /// The control module ended after it had started the new core and before it had written that down.
@@ -178,7 +214,7 @@ fn a_core_that_nobody_knows_and_nobody_can_replace_ends_the_upgrade_all_the_same
     (world.serving, world.no_way_back) = (12, true);
     let left = unfinished(&world.journal).unwrap();
     let mut actor = Actor::new(&mut world, Vec::new());
-    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
+    let report = resume(&mut actor, &left, &old_build(), Report::new("v".to_owned(), 1, "1.0.0".to_owned())).report;
     assert_eq!(report.outcome, Some(Outcome::Aborted));
     assert!(report.reason.unwrap().contains("the new core goes on"));
     assert_eq!(unfinished(&world.journal), None);

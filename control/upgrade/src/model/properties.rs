@@ -92,7 +92,7 @@ proptest! {
             let kept = world.kept.clone().unwrap_or_else(|| Report::new("v".to_owned(), 1, "1.0.0".to_owned()));
             let current = world.build(world.current);
             let mut actor = Actor::new(&mut world, misfortunes);
-            report = resume(&mut actor, &left, &current, kept);
+            report = resume(&mut actor, &left, &current, kept).report;
             ended = actor.ended;
         }
         if ended {
