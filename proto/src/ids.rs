@@ -70,14 +70,16 @@ impl Generation {
     /// # Panics
     /// After the last one.
     pub const fn next(self) -> Self {
-        assert!(self.0 < Self::MAX.0, "2^47 hand-overs are out of reach, and what a segment says was checked");
+        assert!(
+            self.0 < Self::MAX.0,
+            "2^32 hand-overs of one interface are out of reach, and what a segment says was checked"
+        );
         Self(self.0 + 1)
     }
 
-    /// Whether a volume can have come to this generation. A word that names another one is damaged, and those that follow
-    /// would soon not fit into the gate word.
+    /// Whether 2^32 generations after this one fit into the gate word. A word that names a later one is damaged.
     pub const fn can_have_come(self) -> bool {
-        self.0 <= Self::MAX.0 / 2
+        self.0 <= Self::MAX.0 - (1 << 32)
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Actor<'a> {
     pub rollback: bool,
     /// The operator wants the old core back, and it is taken up for nothing else.
     pub called_off: bool,
+    /// How long a core that serves, or an interface that answers, is waited for.
+    settled_within: Duration,
     began: Instant,
 }
 
@@ -94,6 +96,7 @@ impl<'a> Actor<'a> {
             record_unknown: false,
             rollback: false,
             called_off: false,
+            settled_within: SETTLED_WITHIN,
             began: Instant::now(),
         }
     }
@@ -109,7 +112,7 @@ impl<'a> Actor<'a> {
 
     /// Waits until the interface answers and `wanted` holds.
     fn wait_for(&self, wanted: impl Fn(&InterfaceStatus) -> bool) -> Result<InterfaceStatus> {
-        let deadline = Instant::now() + SETTLED_WITHIN;
+        let deadline = Instant::now() + self.settled_within;
         loop {
             let attachment = self.volume.attached()?;
             if !attachment.interface_alive() && attachment.live_cores().next().is_none() {
@@ -393,11 +396,17 @@ impl Act for Actor<'_> {
     fn hand_back(&mut self) -> Result<GivenBack, Fault> {
         let current = self.volume.current()?;
         let attachment = self.volume.attached()?;
-        // When no core serves, the supervisor starts an old core. When the interface does not answer, there is nothing to take.
-        let Ok(status) = self.wait_for(|status| status.serving.is_some()) else {
-            return Ok(GivenBack { had_switched: false });
+        let is_new = |pid: u32| self.is_new(pid, &current, &attachment);
+        let status = match self.wait_for(|status| status.serving.is_some()) {
+            Ok(status) => status,
+            // The interface alone knows whether it is the new core that serves.
+            Err(e @ Error::Peer { .. }) if attachment.live_cores().any(|core| is_new(core.process.pid)) => {
+                return Err(e.into());
+            }
+            // When no core serves, the supervisor starts an old core. Without the interface and a new core there is nothing to take.
+            Err(_) => return Ok(GivenBack { had_switched: false }),
         };
-        let Some(serving) = status.serving.filter(|pid| self.is_new(*pid, &current, &attachment)) else {
+        let Some(serving) = status.serving.filter(|pid| is_new(*pid)) else {
             return Ok(GivenBack { had_switched: false });
         };
         self.give_back(serving, &current)?;

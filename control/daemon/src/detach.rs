@@ -75,12 +75,16 @@ pub fn detach(volume: &Arc<Volume>, force: Force, progress: &Progress) -> Result
         stake.permit(volume, force)?;
     }
     progress.step("close the front ends");
-    // Asked before the front ends close: the core that serves tells how its last flush went. An interface that is silent here is treated as
-    // one that does not detach.
+    // Asked before the front ends close: the core that serves tells how its last flush went. By force an interface that is silent here is
+    // told to detach without that, and has the time of a detach for its answer.
     let closed = match volume.interface().status() {
         Ok(status) => {
             volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
             close(volume, &attachment, force).map(|()| status.serving)
+        }
+        Err(_) if force == Force::Agreed => {
+            volume.update_attachment(|attachment| attachment.phase = Phase::Detaching)?;
+            close(volume, &attachment, force).map(|()| None)
         }
         Err(e) => Err(NotDetached::Other(e)),
     };

@@ -200,7 +200,7 @@ fn program_of(process: ProcessId) -> Result<Source> {
     if process.alive() { Ok(source) } else { Err(Error::Failed(format!("process {} has ended", process.pid))) }
 }
 
-/// Whether the interface program on record is the one that this process runs: the copy itself, or a program with the same digest.
+/// Whether the interface program on record is there, and the one that this process runs: the copy itself, or a program with the same digest.
 ///
 /// # Errors
 /// It cannot be read.
@@ -213,7 +213,7 @@ pub fn is_on_record(volume: &Volume, process: ProcessId) -> Result<bool> {
         return Ok(true);
     }
     let digest = programs::digest(&mut source).doing(|| format!("read {}", source.name().display()))?;
-    Ok(build.digest == Some(digest))
+    Ok(build.program.is_file() && build.digest == Some(digest))
 }
 
 /// Puts the program of an interface that serves on record: what this process runs, whatever lies on disk by now. No operation may have the

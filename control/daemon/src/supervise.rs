@@ -21,6 +21,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::ErrorKind,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -30,6 +31,7 @@ use everdisk_proto::{
     frame::{CoreDeath, GateState, InterfaceStatus, RESTORING},
     limits::CORES_MAX,
 };
+use everdisk_sys::link::LinkError;
 use everdisk_telemetry::event;
 use tracing::{error, info, warn};
 
@@ -51,8 +53,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const STARTS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 /// Shortest and longest pause between attempts to record a program: each may copy it.
 const RECORDINGS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
-/// An interface restores the volume, or gives up, within this time; one that neither does nor answers hangs.
-const RESTORED_WITHIN: Duration = Duration::from_secs(15);
+/// An interface answers while it restores the volume. One that is silent for this long hangs.
+const SILENT_FOR: Duration = Duration::from_secs(15);
 /// An interface that dies earlier than this has died early.
 const EARLY: Duration = Duration::from_secs(1);
 /// The interface notices the death of a core within this time.
@@ -140,6 +142,8 @@ struct Supervisor<'a> {
     interface_pause: BackOff,
     /// Interfaces in a row that were started, or were to be started, and did not restore the volume.
     unrestored_times: u32,
+    /// The interface that was silent at each pass, and since when.
+    silent: Option<(ProcessId, Instant)>,
     /// The interface whose program is known to be on record.
     recorded: Option<ProcessId>,
     recording_pause: BackOff,
@@ -165,6 +169,7 @@ impl<'a> Supervisor<'a> {
             interface: None,
             interface_pause: BackOff::new(STARTS),
             unrestored_times: 0,
+            silent: None,
             recorded: None,
             recording_pause: BackOff::new(RECORDINGS),
             headless: None,
@@ -198,7 +203,11 @@ impl<'a> Supervisor<'a> {
             self.complain("cannot start an interface", restored);
             return true;
         }
-        match self.volume.interface().status() {
+        let answer = self.volume.interface().status();
+        if !matches!(&answer, Err(Error::Peer { source, .. }) if is_silence(source)) {
+            self.silent = None;
+        }
+        match answer {
             Ok(status) => {
                 self.interface_pause.succeeded();
                 self.unrestored_times = 0;
@@ -230,21 +239,27 @@ impl<'a> Supervisor<'a> {
                 }
                 self.volume.findings.set_trouble(Some(all_gone(self.volume, &attachment)));
             }
-            Err(Error::Peer { .. }) => self.end_hung_restore(&attachment),
+            Err(Error::Peer { source, .. }) if is_silence(&source) => self.end_hung_restore(&attachment),
             Err(_) => {}
         }
         true
     }
 
-    /// Kills an interface that was started here, does not answer, has never served, and should have by now: the next pass counts it as one
-    /// that did not restore. Without a core that lives it stays, for it may be the last to hold the volume's descriptors.
-    fn end_hung_restore(&self, attachment: &Attachment) {
-        let Some(Started { child, at, ready_at: None }) = &self.interface else { return };
-        let is_late = attachment.interface == Some(child.id) && at.elapsed() > RESTORED_WITHIN;
-        if is_late && attachment.live_cores().next().is_some() {
-            let (volume, pid, limit_s) = (&self.volume.name, child.id.pid, RESTORED_WITHIN.as_secs());
+    /// Kills an interface that was started here, has never been seen to serve, and answers nothing for longer than a restore takes: the next
+    /// pass counts it as one that did not restore. Without a core that lives it stays, for it may be the last to hold the volume's descriptors.
+    fn end_hung_restore(&mut self, attachment: &Attachment) {
+        let Some(Started { child, ready_at: None, .. }) = &self.interface else { return };
+        let id = child.id;
+        if attachment.interface != Some(id) {
+            return;
+        }
+        let since = self.silent.filter(|(of, _)| *of == id).map_or_else(Instant::now, |(_, since)| since);
+        self.silent = Some((id, since));
+        if since.elapsed() > SILENT_FOR && attachment.live_cores().next().is_some() {
+            let (volume, pid, limit_s) = (&self.volume.name, id.pid, SILENT_FOR.as_secs());
             warn!(event = event::SUPERVISION_FAILED, %volume, pid, limit_s, "an interface that hangs while it restores the volume is killed");
-            child.id.end(Duration::ZERO);
+            id.end(Duration::ZERO);
+            self.silent = None;
         }
     }
 
@@ -495,6 +510,17 @@ impl<'a> Supervisor<'a> {
             None => "no core serves; they keep ending, see the core logs in the run directory".to_owned(),
         });
         self.volume.findings.set_trouble(trouble);
+    }
+}
+
+/// Whether the peer says nothing. A shortage of descriptors or memory is this process's own, and an answer that is not understood is one.
+fn is_silence(error: &LinkError) -> bool {
+    match error {
+        LinkError::Deadline(_) | LinkError::Closed => true,
+        LinkError::Io(e) => {
+            matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound | ErrorKind::WouldBlock)
+        }
+        LinkError::Frame(_) => false,
     }
 }
 

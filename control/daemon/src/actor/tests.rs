@@ -92,6 +92,23 @@ fn the_gate_is_given_back_only_when_the_new_core_has_it() {
     assert_eq!(world.interface.hand_overs(), [world.old.id.pid]);
 }
 
+/// D15: while the interface does not answer, nobody knows whether it is the new core that serves.
+#[test]
+fn the_gate_does_not_count_as_given_back_while_the_interface_is_silent_and_a_new_core_lives() {
+    let world = world();
+    std::fs::remove_file(world.volume.paths.interface_socket()).unwrap();
+    let hand_back = || {
+        world.act(|a| {
+            a.settled_within = Duration::ZERO;
+            a.hand_back()
+        })
+    };
+    let fault = hand_back().unwrap_err();
+    assert!(fault.0.contains("interface"), "{}", fault.0);
+    world.new.id.end(Duration::from_secs(10));
+    assert_eq!(hand_back().unwrap(), GivenBack { had_switched: false });
+}
+
 #[test]
 fn a_new_core_that_does_not_let_go_is_killed() {
     let world = world();

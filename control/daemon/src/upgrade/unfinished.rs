@@ -144,7 +144,7 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished, actor: &mut Actor<'_>) -> Res
     actor.rollback = left.rollback;
     // A record that was begun anew names none.
     let current = record.current.unwrap_or_else(|| left.from.clone());
-    let ended = if report.outcome.is_none() && volume.attachment().is_some() {
+    let mut ended = if report.outcome.is_none() && volume.attachment().is_some() {
         resume(actor, left, &current, report)
     } else {
         let report = of_record(left, &current, report);
@@ -157,7 +157,13 @@ fn finish(volume: &Arc<Volume>, left: &Unfinished, actor: &mut Actor<'_>) -> Res
         stage::prune(volume);
     }
     tell(volume, &ended.answer());
-    remember(volume, &ended, left.to_pid.is_some())?;
+    if let Err(e) = remember(volume, &ended, left.to_pid.is_some()) {
+        // What a rollback wants is done and journalled: were it refused, the operator would repeat it, and it would go back further.
+        if !(actor.called_off && ended.is_journalled()) {
+            return Err(e);
+        }
+        ended.report.add_reason(format!("its end could not be recorded: {e}"));
+    }
     Ok(ended)
 }
 
@@ -391,6 +397,23 @@ mod tests {
         assert_eq!(journalled(&volume), [(1, None), (1, report.outcome)]);
         assert_eq!(interface.hand_overs(), [std::process::id()], "to the core that was parked");
         assert!(!new.alive() && began.elapsed() < Duration::from_secs(30), "it is not soaked first");
+    }
+
+    /// beyond 5: a rollback whose end is in the journal and not on record is not repeated, for that would go back to the build before.
+    #[test]
+    fn a_rollback_that_is_journalled_and_not_recorded_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, interface, _new) = soaking(dir.path());
+        volume.update(|record| record.previous = Some(build("/before"))).unwrap();
+        let blocks = Arc::clone(&volume);
+        let _old = fake::Core::start(&volume, std::process::id(), move |_| {
+            block_record(&blocks);
+            None
+        });
+        let report = rollback(&volume, &Progress::silent()).unwrap();
+        assert_eq!(journalled(&volume), [(1, None), (1, Some(Outcome::RolledBack))]);
+        assert!(report.reason.unwrap().contains("its end could not be recorded"));
+        assert_eq!(interface.hand_overs(), [std::process::id()]);
     }
 
     /// beyond 5: a rollback that was left is the one that is wanted; where it failed, another one follows.
