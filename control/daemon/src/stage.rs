@@ -321,6 +321,23 @@ mod tests {
         names
     }
 
+    /// D13: a program whose copy has gone is not on record any more, although what runs has its digest.
+    #[test]
+    fn d13_a_program_whose_copy_has_gone_is_not_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = world(dir.path(), INTERFACE_1, CORE_1);
+        let process = ProcessId::of(std::process::id()).unwrap();
+        let copy = dir.path().join("copy");
+        fs::copy("/proc/self/exe", &copy).unwrap();
+        let digest = programs::digest(&mut fs::File::open(&copy).unwrap()).unwrap();
+        let identity = Identity::parse(INTERFACE_1).unwrap();
+        let build = Build { program: copy.clone(), identity, digest: Some(digest) };
+        volume.update(|record| record.interface = Some(build)).unwrap();
+        assert!(is_on_record(&volume, process).unwrap());
+        fs::remove_file(&copy).unwrap();
+        assert!(!is_on_record(&volume, process).unwrap());
+    }
+
     /// D13: the programs of an attach are the installed interface, copied once, and the core on record; what is on record is not changed by
     /// what is installed later.
     #[test]
