@@ -134,6 +134,12 @@ proptest! {
                 let found = core.read_whole(&area, &node, &acknowledged);
                 prop_assert!(is_before_or_after(&found, &acknowledged, pending), "{op:?}");
                 acknowledged = found;
+                if let (Op::Through(..), Some((at, data))) = (op, pending) {
+                    // It may have died before the write was noted. Then nothing is known of it but that it has no answer, and
+                    // that the request is executed again.
+                    prop_assert!(core.through(&area, &mut node, at, data), "{op:?}");
+                    acknowledged[index(at)..index(at) + data.len()].copy_from_slice(data);
+                }
             } else if let Some((at, data)) = pending {
                 let at = usize::try_from(at).unwrap();
                 acknowledged[at..at + data.len()].copy_from_slice(data);
