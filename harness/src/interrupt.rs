@@ -58,7 +58,7 @@ impl Interrupt {
     /// Polls `look` every `pause` until it returns a value.
     ///
     /// # Errors
-    /// The error of `look`, [`Error::Interrupted`], or `what` did not happen within `limit`.
+    /// The closure's error. [`Error::Interrupted`]. `what` did not happen within `limit`.
     pub fn wait_for<T>(
         &self,
         what: &str,

@@ -19,6 +19,7 @@ pub fn set_prompt(is_prompt: bool) {
     }
     // 0: the usual slice.
     attributes.sched_runtime = if is_prompt { PROMPT_NS } else { 0 };
+    // A kernel that refuses leaves the usual slice: the thread is slower to wake, and works.
     // SAFETY: the kernel reads as many bytes as the structure's own `size` says, which it has set itself; process 0 is
     // the calling thread.
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };

@@ -83,6 +83,8 @@ struct Script {
     hand_over: HandOver,
     when_gone: Option<(ProcessId, u32)>,
     in_use: bool,
+    /// It leaves questions after the status without an answer.
+    is_late: bool,
     ended: bool,
 }
 
@@ -154,6 +156,7 @@ impl Interface {
             hand_over: HandOver::Switch,
             when_gone: None,
             in_use: false,
+            is_late: false,
             ended: false,
         };
         let script = Arc::new(Mutex::new(script));
@@ -204,6 +207,11 @@ impl Interface {
         self.0.lock().in_use = true;
     }
 
+    /// From now on it does not answer questions after the status.
+    pub(crate) fn is_late(&self) {
+        self.0.lock().is_late = true;
+    }
+
     /// The crash path: `heir` serves once `process` has gone.
     pub(crate) fn when_gone(&self, process: ProcessId, heir: u32) {
         self.0.lock().when_gone = Some((process, heir));
@@ -237,7 +245,7 @@ impl Script {
             self.status.serving = Some(heir);
         }
         if *request == Request::Status {
-            return Some(Answer::Status(Box::new(self.status.clone())));
+            return (!self.is_late).then(|| Answer::Status(Box::new(self.status.clone())));
         }
         self.asked.push(request.clone());
         if let (Request::Synchronous { on }, Some(buffer)) = (request, &mut self.status.buffer) {

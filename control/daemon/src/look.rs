@@ -1,4 +1,4 @@
-//! Polls the processes of a volume once: all are asked at the same time, and one that does not answer delays no other.
+//! Polls the processes of a volume once. All are asked at the same time. One that does not answer delays no other.
 
 use std::time::{Duration, Instant};
 

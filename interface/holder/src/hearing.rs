@@ -162,6 +162,7 @@ impl Holder {
         if let Err(error) = lend(&mut core) {
             // It may have the segment already, so its slot is vacant only when it is gone.
             tracing::warn!(pid = core.pid, %error, "a core that joined could not be lent what it needs, and is killed");
+            // It may have ended by itself.
             let _ = signal::kill(core.handle.as_fd());
         }
         self.enter(slot, core);

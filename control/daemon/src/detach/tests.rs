@@ -249,6 +249,23 @@ fn a_forced_detach_ends_although_the_interface_stops_after_the_flush() {
     }
 }
 
+/// By force, an interface that was late with its status is told to detach before anything is given up.
+#[test]
+fn a_forced_detach_asks_an_interface_that_was_late_with_its_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, fake, process) = attached(dir.path(), "60");
+    fake.set(|status| status.serving = Some(7));
+    let fake = Arc::new(fake);
+    let late = Arc::clone(&fake);
+    let _core = fake::Core::start(&volume, 7, move |_| {
+        late.is_late();
+        Some(CoreAnswer::Flushed)
+    });
+    detach(&volume, Force::Agreed, &Progress::silent()).unwrap();
+    assert!(fake.asked().contains(&Request::Detach { force: true }), "{:?}", fake.asked());
+    assert!(!process.id.alive());
+}
+
 /// A volume that was given up, and of which a process did not end: it is not restored, and detached by a further attempt.
 #[test]
 fn what_was_given_up_is_not_brought_back() {

@@ -20,7 +20,7 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// Polls `look` until it returns a value. `None`: it returned none in time, or polling was not tried.
+    /// Polls `look` until it returns a value. `None`: the time was over, or polling was not tried.
     pub(super) fn until<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if self.forbear > 0 {
             self.forbear -= 1;
