@@ -1,7 +1,9 @@
 //! The control socket.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::{
         fd::AsFd,
         unix::{
@@ -10,10 +12,7 @@ use std::{
         },
     },
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +22,7 @@ use everdisk_api::{
     request::{REQUEST_BYTES_MAX, Request},
 };
 use everdisk_sys::packet;
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::{
@@ -36,7 +36,8 @@ use crate::{
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// The connection of a client that does not read its answer is closed after this time.
 const WRITE_WITHIN: Duration = Duration::from_secs(2);
-/// Clients at a time.
+/// Clients at a time. One more is served in the place of the client that has been silent for longest; when every client has
+/// sent its request, the one more is refused.
 const CLIENTS_MAX: usize = 64;
 
 /// Listens at `path`, which only the owner can reach.
@@ -55,8 +56,8 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves clients for ever, each in a thread of its own.
 pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    for connection in listener.incoming() {
+    let clients = Arc::new(Clients::default());
+    for (number, connection) in (0..).zip(listener.incoming()) {
         let stream = match connection {
             Ok(stream) => stream,
             Err(e) => {
@@ -66,12 +67,11 @@ pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
                 continue;
             }
         };
-        let place = Permit::take(&clients);
+        let place = Place::take(&clients, number, &stream);
         let catalogue = Arc::clone(catalogue);
-        let spawned = thread::Builder::new().name("client".to_owned()).spawn(move || {
-            let full = place.is_none();
-            answer(stream, full, &catalogue);
-            drop(place);
+        let spawned = thread::Builder::new().name("client".to_owned()).spawn(move || match place {
+            Ok(place) => answer(stream, &place, &catalogue),
+            Err(refusal) => refuse(stream, refusal),
         });
         if let Err(e) = spawned {
             warn!("cannot start a thread: {e}");
@@ -79,31 +79,62 @@ pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
     }
 }
 
-/// One of the places for clients.
-struct Permit(Arc<AtomicUsize>);
+/// The clients that have a place, by number in the order in which they came. A client is silent (and has a stream here, by
+/// which it is told to leave) until its request has come.
+#[derive(Default)]
+struct Clients(Mutex<BTreeMap<u64, Option<UnixStream>>>);
 
-impl Permit {
-    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(clients));
-        (clients.fetch_add(1, Ordering::Relaxed) < CLIENTS_MAX).then_some(place)
+/// One of the places for clients, until it is dropped.
+struct Place {
+    clients: Arc<Clients>,
+    number: u64,
+}
+
+impl Place {
+    /// A place for `stream`. When there is none, the client that has been silent for longest loses its own: clients that say
+    /// nothing keep nobody out.
+    ///
+    /// # Errors
+    /// Every client has sent its request; or the stream cannot be duplicated.
+    fn take(clients: &Arc<Clients>, number: u64, stream: &UnixStream) -> Result<Self, Refusal> {
+        let busy = |why: String| Refusal::new(Kind::Busy, format!("{why}: try again"));
+        let silent = stream.try_clone().map_err(|e| busy(format!("out of descriptors ({e})")))?;
+        let mut places = clients.0.lock();
+        if places.len() >= CLIENTS_MAX {
+            let first = places.iter().find_map(|(number, silent)| Some((*number, silent.as_ref()?)));
+            let (first, silent) =
+                first.ok_or_else(|| busy(format!("{CLIENTS_MAX} clients are being served already")))?;
+            // Its thread reads the end of the stream. The client may have gone by itself.
+            let _ = silent.shutdown(Shutdown::Read);
+            places.remove(&first);
+        }
+        places.insert(number, Some(silent));
+        Ok(Self { clients: Arc::clone(clients), number })
+    }
+
+    /// The client is not silent any more: its request has come, or never will. False when it has lost its place.
+    fn keep(&self) -> bool {
+        self.clients.0.lock().get_mut(&self.number).map(Option::take).is_some()
     }
 }
 
-impl Drop for Permit {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.clients.0.lock().remove(&self.number);
     }
 }
 
-fn answer(stream: UnixStream, full: bool, catalogue: &Catalogue) {
+fn answer(stream: UnixStream, place: &Place, catalogue: &Catalogue) {
     let Ok(reader) = stream.try_clone() else { return };
     if stream.set_write_timeout(Some(WRITE_WITHIN)).is_err() {
         return;
     }
-    let request = if full {
-        Err(Refusal::new(Kind::Busy, format!("{CLIENTS_MAX} clients are being served already: try again")))
+    let request = admit(&stream).and_then(|who| Ok((who, read_request(reader)?)));
+    let request = if place.keep() {
+        request
     } else {
-        admit(&stream).and_then(|who| Ok((who, read_request(reader)?)))
+        let why = format!("no request came, and more than {CLIENTS_MAX} clients are connected: try again");
+        Err(Refusal::new(Kind::Busy, why))
     };
     let (who, request) = match request {
         Ok(asked) => asked,
@@ -219,11 +250,39 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_a_bounded_number_of_clients() {
+    fn a_client_that_says_nothing_gives_its_place_to_the_next_one() {
         let (_dir, path) = daemon();
-        let idle: Vec<_> = (0..CLIENTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
-        // The connections are counted as they are taken, in order: this one is the last.
-        assert!(raw(&path, b"{\"op\":\"version\"}\n").contains("\"kind\":\"busy\""));
-        drop(idle);
+        let mut silent: Vec<_> = (0..CLIENTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        // The connections are taken in order: this one is the last.
+        assert!(raw(&path, b"{\"op\":\"version\"}\n").contains("\"version\""));
+        let mut text = String::new();
+        silent[0].read_to_string(&mut text).unwrap();
+        assert!(text.contains("\"kind\":\"busy\"") && text.contains("no request came"), "{text}");
+        // The others have theirs still.
+        let last = &mut silent[CLIENTS_MAX - 1];
+        last.write_all(b"{\"op\":\"version\"}\n").unwrap();
+        text.clear();
+        last.read_to_string(&mut text).unwrap();
+        assert!(text.contains("\"version\""), "{text}");
+    }
+
+    #[test]
+    fn there_is_room_for_a_bounded_number_of_requests() {
+        let clients = Arc::new(Clients::default());
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let take = |number: usize| Place::take(&clients, number as u64, &ours);
+        let mut places: Vec<_> = (0..CLIENTS_MAX).map(|number| take(number).ok().unwrap()).collect();
+        assert!(places.iter().all(Place::keep));
+        let refusal = take(CLIENTS_MAX).err().unwrap();
+        assert!(refusal.to_string().contains("clients are being served already"), "{refusal}");
+        places.pop();
+        places.push(take(CLIENTS_MAX + 1).ok().unwrap());
+        assert_eq!(clients.0.lock().len(), CLIENTS_MAX);
+        // The one that is silent leaves, and its end does not free the place that another has now.
+        let next = take(CLIENTS_MAX + 2).ok().unwrap();
+        assert!(!places.pop().unwrap().keep());
+        assert_eq!(clients.0.lock().len(), CLIENTS_MAX);
+        drop((places, next));
+        assert!(clients.0.lock().is_empty());
     }
 }
