@@ -16,13 +16,13 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_store::{Sought, Store, StoreError};
-use uuid::Uuid;
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, StoreError, pool};
 
 use self::{
     counts::Counter,
@@ -41,7 +41,7 @@ const TEXT_MAX: usize = 1024;
 
 /// A store that obeys a file.
 pub struct FaultStore {
-    inner: Box<dyn Store>,
+    inner: Arc<dyn Store>,
     file: PathBuf,
     counter: Counter,
     volatile: Volatile,
@@ -66,10 +66,10 @@ pub fn counts(file: &Path) -> Vec<(u32, Counts)> {
 
 impl FaultStore {
     /// Puts a store under the command of [`fault_file`] of its address.
-    pub fn wrap(inner: Box<dyn Store>) -> Box<dyn Store> {
+    pub fn wrap(inner: Arc<dyn Store>) -> Arc<dyn Store> {
         let file = fault_file(inner.url());
         let volatile = Volatile::new(&file).expect("the file of what is unflushed can be read");
-        Box::new(Self { counter: Counter::new(&file), inner, file, volatile })
+        Arc::new(Self { counter: Counter::new(&file), inner, file, volatile })
     }
 
     /// Waits, or fails, as the file says; else what more it says.
@@ -161,70 +161,50 @@ impl FaultStore {
 }
 
 impl Store for FaultStore {
-    fn url(&self) -> &NodeUrl {
-        self.inner.url()
+    fn about(&self) -> &About {
+        self.inner.about()
     }
 
-    fn uuid(&self) -> Uuid {
-        self.inner.uuid()
-    }
-
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn recheck(&self) -> Result<(), StoreError> {
-        self.obey(Operation::Read)?;
-        self.inner.recheck()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        let len = buf.len() as u64;
-        self.run(Operation::Read, len, |_| self.inner.read_at(offset, buf))
-    }
-
-    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StoreError> {
-        let fault = self.look().map_err(|e| self.failed(e))?.on(Operation::Read);
-        if fault != Fault::default() {
-            return Ok(false);
+    fn attempt(&self, offset: u64, op: Lent<'_>) -> Option<Outcome> {
+        match self.look().map(|faults| faults.on(Operation::Read)) {
+            Ok(fault) if fault == Fault::default() => self.inner.attempt(offset, op),
+            Ok(_) => None,
+            Err(e) => Some(Err(self.failed(e))),
         }
-        self.inner.read_at_once(offset, buf)
     }
 
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.change(Operation::Write, offset, data.len() as u64, || self.inner.write_at(offset, data))
+    fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
+        let inner = &*self.inner;
+        match op {
+            Op::Read(buf) => self.run(Operation::Read, buf.len() as u64, |_| inner.read_at(offset, buf)),
+            Op::Write(data) => {
+                self.change(Operation::Write, offset, data.len() as u64, || inner.write_at(offset, data))
+            }
+            Op::Flush => self.run(Operation::Flush, 0, |fault| {
+                let put = |offset, old: &[u8]| inner.write_at(offset, old);
+                self.volatile.flush(fault.drop, put, || inner.flush()).map_err(|e| self.troubled(e))
+            }),
+            Op::Discard(len) => self.change(Operation::Discard, offset, len, || inner.discard(offset, len)),
+            Op::WriteZeroes(len) => self.change(Operation::Zeroes, offset, len, || inner.write_zeroes(offset, len)),
+            Op::Allocate(len) => self.run(Operation::Allocate, len, |_| inner.allocate(offset, len)),
+            Op::Identify => self.obey(Operation::Read).and_then(|_| inner.recheck()),
+            Op::Seek(sought) => {
+                let fault = self.obey(Operation::Read)?;
+                // One answer only: that of the process that has taken the file away.
+                if fault.astray && offset > 0 && fs::remove_file(&self.file).is_ok() {
+                    return Ok(Some(offset - 1));
+                }
+                return inner.next(offset, sought);
+            }
+        }
+        .map(|()| None)
     }
 
-    fn flush(&self) -> Result<(), StoreError> {
-        self.run(Operation::Flush, 0, |fault| {
-            let flushed =
-                self.volatile.flush(fault.drop, |offset, old| self.inner.write_at(offset, old), || self.inner.flush());
-            flushed.map_err(|e| self.troubled(e))
-        })
+    fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
+        pool::begin(self, offset, op, completion);
     }
 
     fn forget_errors(&self) -> Result<(), StoreError> {
         self.inner.forget_errors()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.change(Operation::Discard, offset, len, || self.inner.discard(offset, len))
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.change(Operation::Zeroes, offset, len, || self.inner.write_zeroes(offset, len))
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.run(Operation::Allocate, len, |_| self.inner.allocate(offset, len))
-    }
-
-    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
-        let fault = self.obey(Operation::Read)?;
-        // One answer only: that of the process that has taken the file away.
-        if fault.astray && offset > 0 && fs::remove_file(&self.file).is_ok() {
-            return Ok(Some(offset - 1));
-        }
-        self.inner.next(offset, sought)
     }
 }

@@ -2,20 +2,22 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
-use everdisk_store::{Sought, Store, StoreError};
-use everdisk_sys::{file::FileRange, robust};
+use everdisk_store::{Lent, Op, Pending, Sought, Store};
+use everdisk_sys::file::FileRange;
 
 use crate::{
     IoError,
-    health::{Health, Kind},
-    layout::Layout,
-    pace::Pace,
+    health::Kind,
+    layout::{Extent, Layout},
+    node::Node,
 };
 
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
@@ -23,6 +25,9 @@ const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// 2⁶⁴ divided by the golden ratio: its multiples are spread evenly over any range.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Blocks that [`Engine::verify`] reads at once.
+const VERIFIED_AT_ONCE: usize = 32;
 
 /// Linux's EOPNOTSUPP and ENOSPC.
 const EOPNOTSUPP: i32 = 95;
@@ -42,72 +47,19 @@ pub struct NotFlushed {
 pub struct Engine {
     size: u64,
     layout: Layout,
-    nodes: Vec<Node>,
+    nodes: Vec<Arc<Node>>,
     probes: AtomicU64,
+    /// Operations that were done side by side.
+    turns: AtomicUsize,
 }
 
-struct Node {
-    store: Box<dyn Store>,
-    health: Health,
-    reads: Pace,
-    changes: Pace,
-    flushes: Pace,
-}
-
-impl Node {
-    /// Runs an operation that changes nothing.
-    #[inline]
-    fn run<T>(&self, operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, IoError> {
-        self.run_kind(Kind::Read, operation)
-    }
-
-    #[inline]
-    fn run_kind<T>(
-        &self,
-        kind: Kind,
-        operation: impl FnOnce(&dyn Store) -> Result<T, StoreError>,
-    ) -> Result<T, IoError> {
-        self.health.begin();
-        let outcome = operation(&*self.store);
-        self.health.end(kind, &outcome);
-        Ok(outcome?)
-    }
-
-    /// Reads; `waits` is called before a wait that takes long.
-    #[inline]
-    fn read(&self, offset: u64, buf: &mut [u8], waits: &dyn Fn()) -> Result<(), IoError> {
-        if self.reads.is_slow() {
-            match self.store.read_at_once(offset, buf) {
-                // Nothing is known of this node's pace yet.
-                Ok(false) => {}
-                read => return self.run(|_| read.map(drop)),
-            }
-            waits();
-        }
-        self.reads.time(buf.len(), || self.run(|store| store.read_at(offset, buf)))
-    }
-
-    #[inline]
-    fn change(
-        &self,
-        copied: usize,
-        operation: impl FnOnce(&dyn Store) -> Result<(), StoreError>,
-    ) -> Result<(), IoError> {
-        self.changes.time(copied, || self.run_kind(Kind::Write, operation))
-    }
-}
+/// A part of an operation: the node it is for, and where on it.
+type Part<'a> = (usize, u64, Lent<'a>);
 
 impl Engine {
-    pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Box<dyn Store>>) -> Self {
-        let node = |store| Node {
-            store,
-            health: Health::default(),
-            reads: Pace::default(),
-            changes: Pace::default(),
-            flushes: Pace::default(),
-        };
-        let nodes = stores.into_iter().map(node).collect();
-        Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())) }
+    pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Arc<dyn Store>>) -> Self {
+        let nodes = stores.into_iter().map(|store| Arc::new(Node::new(store))).collect();
+        Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())), turns: AtomicUsize::new(0) }
     }
 
     /// Bytes of the volume.
@@ -123,7 +75,7 @@ impl Engine {
         self.read_beside(offset, buf, &|| ())
     }
 
-    /// As [`Engine::read`]; `waits` is called before each wait for a node that usually takes long.
+    /// As [`Engine::read`]; `waits` is called before a wait for nodes that usually take long.
     ///
     /// # Errors
     /// [`IoError`].
@@ -132,11 +84,21 @@ impl Engine {
         if let Some((node, at)) = self.layout.single(offset, buf.len()) {
             return self.nodes[node].read(at, buf, waits);
         }
-        for extent in self.layout.extents(offset, buf.len()) {
-            let part = &mut buf[extent.position..extent.position + extent.len];
-            self.nodes[extent.node].read(extent.node_offset, part, waits)?;
+        let (mut rest, mut slow) = (buf, Vec::new());
+        for Extent { node, node_offset, len, .. } in self.layout.extents(offset, rest.len()) {
+            let (part, next) = rest.split_at_mut(len);
+            rest = next;
+            if !self.nodes[node].is_slow(Kind::Read) {
+                self.nodes[node].perform(node_offset, Op::Read(part))?;
+            } else if !self.nodes[node].read_at_once(node_offset, part)? {
+                slow.push((node, node_offset, Op::Read(part)));
+            }
         }
-        Ok(())
+        if slow.is_empty() {
+            return Ok(());
+        }
+        waits();
+        self.side_by_side(slow).into_iter().try_for_each(|outcome| outcome.map(drop))
     }
 
     /// The bytes as a part of a node's file, where they are one range there and lie in memory. See
@@ -154,13 +116,20 @@ impl Engine {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
         self.inside(offset, data.len() as u64)?;
         if let Some((node, at)) = self.layout.single(offset, data.len()) {
-            return self.nodes[node].change(data.len(), |store| store.write_at(at, data));
+            return self.nodes[node].perform(at, Op::Write(data)).map(drop);
         }
-        for extent in self.layout.extents(offset, data.len()) {
-            let part = &data[extent.position..extent.position + extent.len];
-            self.nodes[extent.node].change(part.len(), |store| store.write_at(extent.node_offset, part))?;
+        let part = |e: Extent| (e.node, e.node_offset, Op::Write(&data[e.position..e.position + e.len]));
+        self.run(self.layout.extents(offset, data.len()).map(part))
+    }
+
+    /// Begins to write `data` at `offset`, which is inside the volume. Does not wait.
+    pub(crate) fn begin_write(&self, offset: u64, data: Vec<u8>) -> Writing {
+        if let Some((node, at)) = self.layout.single(offset, data.len()) {
+            return Writing(vec![self.nodes[node].begin(at, Op::Write(data))]);
         }
-        Ok(())
+        let extents = self.layout.extents(offset, data.len());
+        let part = |e: Extent| data[e.position..e.position + e.len].to_vec();
+        Writing(extents.map(|e| self.nodes[e.node].begin(e.node_offset, Op::Write(part(e)))).collect())
     }
 
     /// Makes everything written so far durable on every node, on all at once where that takes long. Every node is tried.
@@ -168,23 +137,10 @@ impl Engine {
     /// # Errors
     /// [`NotFlushed`].
     pub fn flush(&self) -> Result<(), NotFlushed> {
-        let flush = |node: &Node| node.flushes.time(0, || node.run_kind(Kind::Flush, |store| store.flush()));
-        let outcomes: Vec<Result<(), IoError>> = if self.nodes.len() == 1 || self.is_quick_to_flush() {
-            self.nodes.iter().map(flush).collect()
+        let outcomes: Vec<_> = if self.is_quick_to_flush() {
+            self.nodes.iter().map(|node| node.perform(0, Op::Flush)).collect()
         } else {
-            thread::scope(|scope| {
-                let begun = self.nodes[1..].iter().map(|node| {
-                    // Where no thread can be started, this one flushes the node.
-                    robust::start_scoped(scope, "flush", || flush(node)).map_err(|_| node)
-                });
-                let begun: Vec<_> = begun.collect();
-                let first = flush(&self.nodes[0]);
-                let ended = begun.into_iter().map(|begun| match begun {
-                    Ok(thread) => thread.join().expect("a panic ends the process"),
-                    Err(node) => flush(node),
-                });
-                std::iter::once(first).chain(ended).collect()
-            })
+            self.side_by_side((0..self.nodes.len()).map(|node| (node, 0, Op::Flush)).collect())
         };
         let mut failure: Option<NotFlushed> = None;
         for (node, error) in outcomes.into_iter().enumerate().filter_map(|(node, done)| Some((node, done.err()?))) {
@@ -238,7 +194,7 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.on_each(offset, len, |store, at, len| store.discard(at, len))
+        self.on_each(offset, len, Op::Discard)
     }
 
     /// Makes the range read as zero and keeps its space where the nodes can.
@@ -246,7 +202,7 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.on_each(offset, len, |store, at, len| store.write_zeroes(at, len))
+        self.on_each(offset, len, Op::WriteZeroes)
     }
 
     /// Reserves space for the range. No byte changes.
@@ -254,7 +210,7 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn allocate(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.on_each(offset, len, |store, at, len| store.allocate(at, len))
+        self.on_each(offset, len, Op::Allocate)
     }
 
     /// Offset of the next data or hole at or after `offset`, as in lseek(2). The volume's end is a hole, and `None`
@@ -266,13 +222,19 @@ impl Engine {
         if offset >= self.size {
             return Ok(None);
         }
+        let from = |node| self.layout.node_len(node, offset);
+        let parts = (0..self.nodes.len()).map(|node| (node, from(node), Op::Seek(what)));
+        let outcomes: Vec<_> = if self.is_slow_to_read() {
+            self.side_by_side(parts.collect())
+        } else {
+            parts.map(|(node, at, op)| self.nodes[node].perform(at, op)).collect()
+        };
         let mut nearest = (what == Sought::Hole).then_some(self.size);
-        for (index, node) in self.nodes.iter().enumerate() {
-            let from = self.layout.node_len(index, offset);
-            let found = node.run(|store| store.next(from, what))?;
+        for (node, found) in outcomes.into_iter().enumerate() {
+            let (from, found) = (from(node), found?);
             assert!(found.is_none_or(|at| at >= from), "a store searches forward: from {from} it has found {found:?}");
             // A node's end is a hole of the node. It maps to the volume's end or beyond, so it is never the nearest.
-            let found = found.map(|at| self.layout.volume_offset(index, at));
+            let found = found.map(|at| self.layout.volume_offset(node, at));
             nearest = nearest.into_iter().chain(found).min();
         }
         Ok(nearest)
@@ -284,21 +246,29 @@ impl Engine {
     /// # Errors
     /// [`IoError`].
     pub fn verify(&self, blocks: u32) -> Result<u32, IoError> {
-        for node in &self.nodes {
-            node.run(|store| store.recheck())?;
-        }
+        let is_slow = self.is_slow_to_read();
+        let do_all = |parts: Vec<Part<'_>>| -> Result<(), IoError> {
+            if is_slow {
+                return self.side_by_side(parts).into_iter().try_for_each(|outcome| outcome.map(drop));
+            }
+            parts.into_iter().try_for_each(|(node, at, op)| self.nodes[node].perform(at, op).map(drop))
+        };
+        do_all((0..self.nodes.len()).map(|node| (node, 0, Op::Identify)).collect())?;
         let total = self.size / BLOCK;
         let parts = u64::from(blocks).min(total);
         let start = |part: u64| part * (total / parts) + part.min(total % parts);
-        let mut buf = [0; BLOCK_BYTES];
-        let mut read = 0;
-        for part in 0..parts {
-            // Not the first block of each part: with equal strides they might all lie on one node.
-            let block = start(part) + part.wrapping_mul(GOLDEN) % (start(part + 1) - start(part));
-            self.read(block * BLOCK, &mut buf)?;
-            read += 1;
+        // Not the first block of each part: with equal strides they might all lie on one node.
+        let block = |part: u64| start(part) + part.wrapping_mul(GOLDEN) % (start(part + 1) - start(part));
+        let blocks: Vec<u64> = (0..parts).map(block).collect();
+        for some in blocks.chunks(VERIFIED_AT_ONCE) {
+            let mut memory = vec![[0; BLOCK_BYTES]; some.len()];
+            let read = some.iter().zip(&mut memory).map(|(block, memory)| {
+                let (node, at) = self.layout.locate(block * BLOCK);
+                (node, at, Op::Read(&mut memory[..]))
+            });
+            do_all(read.collect())?;
         }
-        Ok(read)
+        Ok(u32::try_from(parts).expect("no more than were asked for"))
     }
 
     /// Reads one block of 4 KiB from every node that holds any and is not known to fail or to stall, at each call a
@@ -312,7 +282,7 @@ impl Engine {
         let mut read = 0;
         for node in self.nodes.iter().filter(|node| node.health.is_good()) {
             if let Some(block) = turn.checked_rem(node.store.size() / BLOCK) {
-                node.run(|store| store.read_at(block * BLOCK, &mut buf))?;
+                node.perform(block * BLOCK, Op::Read(&mut buf))?;
                 read += 1;
             }
         }
@@ -321,22 +291,22 @@ impl Engine {
 
     /// Whether a read of a node usually takes long.
     pub(crate) fn is_slow_to_read(&self) -> bool {
-        self.nodes.iter().any(|node| node.reads.is_slow())
+        self.nodes.iter().any(|node| node.is_slow(Kind::Read))
     }
 
     /// Whether a change of a node usually takes long.
     pub(crate) fn is_slow_to_change(&self) -> bool {
-        self.nodes.iter().any(|node| node.changes.is_slow())
+        self.nodes.iter().any(|node| node.is_slow(Kind::Write))
     }
 
     /// Whether flushes of all nodes have been measured as quick.
     pub(crate) fn is_quick_to_flush(&self) -> bool {
-        self.nodes.iter().all(|node| node.flushes.is_quick())
+        self.nodes.iter().all(|node| node.is_quick(Kind::Flush))
     }
 
     /// Whether a flush of a node usually takes long.
     pub(crate) fn is_slow_to_flush(&self) -> bool {
-        self.nodes.iter().any(|node| node.flushes.is_slow())
+        self.nodes.iter().any(|node| node.is_slow(Kind::Flush))
     }
 
     /// Checks whether the nodes end the operations under way. To be called several times a second, from a thread that
@@ -354,7 +324,7 @@ impl Engine {
     /// Every node as the core sees it, in the order of the layout: `in-step`, `stalled` while an operation on it does not end,
     /// or `failed` while the last operation on it failed.
     pub fn nodes(&self) -> Vec<NodeStatus> {
-        let status = |node: &Node| {
+        let status = |node: &Arc<Node>| {
             let error = node.health.error();
             let state = match (&error, node.health.is_stalled()) {
                 (_, true) => NodeState::Stalled,
@@ -382,19 +352,60 @@ impl Engine {
     }
 
     /// One operation per node on its part of the range, whatever the number of stripes.
-    fn on_each(
-        &self,
-        offset: u64,
-        len: u64,
-        operation: impl Fn(&dyn Store, u64, u64) -> Result<(), StoreError>,
-    ) -> Result<(), IoError> {
+    fn on_each(&self, offset: u64, len: u64, op: impl Fn(u64) -> Lent<'static>) -> Result<(), IoError> {
         self.inside(offset, len)?;
-        for (index, node) in self.nodes.iter().enumerate() {
-            let range = self.layout.on_node(index, offset, len);
-            if !range.is_empty() {
-                node.change(0, |store| operation(store, range.start, range.end - range.start))?;
+        let ranges = (0..self.nodes.len()).map(|node| (node, self.layout.on_node(node, offset, len)));
+        let some = ranges.filter(|(_, range)| !range.is_empty());
+        self.run(some.map(|(node, range)| (node, range.start, op(range.end - range.start))))
+    }
+
+    /// Does the parts of a change: one after the other up to the first error, or side by side where that takes long.
+    fn run<'a>(&self, mut parts: impl Iterator<Item = Part<'a>>) -> Result<(), IoError> {
+        if self.is_slow_to_change() {
+            return self.side_by_side(parts.collect()).into_iter().try_for_each(|outcome| outcome.map(drop));
+        }
+        parts.try_for_each(|(node, at, op)| self.nodes[node].perform(at, op).map(drop))
+    }
+
+    /// Does all the parts side by side, one of them on this thread: each in turn, because only that one shows how long the
+    /// node takes. The outcomes have the order of the parts.
+    fn side_by_side(&self, parts: Vec<Part<'_>>) -> Vec<Result<Option<u64>, IoError>> {
+        let here = self.turns.fetch_add(1, Ordering::Relaxed).checked_rem(parts.len());
+        let begin = |(place, (node, at, op)): (usize, &Part<'_>)| {
+            (Some(place) != here).then(|| self.nodes[*node].begin(*at, op.to_owned()))
+        };
+        let begun: Vec<_> = parts.iter().enumerate().map(begin).collect();
+        let begun: Vec<_> = parts.into_iter().zip(begun).collect();
+        // The one that is done here comes first, so that no other is waited for before it.
+        let mut outcomes: Vec<_> = begun.iter().map(|_| None).collect();
+        let mut others = Vec::with_capacity(begun.len());
+        for (place, ((node, at, op), begun)) in begun.into_iter().enumerate() {
+            match begun {
+                Some(begun) => others.push((place, op, begun)),
+                None => outcomes[place] = Some(self.nodes[node].perform(at, op)),
             }
         }
-        Ok(())
+        for (place, mut op, begun) in others {
+            let (copy, outcome) = begun.wait();
+            op.take_over(&copy);
+            outcomes[place] = Some(outcome.map_err(IoError::from));
+        }
+        outcomes.into_iter().map(|outcome| outcome.expect("every part was done")).collect()
+    }
+}
+
+/// A write that was begun.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Writing(Vec<Pending>);
+
+impl Writing {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub(crate) fn wait(self) -> Result<(), IoError> {
+        let outcomes: Vec<_> = self.0.into_iter().map(|part| part.wait().1).collect();
+        outcomes.into_iter().try_for_each(|outcome| Ok(outcome.map(drop)?))
     }
 }

@@ -20,6 +20,7 @@ mod gate;
 mod health;
 pub mod layout;
 mod lifecycle;
+mod node;
 mod pace;
 mod policy;
 mod progress;

@@ -1,5 +1,7 @@
 //! Opening, creating, growing and removing a volume: what each of its nodes must bear, and the order over them.
 
+use std::sync::Arc;
+
 use everdisk_proto::{
     superblock::Superblock,
     volume::{NodeSpec, VolumeSpec},
@@ -38,7 +40,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(spec: &VolumeSpec, wrap: &dyn Fn(Box<dyn Store>) -> Box<dyn Store>) -> Result<Self, OpenError> {
+    pub fn open_with(spec: &VolumeSpec, wrap: &dyn Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Result<Self, OpenError> {
         spec.validate()?;
         let stores = formats(spec, spec.size)
             .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format)?)))

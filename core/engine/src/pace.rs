@@ -53,11 +53,13 @@ impl Pace {
         }
         let begin = Instant::now();
         let done = operation();
-        self.note(begin.elapsed().saturating_sub(Duration::from_nanos(len as u64 * COPY_NS)));
+        self.note(len, begin.elapsed());
         done
     }
 
-    fn note(&self, took: Duration) {
+    /// An operation that copied `len` bytes took this long.
+    fn note(&self, len: usize, took: Duration) {
+        let took = took.saturating_sub(Duration::from_nanos(len as u64 * COPY_NS));
         let took = u64::try_from(took.min(MOST).as_nanos()).expect("a millisecond");
         let usual = self.usual_ns.load(Relaxed);
         let usual = usual - usual / WEIGHT + took / WEIGHT;
@@ -74,21 +76,21 @@ mod tests {
     #[test]
     fn what_usually_takes_long_is_slow_and_one_interruption_is_not() {
         let pace = Pace::default();
-        pace.note(Duration::from_secs(1));
+        pace.note(0, Duration::from_secs(1));
         assert!(!pace.is_slow());
         for _ in 0..100 {
-            pace.note(Duration::from_micros(5));
+            pace.note(0, Duration::from_micros(5));
         }
         for _ in 0..3 {
-            pace.note(Duration::from_millis(1));
+            pace.note(0, Duration::from_millis(1));
         }
         assert!(pace.is_slow());
         for _ in 0..8 {
-            pace.note(Duration::from_micros(150));
+            pace.note(0, Duration::from_micros(150));
         }
         assert!(pace.is_slow(), "not yet quick");
         for _ in 0..20 {
-            pace.note(Duration::from_micros(5));
+            pace.note(0, Duration::from_micros(5));
         }
         assert!(!pace.is_slow());
     }

@@ -52,7 +52,7 @@ enum Fatal {
 }
 
 /// Wraps a store that was opened for serving. Tests put stores that fail around the real ones.
-pub type Wrap<'a> = &'a dyn Fn(Box<dyn Store>) -> Box<dyn Store>;
+pub type Wrap<'a> = &'a dyn Fn(Arc<dyn Store>) -> Arc<dyn Store>;
 
 /// Runs the program of a core with this identity.
 pub fn run(identity: &Identity) -> ExitCode {

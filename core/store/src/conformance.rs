@@ -1,7 +1,9 @@
 //! What every store must do, whatever it is made of. There is one function per promise of [`Store`]; [`run`] runs them
 //! all on stores that the caller makes. A broken promise panics with its name.
 
-use crate::{EINVAL, Sought, Store, StoreError};
+use std::sync::Arc;
+
+use crate::{EINVAL, Op, Sought, Store, StoreError, pending};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -9,7 +11,7 @@ const MIB: u64 = 1 << 20;
 /// Makes the stores under test.
 pub trait Fixture {
     /// A fresh store of `len` bytes, never written.
-    fn store(&mut self, len: u64) -> Box<dyn Store>;
+    fn store(&mut self, len: u64) -> Arc<dyn Store>;
 
     /// Bytes of disk that the last store made takes, or `None` where that is unknown.
     fn allocated_bytes(&self) -> Option<u64>;
@@ -35,6 +37,7 @@ pub fn run(fixture: &mut dyn Fixture) {
     ranges_outside_are_refused(&*fixture.store(MIB));
     an_empty_node_serves(&*fixture.store(0));
     threads_do_not_disturb_each_other(&*fixture.store(4 * MIB));
+    what_is_begun_ends_and_gives_its_memory_back(&fixture.store(4 * MIB));
 }
 
 fn sound<T>(promise: &str, result: Result<T, StoreError>) -> T {
@@ -45,7 +48,8 @@ fn read(store: &dyn Store, offset: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xEE; len];
     sound("read", store.read_at(offset, &mut buf));
     let mut once = vec![0xEE; len];
-    if sound("read at once", store.read_at_once(offset, &mut once)) {
+    if let Some(outcome) = store.attempt(offset, Op::Read(&mut once)) {
+        sound("read at once", outcome);
         assert!(once == buf, "what is read at once is something else");
     }
     buf
@@ -161,7 +165,8 @@ fn ranges_outside_are_refused(store: &dyn Store) {
     sound("write", store.write_at(size - 1, &[9]));
     for (offset, len) in [(size, 1), (size - 1, 2), (u64::MAX, 1), (u64::MAX - 1, 4), (size + 1, 0)] {
         let mut buf = vec![0; usize::try_from(len).unwrap_or_default()];
-        assert!(!matches!(store.read_at_once(offset, &mut buf), Ok(true)), "read at once of {len} bytes at {offset}");
+        let once = store.attempt(offset, Op::Read(&mut buf));
+        assert!(!matches!(once, Some(Ok(_))), "read at once of {len} bytes at {offset}");
         let results = [
             ("read", store.read_at(offset, &mut buf)),
             ("write", store.write_at(offset, &buf)),
@@ -211,4 +216,38 @@ fn threads_do_not_disturb_each_other(store: &dyn Store) {
             });
         }
     });
+}
+
+/// Many at once, more than any store does side by side; each kind; and one that is refused.
+fn what_is_begun_ends_and_gives_its_memory_back(store: &Arc<dyn Store>) {
+    const AT_ONCE: u64 = 200;
+    const LEN: usize = 5000;
+    let begin = |offset, op| {
+        let (completion, pending) = pending();
+        Arc::clone(store).begin(offset, op, completion);
+        pending
+    };
+    let offset = |n: u64| n * (store.size() / AT_ONCE);
+    let writes: Vec<_> = (0..AT_ONCE).map(|n| begin(offset(n), Op::Write(pattern(n, LEN)))).collect();
+    for (n, write) in (0..).zip(writes) {
+        let (op, outcome) = write.wait();
+        sound("a write that was begun", outcome);
+        assert!(op == Op::Write(pattern(n, LEN)), "a write gives its data back unchanged");
+    }
+    let reads: Vec<_> = (0..AT_ONCE).map(|n| begin(offset(n), Op::Read(vec![0xEE; LEN]))).collect();
+    for (n, read) in (0..).zip(reads) {
+        let (op, outcome) = read.wait();
+        sound("a read that was begun", outcome);
+        assert!(op == Op::Read(pattern(n, LEN)), "a read that was begun gives the bytes");
+    }
+    let others =
+        [Op::WriteZeroes(LEN as u64), Op::Allocate(LEN as u64), Op::Flush, Op::Identify, Op::Seek(Sought::Hole)];
+    for op in others {
+        let (given_back, outcome) = begin(0, op.clone()).wait();
+        assert!(given_back == op, "an operation is given back as it was");
+        assert_eq!(sound("an operation that was begun", outcome).is_some(), matches!(op, Op::Seek(_)), "{op:?}");
+    }
+    assert!(read(&**store, 0, LEN).iter().all(|byte| *byte == 0), "zeros that were begun were not written");
+    let refused = begin(store.size(), Op::Write(vec![1])).wait().1;
+    assert_eq!(refused.err().map(|e| e.errno()), Some(EINVAL), "a write outside that was begun");
 }

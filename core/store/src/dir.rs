@@ -48,11 +48,10 @@ use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags, retry_on_intr},
 };
-use uuid::Uuid;
 
 pub use self::format::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use self::whole::Stopped;
-use crate::{NodeFormat, OpenError, Sought, Store, StoreError};
+use crate::{About, Completion, Lent, NodeFormat, Op, OpenError, Outcome, Owned, Sought, Store, StoreError, pool};
 
 /// Where the file system has no better way, zeros are written in pieces of this size.
 const ZEROS_PIECE: u64 = 1 << 20;
@@ -67,7 +66,7 @@ const fn is_unsupported(errno: Errno) -> bool {
 /// A directory opened as a storage node.
 #[derive(Debug)]
 pub struct DirStore {
-    url: NodeUrl,
+    about: About,
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
@@ -89,7 +88,8 @@ impl DirStore {
         format::check_length(&data, format.len, path)?;
         let flushed = Mutex::new(Arc::new(format::open_flushed(directory.as_fd(), path)?));
         let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
-        Ok(Self { url: NodeUrl::Dir(path.to_owned()), format: *format, directory, data, flushed, sent })
+        let about = About { url: NodeUrl::Dir(path.to_owned()), uuid: format.superblock.node, size: format.len };
+        Ok(Self { about, format: *format, directory, data, flushed, sent })
     }
 
     /// Bytes of disk that the data takes.
@@ -110,17 +110,17 @@ impl DirStore {
 
     #[cold]
     fn out_of_range(&self, offset: u64, len: u64) -> StoreError {
-        StoreError::OutOfRange { node: self.url.clone(), offset, len, size: self.format.len }
+        StoreError::OutOfRange { node: self.about.url.clone(), offset, len, size: self.format.len }
     }
 
     #[cold]
     fn failed(&self, action: &'static str, errno: Errno) -> StoreError {
-        StoreError::Io { node: self.url.clone(), action, source: errno.into() }
+        StoreError::Io { node: self.about.url.clone(), action, source: errno.into() }
     }
 
     #[cold]
     fn truncated(&self, at: u64) -> StoreError {
-        StoreError::Truncated { node: self.url.clone(), at }
+        StoreError::Truncated { node: self.about.url.clone(), at }
     }
 
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
@@ -180,25 +180,13 @@ fn is_same(one: &File, other: &File) -> Result<bool, Errno> {
     Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
-impl Store for DirStore {
-    fn url(&self) -> &NodeUrl {
-        &self.url
-    }
-
-    fn uuid(&self) -> Uuid {
-        self.format.superblock.node
-    }
-
-    fn size(&self) -> u64 {
-        self.format.len
-    }
-
+impl DirStore {
     fn recheck(&self) -> Result<(), StoreError> {
-        let NodeUrl::Dir(path) = &self.url;
+        let NodeUrl::Dir(path) = &self.about.url;
         format::read_superblock(self.directory.as_fd(), path)
             .and_then(|found| format::check_superblock(&found, &self.format.superblock, path))
             .and_then(|()| format::check_length(&self.data, self.format.len, path))
-            .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })
+            .map_err(|source| StoreError::Changed { node: self.about.url.clone(), source: Box::new(source) })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
@@ -209,19 +197,16 @@ impl Store for DirStore {
         })
     }
 
-    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StoreError> {
-        self.inside(offset, buf.len() as u64)?;
+    /// As `read_at`, if the bytes are in the page cache: else `None`, as where the file system does not tell (EOPNOTSUPP), and
+    /// after a fault, whose cause `read_at` finds.
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Option<Outcome> {
+        if let Err(error) = self.inside(offset, buf.len() as u64) {
+            return Some(Err(error));
+        }
         let len = buf.len();
         let mut into = [IoSliceMut::new(buf)];
-        // When this reads less, `read_at` finds the cause: the page cache lacks something (EAGAIN), the file system does not
-        // support it (EOPNOTSUPP), or there is a fault.
         let done = rustix::io::preadv2(&self.data, &mut into, offset, ReadWriteFlags::NOWAIT);
-        Ok(done == Ok(len))
-    }
-
-    fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
-        let sent = self.sent.as_ref().filter(|sent| self.inside(offset, len).is_ok() && sent.has(offset, len))?;
-        Some(FileRange { file: sent.as_fd(), offset, len })
+        (done == Ok(len)).then_some(Ok(None))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
@@ -236,18 +221,6 @@ impl Store for DirStore {
     fn flush(&self) -> Result<(), StoreError> {
         let file = Arc::clone(&self.flushed.lock());
         retry_on_intr(|| rustix::fs::fdatasync(&file)).map_err(|e| self.failed("flush", e))
-    }
-
-    fn forget_errors(&self) -> Result<(), StoreError> {
-        let NodeUrl::Dir(path) = &self.url;
-        let file = format::open_flushed(self.directory.as_fd(), path)
-            .map_err(|source| StoreError::Changed { node: self.url.clone(), source: Box::new(source) })?;
-        // Data is not written to another file of the same name.
-        if !is_same(&self.data, &file).map_err(|e| self.failed("stat the data file", e))? {
-            return Err(self.failed("open the data anew", Errno::STALE));
-        }
-        *self.flushed.lock() = Arc::new(file);
-        Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
@@ -304,5 +277,53 @@ impl Store for DirStore {
             }),
             Err(e) => Err(self.failed("find data and holes", e)),
         }
+    }
+}
+
+impl Store for DirStore {
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn attempt(&self, offset: u64, op: Lent<'_>) -> Option<Outcome> {
+        match op {
+            Op::Read(buf) => self.read_at_once(offset, buf),
+            _ => None,
+        }
+    }
+
+    fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
+        match op {
+            Op::Read(buf) => self.read_at(offset, buf),
+            Op::Write(data) => self.write_at(offset, data),
+            Op::Flush => self.flush(),
+            Op::Discard(len) => self.discard(offset, len),
+            Op::WriteZeroes(len) => self.write_zeroes(offset, len),
+            Op::Allocate(len) => self.allocate(offset, len),
+            Op::Seek(sought) => return self.next(offset, sought),
+            Op::Identify => self.recheck(),
+        }
+        .map(|()| None)
+    }
+
+    fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
+        pool::begin(self, offset, op, completion);
+    }
+
+    fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {
+        let sent = self.sent.as_ref().filter(|sent| self.inside(offset, len).is_ok() && sent.has(offset, len))?;
+        Some(FileRange { file: sent.as_fd(), offset, len })
+    }
+
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        let NodeUrl::Dir(path) = &self.about.url;
+        let file = format::open_flushed(self.directory.as_fd(), path)
+            .map_err(|source| StoreError::Changed { node: self.about.url.clone(), source: Box::new(source) })?;
+        // Data is not written to another file of the same name.
+        if !is_same(&self.data, &file).map_err(|e| self.failed("stat the data file", e))? {
+            return Err(self.failed("open the data anew", Errno::STALE));
+        }
+        *self.flushed.lock() = Arc::new(file);
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! A storage node as the core sees it (M7): the contract [`Store`], the stores that fulfil it, and the suite that tests
 //! each of them.
 //!
-//! Every operation completes inline on the caller's thread. Offsets are the node's own: the engine maps the volume's
-//! bytes to nodes. Predecessor and successor of a hand-over have a node open at the same time, so no store takes a
+//! An operation is data ([`Op`]). It is done at once, waited for, or begun. Offsets are the node's own: the engine maps
+//! the volume's bytes to nodes. Predecessor and successor of a hand-over have a node open at the same time, so no store takes a
 //! lock. The gate ensures that only one of them writes.
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -14,7 +14,11 @@
 pub mod conformance;
 pub mod dir;
 mod error;
+mod op;
+pub mod pool;
 pub mod room;
+
+use std::sync::Arc;
 
 use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use everdisk_sys::file::FileRange;
@@ -22,52 +26,46 @@ use uuid::Uuid;
 
 pub use crate::dir::Created;
 pub use crate::error::{EINVAL, EIO, OpenError, StoreError};
+pub use crate::op::{Completion, Lent, Op, Outcome, Owned, Pending, Sought, pending};
 
-/// What [`Store::next`] searches for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sought {
-    /// A byte that may be other than zero.
-    Data,
-    /// A byte that takes no space and reads as zero. The end of the node counts as one.
-    Hole,
+/// What is known of a node that is open.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The node's address.
+    pub url: NodeUrl,
+    /// The node's identity.
+    pub uuid: Uuid,
+    /// Bytes of the volume that the node holds.
+    pub size: u64,
 }
 
 /// One storage node. Every operation may be called from many threads at once.
 ///
 /// An operation needs a range inside the node, else it is refused with [`StoreError::OutOfRange`]. A range of no bytes
 /// is valid, and nothing happens. Bytes never written read as zero. What was written survives the death of this process
-/// once the write has returned (the write buffer forgets it then). It is durable once a later [`Store::flush`] has
-/// returned.
-pub trait Store: Send + Sync {
-    /// The node's address.
-    fn url(&self) -> &NodeUrl;
+/// once the write has ended (the write buffer forgets it then). It is durable once a flush that began later has
+/// succeeded. Operations that are under way at the same time have no order.
+///
+/// There are three ways to have an operation done. They do the same:
+///
+/// | | [`attempt`](Store::attempt) | [`perform`](Store::perform) | [`begin`](Store::begin) |
+/// |---|---|---|---|
+/// | ends | now, or has not begun | when it returns | later |
+/// | memory | the caller's | the caller's | its own |
+/// | for | what is expected not to wait | threads that may wait | everything else |
+pub trait Store: Send + Sync + 'static {
+    /// What is known of it.
+    fn about(&self) -> &About;
 
-    /// The node's identity.
-    fn uuid(&self) -> Uuid;
+    /// Does the operation on the caller's thread, if that is expected not to wait. `None` when it would, or when that is
+    /// unknown: then nothing has happened, and memory to read into has an undefined content.
+    fn attempt(&self, offset: u64, op: Lent<'_>) -> Option<Outcome>;
 
-    /// Bytes of the volume that the node holds.
-    fn size(&self) -> u64;
+    /// Does the operation and waits for its end.
+    fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome;
 
-    /// Reads the identity from the node anew and compares it with what was opened (D11).
-    ///
-    /// # Errors
-    /// [`StoreError::Changed`].
-    fn recheck(&self) -> Result<(), StoreError>;
-
-    /// Fills `buf` with the bytes from `offset` on.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
-
-    /// As [`Store::read_at`], if that does not wait. False when it would, or when that is unknown: then the content of
-    /// `buf` is undefined.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn read_at_once(&self, _offset: u64, _buf: &mut [u8]) -> Result<bool, StoreError> {
-        Ok(false)
-    }
+    /// Begins the operation, without waiting. `completion` is used when it has ended, on any thread, this one included.
+    fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion);
 
     /// The bytes as a part of a file, if they are one range there and lie in memory. Then they can be sent from it
     /// (sendfile(2)) without a copy, and without reading from the node. `None`: read them.
@@ -75,19 +73,7 @@ pub trait Store: Send + Sync {
         None
     }
 
-    /// Writes `data` at `offset`. After an error any part of the range may hold the old or the new bytes.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
-
-    /// Makes everything written so far durable.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then it is unknown what has become durable since the last flush that succeeded.
-    fn flush(&self) -> Result<(), StoreError>;
-
-    /// From now on [`Store::flush`] does not report an error that another opening of the node has been told of already.
+    /// From now on a flush does not report an error that another opening of the node has been told of already.
     /// It does report one that no opening was told of. (Linux keeps one error for each file and reports it once to each
     /// opening. An opening made after the error was reported to another does not get it: lib/errseq.c.)
     ///
@@ -96,31 +82,88 @@ pub trait Store: Send + Sync {
     fn forget_errors(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
 
-    /// Makes the range read as zero and gives its space back.
+/// Operations that end before they return.
+impl dyn Store {
+    /// The node's address.
+    pub fn url(&self) -> &NodeUrl {
+        &self.about().url
+    }
+
+    /// The node's identity.
+    pub fn uuid(&self) -> Uuid {
+        self.about().uuid
+    }
+
+    /// Bytes of the volume that the node holds.
+    pub fn size(&self) -> u64 {
+        self.about().size
+    }
+
+    /// [`Op::Identify`].
     ///
     /// # Errors
-    /// [`StoreError`]; EOPNOTSUPP where the node cannot give space back.
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+    /// [`StoreError::Changed`].
+    pub fn recheck(&self) -> Result<(), StoreError> {
+        self.perform(0, Op::Identify).map(drop)
+    }
 
-    /// Makes the range read as zero and keeps its space where the node can.
+    /// [`Op::Read`].
     ///
     /// # Errors
     /// [`StoreError`].
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.perform(offset, Op::Read(buf)).map(drop)
+    }
 
-    /// Reserves space for the range, so that writes into it do not run out of it. No byte changes.
-    ///
-    /// # Errors
-    /// [`StoreError`]; EOPNOTSUPP where the node cannot reserve.
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError>;
-
-    /// Offset of the next data or hole at or after `offset`; `None` when there is none before the node's end. From
-    /// inside the node a hole is always found, because the node's end counts as one.
+    /// [`Op::Write`].
     ///
     /// # Errors
     /// [`StoreError`].
-    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError>;
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.perform(offset, Op::Write(data)).map(drop)
+    }
+
+    /// [`Op::Flush`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.perform(0, Op::Flush).map(drop)
+    }
+
+    /// [`Op::Discard`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.perform(offset, Op::Discard(len)).map(drop)
+    }
+
+    /// [`Op::WriteZeroes`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.perform(offset, Op::WriteZeroes(len)).map(drop)
+    }
+
+    /// [`Op::Allocate`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.perform(offset, Op::Allocate(len)).map(drop)
+    }
+
+    /// [`Op::Seek`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
+        self.perform(offset, Op::Seek(sought))
+    }
 }
 
 /// The identity and the length of a node.
@@ -147,9 +190,9 @@ pub fn create(url: &NodeUrl, format: &NodeFormat) -> Result<Created, OpenError> 
 ///
 /// # Errors
 /// [`OpenError`] says what was found instead.
-pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Box<dyn Store>, OpenError> {
+pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Arc<dyn Store>, OpenError> {
     match url {
-        NodeUrl::Dir(path) => Ok(Box::new(dir::DirStore::open(path, format)?)),
+        NodeUrl::Dir(path) => Ok(Arc::new(dir::DirStore::open(path, format)?)),
     }
 }
 

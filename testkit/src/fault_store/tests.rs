@@ -9,11 +9,12 @@ use std::{
 
 use everdisk_proto::superblock::Superblock;
 use everdisk_store::{
-    NodeFormat,
+    NodeFormat, Sought,
     conformance::{self, Fixture},
     create, open,
 };
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::*;
 use crate::at_end::at_end;
@@ -25,7 +26,7 @@ fn url(parent: &TempDir, name: &str) -> NodeUrl {
     NodeUrl::Dir(parent.path().join(name))
 }
 
-fn store(url: &NodeUrl, len: u64) -> Box<dyn Store> {
+fn store(url: &NodeUrl, len: u64) -> Arc<dyn Store> {
     let superblock = Superblock {
         volume: Uuid::from_u128(1),
         node: Uuid::from_u128(2),
@@ -45,7 +46,7 @@ struct Directories {
 }
 
 impl Fixture for Directories {
-    fn store(&mut self, len: u64) -> Box<dyn Store> {
+    fn store(&mut self, len: u64) -> Arc<dyn Store> {
         self.made += 1;
         store(&url(&self.parent, &self.made.to_string()), len)
     }
@@ -202,7 +203,7 @@ fn what_was_done_is_counted_outside() {
 }
 
 /// A volatile node of 1 MiB that holds nines, flushed, as two processes have it open; its directory, what commands it.
-fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Box<dyn Store>, Box<dyn Store>) {
+fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Arc<dyn Store>, Arc<dyn Store>) {
     let url = url(parent, "n");
     let NodeUrl::Dir(node) = url.clone();
     let file = fault_file(&url);

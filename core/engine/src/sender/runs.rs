@@ -1,26 +1,21 @@
 //! The runs of a batch: pieces of one kind that follow each other, each written to the storage nodes in one operation.
 
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    thread,
-};
+use std::{collections::VecDeque, ops::Range};
 
 use everdisk_buffer::{
     book::{Batch, copy_out},
     index::Piece,
 };
 use everdisk_proto::buffer::{Extent, ExtentKind};
-use everdisk_sys::{process::voluntary_switches, robust};
-use parking_lot::Mutex;
+use everdisk_sys::process::voluntary_switches;
 
-use super::Buffer;
-use crate::{Engine, IoError, policy::RUN_BYTES};
+use super::{Buffer, Look};
+use crate::{Engine, IoError, engine::Writing, policy::RUN_BYTES};
 
 /// After this many writes of one batch that slept, nodes that counted as quick count as slow.
 const SLOW_WRITES: u64 = 3;
-/// Threads that send at once, at most.
-const SENDERS_MAX: usize = 32;
+/// Writes of one batch that are under way at once, at most.
+const WINDOW: usize = 32;
 /// One batch to slow nodes in this many begins with a write that has the nodes to itself. That write shows whether they
 /// still are slow. Parallel writes cannot show it: they wait for each other where a node takes one at a time.
 const LONE_EVERY: u64 = 8;
@@ -34,64 +29,92 @@ impl Buffer {
         extents: &[Extent],
         runs: &[Range<usize>],
     ) -> Outcome {
-        let outcome = Mutex::new(Outcome::default());
-        let next = AtomicUsize::new(0);
-        let send_next = |data: &mut Vec<u8>, alone: bool| {
-            let Some(run) = runs.get(next.fetch_add(1, Relaxed)) else { return false };
-            self.send_run(engine, &batch.pieces[run.clone()], &extents[run.clone()], data, &outcome, alone);
-            true
-        };
+        let mut outcome = Outcome::default();
+        let mut runs = runs.iter().map(|run| (&batch.pieces[run.clone()], &extents[run.clone()]));
         let mut data = Vec::new();
+        let mut alone = |(pieces, extents): (&[Piece], &[Extent]), outcome: &mut Outcome| {
+            self.send_run(engine, pieces, extents, &mut data, outcome, |at, data, outcome| {
+                let look = self.begin_write();
+                let written = engine.write(at, data);
+                self.ended(at..at + data.len() as u64, &look, written, false, outcome);
+            });
+        };
         if self.nodes_are_quick() || runs.len() == 1 {
-            // One thread, until the nodes turn out to be slow. Then others help.
+            // One after the other, until the nodes turn out to be slow.
             let before = voluntary_switches();
-            while voluntary_switches() - before < SLOW_WRITES && send_next(&mut data, true) {}
+            while voluntary_switches() - before < SLOW_WRITES {
+                let Some(run) = runs.next() else { return outcome };
+                alone(run, &mut outcome);
+            }
         } else if self.progress().batches.is_multiple_of(LONE_EVERY) {
-            send_next(&mut data, true);
+            runs.next().into_iter().for_each(|run| alone(run, &mut outcome));
         }
-        let left = runs.len().saturating_sub(next.load(Relaxed));
-        if left > 0 {
-            let work = || {
-                let mut data = Vec::new();
-                while send_next(&mut data, false) {}
-            };
-            thread::scope(|scope| {
-                for _ in 1..left.min(SENDERS_MAX) {
-                    // Where no further thread can be started, those that run do the work; this one at least.
-                    let _ = robust::start_scoped(scope, "send", work);
+        let mut window = VecDeque::new();
+        for (pieces, extents) in runs {
+            self.send_run(engine, pieces, extents, &mut Vec::new(), &mut outcome, |at, data, outcome| {
+                let data = std::mem::take(data);
+                if window.len() == WINDOW {
+                    self.first_of(&mut window, outcome);
                 }
-                work();
+                let (range, look) = (at..at + data.len() as u64, self.begin_write());
+                window.push_back(UnderWay { range, look, writing: engine.begin_write(at, data) });
             });
         }
-        outcome.into_inner()
+        while !window.is_empty() {
+            self.first_of(&mut window, &mut outcome);
+        }
+        outcome
     }
 
-    /// Sends one run of pieces of one kind that follow each other. A damaged piece is left out.
+    /// Waits for the write that was begun first.
+    fn first_of(&self, window: &mut VecDeque<UnderWay>, outcome: &mut Outcome) {
+        let first = window.pop_front().expect("a write is under way");
+        let written = first.writing.wait();
+        self.ended(first.range, &first.look, written, true, outcome);
+    }
+
+    /// A write has ended. `beside`: it was one of many at once.
+    fn ended(&self, range: Range<u64>, look: &Look, written: Result<(), IoError>, beside: bool, outcome: &mut Outcome) {
+        match written {
+            Ok(()) => self.note_write(look, beside),
+            Err(error) => {
+                outcome.failed.push(range);
+                outcome.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Sends one run of pieces of one kind that follow each other: `write` gets the place and the data, in `memory`, which
+    /// it may keep. A damaged piece is left out.
     fn send_run(
         &self,
         engine: &Engine,
         pieces: &[Piece],
         extents: &[Extent],
-        data: &mut Vec<u8>,
-        outcome: &Mutex<Outcome>,
-        alone: bool,
+        memory: &mut Vec<u8>,
+        outcome: &mut Outcome,
+        mut write: impl FnMut(u64, &mut Vec<u8>, &mut Outcome),
     ) {
-        data.clear();
         let (first, last) = (pieces.first().expect("a run has pieces"), pieces.last().expect("a run has pieces"));
         if first.kind != ExtentKind::Data {
             return Self::zero(engine, first.kind, first.start..last.end, outcome);
         }
+        memory.clear();
         let mut begun = first.start;
         for (piece, extent) in pieces.iter().zip(extents) {
-            if self.copy(piece, extent, data) {
+            if self.copy(piece, extent, memory) {
                 continue;
             }
-            outcome.lock().damaged.push(piece.seq);
-            self.write(engine, begun, data, outcome, alone);
-            data.clear();
+            outcome.damaged.push(piece.seq);
+            if !memory.is_empty() {
+                write(begun, memory, outcome);
+                memory.clear();
+            }
             begun = piece.end;
         }
-        self.write(engine, begun, data, outcome, alone);
+        if !memory.is_empty() {
+            write(begun, memory, outcome);
+        }
     }
 
     /// Appends a piece's data; false when its extent's data does not have its checksum.
@@ -111,34 +134,24 @@ impl Buffer {
         sound
     }
 
-    fn zero(engine: &Engine, kind: ExtentKind, range: Range<u64>, outcome: &Mutex<Outcome>) {
+    fn zero(engine: &Engine, kind: ExtentKind, range: Range<u64>, outcome: &mut Outcome) {
         let len = range.end - range.start;
         let done = match kind {
             ExtentKind::Zeroes => engine.zero_and_keep(range.start, len),
             ExtentKind::Discard | ExtentKind::Data => engine.discard_or_zero(range.start, len),
         };
         if let Err(error) = done {
-            let mut outcome = outcome.lock();
             outcome.failed.push(range);
             outcome.error.get_or_insert(error);
         }
     }
+}
 
-    fn write(&self, engine: &Engine, at: u64, data: &[u8], outcome: &Mutex<Outcome>, alone: bool) {
-        if data.is_empty() {
-            return;
-        }
-        let look = self.begin_write();
-        let written = engine.write(at, data);
-        if written.is_ok() {
-            self.note_write(&look, !alone);
-        }
-        if let Err(error) = written {
-            let mut outcome = outcome.lock();
-            outcome.failed.push(at..at + data.len() as u64);
-            outcome.error.get_or_insert(error);
-        }
-    }
+/// A write of the window.
+struct UnderWay {
+    range: Range<u64>,
+    look: Look,
+    writing: Writing,
 }
 
 /// The outcome of the runs of a batch.

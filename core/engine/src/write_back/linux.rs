@@ -12,7 +12,7 @@ use everdisk_proto::{
     version::BUFFER,
     volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
-use everdisk_store::{Sought, Store, StoreError};
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool};
 use uuid::Uuid;
 
 use super::*;
@@ -40,7 +40,7 @@ pub(super) struct File {
 }
 
 pub(super) struct Linux {
-    inner: Box<dyn Store>,
+    inner: Arc<dyn Store>,
     file: Arc<File>,
     /// Errors that were reported to this opening.
     seen: AtomicU64,
@@ -65,30 +65,7 @@ impl Linux {
     }
 }
 
-impl Store for Linux {
-    fn url(&self) -> &NodeUrl {
-        self.inner.url()
-    }
-    fn uuid(&self) -> Uuid {
-        self.inner.uuid()
-    }
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn recheck(&self) -> Result<(), StoreError> {
-        self.inner.recheck()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.wait(&self.file.hangs);
-        if self.file.write_fails.load(SeqCst) {
-            return Err(self.failed("write"));
-        }
-        self.keep(offset, data.len() as u64)?;
-        self.inner.write_at(offset, data)
-    }
+impl Linux {
     fn flush(&self) -> Result<(), StoreError> {
         self.wait(&self.file.flush_hangs);
         self.file.flushes.fetch_add(1, SeqCst);
@@ -113,29 +90,46 @@ impl Store for Linux {
         }
         self.inner.flush()
     }
-    fn forget_errors(&self) -> Result<(), StoreError> {
-        self.seen.store(self.file.errors.load(SeqCst), SeqCst);
-        Ok(())
+}
+
+impl Store for Linux {
+    fn about(&self) -> &About {
+        self.inner.about()
     }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.wait(&self.file.hangs);
-        self.keep(offset, len)?;
-        self.inner.discard(offset, len)
+    fn attempt(&self, _: u64, _: Lent<'_>) -> Option<Outcome> {
+        None
     }
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.keep(offset, len)?;
-        self.inner.write_zeroes(offset, len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.inner.allocate(offset, len)
-    }
-    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
-        let found = self.inner.next(offset, sought);
-        let then = if sought == Sought::Hole { self.file.at_hole.lock().take() } else { None };
+    fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
+        match &op {
+            Op::Write(data) => {
+                self.wait(&self.file.hangs);
+                if self.file.write_fails.load(SeqCst) {
+                    return Err(self.failed("write"));
+                }
+                self.keep(offset, data.len() as u64)?;
+            }
+            Op::Discard(len) => {
+                self.wait(&self.file.hangs);
+                self.keep(offset, *len)?;
+            }
+            Op::WriteZeroes(len) => self.keep(offset, *len)?,
+            Op::Flush => return self.flush().map(|()| None),
+            Op::Read(_) | Op::Allocate(_) | Op::Seek(_) | Op::Identify => {}
+        }
+        let is_hole = matches!(op, Op::Seek(Sought::Hole));
+        let outcome = self.inner.perform(offset, op);
+        let then = if is_hole { self.file.at_hole.lock().take() } else { None };
         if let Some(then) = then {
             then();
         }
-        found
+        outcome
+    }
+    fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
+        pool::begin(self, offset, op, completion);
+    }
+    fn forget_errors(&self) -> Result<(), StoreError> {
+        self.seen.store(self.file.errors.load(SeqCst), SeqCst);
+        Ok(())
     }
 }
 
@@ -256,11 +250,11 @@ impl Bench {
 
 pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Arc<File>]) -> (Arc<WriteBack>, Place) {
     let next = AtomicU32::new(0);
-    let wrap = |inner| -> Box<dyn Store> {
+    let wrap = |inner| -> Arc<dyn Store> {
         let file = Arc::clone(&files[next.fetch_add(1, SeqCst) as usize]);
         // An opening is not told of an error that another opening was told of before.
         let seen = AtomicU64::new(file.errors.load(SeqCst));
-        Box::new(Linux { inner, file, seen })
+        Arc::new(Linux { inner, file, seen })
     };
     let engine = Arc::new(Engine::open_with(spec, &wrap).unwrap());
     let place = Place(Arc::default(), Arc::new(AtomicBool::new(true)));

@@ -11,7 +11,7 @@ use everdisk_proto::{
     version::BUFFER,
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
-use everdisk_store::{Sought, Store, StoreError};
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, pool};
 use everdisk_testkit::at_end::at_end;
 use uuid::Uuid;
 
@@ -24,46 +24,27 @@ const STUCK: u8 = 0xEE;
 
 /// A storage node at which some writes wait until they are released.
 struct Node {
-    inner: Box<dyn Store>,
+    inner: Arc<dyn Store>,
     stuck: Arc<AtomicBool>,
 }
 
 impl Store for Node {
-    fn url(&self) -> &NodeUrl {
-        self.inner.url()
+    fn about(&self) -> &About {
+        self.inner.about()
     }
-    fn uuid(&self) -> Uuid {
-        self.inner.uuid()
+    fn attempt(&self, _: u64, _: Lent<'_>) -> Option<Outcome> {
+        None
     }
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn recheck(&self) -> Result<(), StoreError> {
-        self.inner.recheck()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        while data[0] == STUCK && self.stuck.load(SeqCst) {
-            thread::sleep(Duration::from_millis(1));
+    fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
+        if let Op::Write(data) = &op {
+            while data[0] == STUCK && self.stuck.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
-        self.inner.write_at(offset, data)
+        self.inner.perform(offset, op)
     }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.inner.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.inner.write_zeroes(offset, len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.inner.allocate(offset, len)
-    }
-    fn next(&self, offset: u64, sought: Sought) -> Result<Option<u64>, StoreError> {
-        self.inner.next(offset, sought)
+    fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
+        pool::begin(self, offset, op, completion);
     }
 }
 
@@ -138,7 +119,7 @@ impl Setting {
     }
 
     fn core(&self) -> (WriteBack, Place) {
-        let wrap = |inner| -> Box<dyn Store> { Box::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
+        let wrap = |inner| -> Arc<dyn Store> { Arc::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
         let engine = Arc::new(Engine::open_with(&self.spec, &wrap).unwrap());
         let place = Place::default();
         (WriteBack::new(engine, &self.segment, Box::new(place.clone()), Bypass::Auto).unwrap(), place)

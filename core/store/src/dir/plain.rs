@@ -75,9 +75,9 @@ struct Directories {
 }
 
 impl Fixture for Directories {
-    fn store(&mut self, len: u64) -> Box<dyn Store> {
+    fn store(&mut self, len: u64) -> Arc<dyn Store> {
         self.made += 1;
-        Box::new(self.mounted.store(&self.made.to_string(), len))
+        Arc::new(self.mounted.store(&self.made.to_string(), len))
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

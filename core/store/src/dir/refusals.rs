@@ -6,6 +6,7 @@ use std::{fs, os::unix::fs::symlink};
 use everdisk_proto::superblock::{BadSuperblock, Superblock};
 use rustix::mount::MountFlags;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::{
     tests::{SmallDisk, format, node},

@@ -11,6 +11,7 @@ use std::{
 use everdisk_sys::{process, signal};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::*;
 use crate::conformance::{self, Fixture};
@@ -73,11 +74,11 @@ impl Directories {
 }
 
 impl Fixture for Directories {
-    fn store(&mut self, len: u64) -> Box<dyn Store> {
+    fn store(&mut self, len: u64) -> Arc<dyn Store> {
         self.made += 1;
         let path = self.parent.path().join(self.made.to_string());
         create(&path, &format(len)).unwrap().confirm();
-        Box::new(DirStore::open(&path, &format(len)).unwrap())
+        Arc::new(DirStore::open(&path, &format(len)).unwrap())
     }
 
     fn allocated_bytes(&self) -> Option<u64> {
