@@ -17,7 +17,7 @@ use everdisk_proto::{
     volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
 };
 use everdisk_store::{About, Completion, EINVAL, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -40,6 +40,25 @@ struct Script {
     /// A search for data or holes finds what lies before the offset.
     looks_back: AtomicBool,
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
+    /// No call ends before all are there that are to meet.
+    meeting: Mutex<Option<Arc<Meeting>>>,
+}
+
+/// Calls that have to be under way at the same time.
+#[derive(Default)]
+struct Meeting {
+    missing: Mutex<usize>,
+    complete: Condvar,
+}
+
+impl Meeting {
+    fn join(&self) {
+        let mut missing = self.missing.lock();
+        *missing = missing.checked_sub(1).expect("no more calls than are to meet");
+        self.complete.notify_all();
+        let is_late = self.complete.wait_while_for(&mut missing, |missing| *missing > 0, Duration::from_secs(20));
+        assert!(!is_late.timed_out(), "{} calls were not begun while the others were under way", *missing);
+    }
 }
 
 /// A store without bytes: notes what it is asked for and fails on demand.
@@ -52,6 +71,10 @@ impl Scripted {
     fn call(&self, what: &'static str, offset: u64, len: u64) -> Result<(), StoreError> {
         assert!(offset + len <= self.about.size, "{what} of {len} bytes at {offset} leaves the node");
         self.script.calls.lock().push((what, offset, len));
+        let meeting = self.script.meeting.lock().clone();
+        if let Some(meeting) = meeting {
+            meeting.join();
+        }
         let takes = Duration::from_micros(self.script.takes_us.load(Ordering::Relaxed));
         if !takes.is_zero() {
             thread::sleep(takes);
@@ -178,6 +201,58 @@ fn beyond4_a_read_that_will_take_long_says_so_before() {
     scripts[1].takes_us.store(1500, Ordering::Relaxed);
     (0..100).for_each(|_| engine.write(STRIPE, &[0; 8]).unwrap());
     assert!(engine.is_slow_to_change());
+}
+
+/// beyond 4: what takes long goes on at all nodes at once, and at all stripes of one node.
+#[test]
+fn beyond4_slow_nodes_are_used_side_by_side() {
+    const NODES: usize = 3;
+    let (engine, scripts) = scripted(1 << 20, NODES);
+    scripts.iter().for_each(|script| script.takes_us.store(1500, Ordering::Relaxed));
+    for stripe in (0..30).flat_map(|_| 0..NODES as u64) {
+        engine.read(stripe * STRIPE, &mut [0; 8]).unwrap();
+        engine.write(stripe * STRIPE, &[0; 8]).unwrap();
+    }
+    assert!(engine.is_slow_to_read() && engine.is_slow_to_change());
+    scripts.iter().for_each(|script| script.takes_us.store(0, Ordering::Relaxed));
+    let all_meet = |calls: usize, operation: &dyn Fn()| {
+        let meeting = Arc::new(Meeting { missing: calls.into(), ..Meeting::default() });
+        scripts.iter().for_each(|script| *script.meeting.lock() = Some(Arc::clone(&meeting)));
+        operation();
+        assert_eq!(*meeting.missing.lock(), 0, "as many calls as expected");
+    };
+    let whole = 10 * usize::try_from(STRIPE).unwrap();
+    all_meet(11, &|| engine.read(7, &mut vec![0; whole]).unwrap());
+    all_meet(11, &|| engine.write(7, &vec![0; whole]).unwrap());
+    all_meet(NODES, &|| engine.flush().unwrap());
+    all_meet(NODES, &|| engine.discard(0, 1 << 20).unwrap());
+    all_meet(NODES, &|| engine.write_zeroes(0, 1 << 20).unwrap());
+    all_meet(NODES, &|| assert_eq!(engine.seek(5, Sought::Data).unwrap(), None));
+    let meeting = |calls: usize| Some(Arc::new(Meeting { missing: calls.into(), ..Meeting::default() }));
+    // Identities first, each with the others; then the blocks.
+    let identities = meeting(NODES);
+    scripts.iter().for_each(|script| script.meeting.lock().clone_from(&identities));
+    assert_eq!(engine.verify(0).unwrap(), 0);
+    scripts.iter().for_each(|script| *script.meeting.lock() = None);
+    assert_eq!(engine.verify(100).unwrap(), 100);
+}
+
+/// Each part of a side-by-side operation is waited for, and the first error in the order of the range is the outcome.
+#[test]
+fn an_error_of_one_slow_node_is_told_after_every_part_has_ended() {
+    let (engine, scripts) = scripted(1 << 20, 2);
+    scripts.iter().for_each(|script| script.takes_us.store(1500, Ordering::Relaxed));
+    for stripe in (0..30).flat_map(|_| 0..2) {
+        engine.write(stripe * STRIPE, &[0; 8]).unwrap();
+    }
+    assert!(engine.is_slow_to_change());
+    scripts.iter().for_each(|script| script.calls.lock().clear());
+    scripts[1].errno.store(ENOSPC, Ordering::Relaxed);
+    for _ in 0..6 {
+        let error = engine.write(0, &vec![1; 6 * usize::try_from(STRIPE).unwrap()]).unwrap_err();
+        assert_eq!(error.errno(), ENOSPC);
+        assert_eq!(scripts.iter().map(|script| calls(script).len()).sum::<usize>(), 6);
+    }
 }
 
 #[test]
