@@ -5,8 +5,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
@@ -26,6 +27,8 @@ const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// 2⁶⁴ divided by the golden ratio: its multiples are spread evenly over any range.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// A probe ahead counts for this time.
+const PROBED_WITHIN: Duration = Duration::from_secs(1);
 /// Blocks that [`Engine::verify`] reads at once.
 const VERIFIED_AT_ONCE: usize = 32;
 
@@ -47,7 +50,7 @@ pub struct NotFlushed {
 pub struct Engine {
     size: u64,
     layout: Layout,
-    nodes: Vec<Arc<Node>>,
+    pub(crate) nodes: Vec<Arc<Node>>,
     probes: AtomicU64,
     /// Operations that were done side by side.
     turns: AtomicUsize,
@@ -272,21 +275,47 @@ impl Engine {
     }
 
     /// Reads one block of 4 KiB from every node that holds any and is not known to fail or to stall, at each call a
-    /// different one. Returns the number of blocks read. Short, and allocates no memory.
+    /// different one. A node that [`Engine::probe_ahead`] has read a moment ago is not read again. Returns the number of
+    /// nodes that were probed. Short, and allocates no memory.
     ///
     /// # Errors
     /// [`IoError`].
     pub fn probe(&self) -> Result<u32, IoError> {
-        let turn = self.probes.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN);
+        let turn = self.probe_turn();
         let mut buf = [0; BLOCK_BYTES];
-        let mut read = 0;
+        let mut probed = 0;
         for node in self.nodes.iter().filter(|node| node.health.is_good()) {
             if let Some(block) = turn.checked_rem(node.store.size() / BLOCK) {
-                node.perform(block * BLOCK, Op::Read(&mut buf))?;
-                read += 1;
+                if !node.was_probed(PROBED_WITHIN) {
+                    node.perform(block * BLOCK, Op::Read(&mut buf))?;
+                }
+                probed += 1;
             }
         }
-        Ok(read)
+        Ok(probed)
+    }
+
+    /// Reads what [`Engine::probe`] would, from all nodes at once, so that a probe within the next second need not: it is done
+    /// while applications wait, and this is not. Waits for `limit` at most. A node that fails or hangs is left to the
+    /// probe.
+    pub fn probe_ahead(&self, limit: Duration) {
+        let (turn, deadline) = (self.probe_turn(), Instant::now() + limit);
+        let (done, ended) = mpsc::channel();
+        for node in self.nodes.iter().filter(|node| node.health.is_good()) {
+            if let Some(block) = turn.checked_rem(node.store.size() / BLOCK) {
+                let done = done.clone();
+                node.probe_ahead(block * BLOCK, BLOCK_BYTES, move || {
+                    // The receiver has gone when the limit is over.
+                    let _ = done.send(());
+                });
+            }
+        }
+        drop(done);
+        while ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+    }
+
+    fn probe_turn(&self) -> u64 {
+        self.probes.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN)
     }
 
     /// Whether a read of a node usually takes long.

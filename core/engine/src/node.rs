@@ -1,8 +1,12 @@
 //! A storage node of an open volume: its store, its health, and how long its operations usually take.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use everdisk_store::{Completion, Lent, Op, Owned, Pending, Store, pending};
+use parking_lot::Mutex;
 
 use crate::{
     IoError,
@@ -17,6 +21,8 @@ pub(crate) struct Node {
     reads: Pace,
     changes: Pace,
     flushes: Pace,
+    /// When a probe last succeeded.
+    probed: Mutex<Option<Instant>>,
 }
 
 /// What an operation does to a node, and the bytes that it copies.
@@ -34,7 +40,7 @@ fn judged<R: AsRef<[u8]>, W: AsRef<[u8]>>(op: &Op<R, W>) -> (Kind, usize) {
 impl Node {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         let (reads, changes, flushes) = (Pace::default(), Pace::default(), Pace::default());
-        Self { store, health: Health::default(), reads, changes, flushes }
+        Self { store, health: Health::default(), reads, changes, flushes, probed: Mutex::new(None) }
     }
 
     /// Whether such an operation usually takes long.
@@ -86,6 +92,24 @@ impl Node {
         self.health.begin();
         Arc::clone(&self.store).begin(offset, op, ended);
         pending
+    }
+
+    /// Begins to read the block at `offset`, and notes when that has succeeded. A failure is not noted: whoever needs the
+    /// block reads it again. `done` is called at the end in either case.
+    pub(crate) fn probe_ahead(self: &Arc<Self>, offset: u64, len: usize, done: impl FnOnce() + Send + 'static) {
+        let node = Arc::clone(self);
+        let ended = Completion::new(move |_, outcome| {
+            if outcome.is_ok() {
+                *node.probed.lock() = Some(Instant::now());
+            }
+            done();
+        });
+        Arc::clone(&self.store).begin(offset, Op::Read(vec![0; len]), ended);
+    }
+
+    /// Whether a probe ahead has succeeded within this time.
+    pub(crate) fn was_probed(&self, within: Duration) -> bool {
+        self.probed.lock().is_some_and(|at| at.elapsed() <= within)
     }
 
     /// Reads, if that does not wait. False when it would: then the content of `buf` is undefined.

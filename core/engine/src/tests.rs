@@ -317,6 +317,29 @@ fn verify_spreads_over_the_volume_and_its_nodes() {
     assert_eq!(engine.verify(0).unwrap(), 0);
 }
 
+/// M6: what a probe ahead has read is not read again within the pause. A node that fails it, or hangs in it, is left to the probe.
+#[test]
+fn m6_what_was_probed_a_moment_ago_is_not_read_again() {
+    let (engine, scripts) = scripted(1 << 20, 3);
+    engine.probe_ahead(Duration::from_secs(20));
+    let read = || scripts.iter().map(|script| calls(script).len()).collect::<Vec<_>>();
+    assert_eq!(read(), [1, 1, 1]);
+    assert_eq!(engine.probe().unwrap(), 3);
+    assert_eq!(read(), [0, 0, 0]);
+    assert!(!engine.nodes[0].was_probed(Duration::ZERO), "it counts for a time only");
+    let (engine, scripts) = scripted(1 << 20, 3);
+    let meeting = Arc::new(Meeting { missing: 2.into(), ..Meeting::default() });
+    *scripts[1].meeting.lock() = Some(Arc::clone(&meeting));
+    scripts[2].errno.store(EIO, Ordering::Relaxed);
+    engine.probe_ahead(Duration::from_millis(200));
+    scripts.iter().for_each(|script| drop(calls(script)));
+    assert!(engine.is_good(), "a probe ahead judges no node");
+    meeting.join();
+    *scripts[1].meeting.lock() = None;
+    assert_eq!(engine.probe().unwrap_err().errno(), EIO);
+    assert!(calls(&scripts[0]).is_empty() && !calls(&scripts[2]).is_empty() && !engine.is_good());
+}
+
 #[test]
 fn probe_reads_another_block_of_each_node_at_each_call() {
     let (engine, scripts) = scripted(1 << 30, 3);

@@ -16,6 +16,8 @@ const AGE_MAX: Duration = Duration::from_secs(5);
 /// Interval at which a core without the gate follows the buffer; near a hand-over, the second.
 const FOLLOW: Duration = Duration::from_millis(50);
 const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
+/// A probe ahead of a hand-over is waited for at most for this time.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// The core stays close for this long after it was asked to.
 const CLOSE_FOR: Duration = Duration::from_secs(2);
 /// Extents followed in one hold of the book's lock.
@@ -29,9 +31,10 @@ pub(super) struct SenderState {
 }
 
 impl WriteBack {
-    /// Asks a core that does not have the gate to follow closely. Returns when it has caught up, with the bytes it
-    /// knows of.
+    /// Prepares a core that does not have the gate for being given it: it probes the nodes and follows closely from now on.
+    /// Returns when it has caught up, with the bytes it knows of.
     pub fn follow(&self) -> u64 {
+        self.engine.probe_ahead(PROBE_LIMIT);
         self.sender.lock().close_until = Some(Instant::now() + CLOSE_FOR);
         self.rouse_sender();
         self.follow_now();
