@@ -95,6 +95,8 @@ pub struct Book {
     doubt: u64,
     /// The extent with sequence number `tail + 1` first.
     live: VecDeque<Live>,
+    /// Extents that are being copied into the ring: sequence number and range. There are at most as many as workers.
+    copied: Vec<(u64, Range<u64>)>,
     tail: u64,
     /// Up to this extent everything was written to the storage nodes by this core since it adopted the buffer, or was
     /// superseded.
@@ -124,6 +126,7 @@ impl Book {
             found: Vec::new(),
             doubt: 0,
             live: VecDeque::new(),
+            copied: Vec::new(),
             tail: 0,
             written: 0,
             epoch: 1,
@@ -192,13 +195,13 @@ impl Book {
         &self.noted
     }
 
-    /// Reserves a slot and room in the ring for an extent.
+    /// Reserves a slot and room in the ring for an extent of this range.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn reserve(&mut self, area: &impl Area, kind: ExtentKind, len: u64) -> Result<Reservation, Full> {
+    pub fn reserve(&mut self, area: &impl Area, kind: ExtentKind, range: &Range<u64>) -> Result<Reservation, Full> {
         let Geometry { capacity, slots } = self.geometry;
-        let stored = stored(kind, len);
+        let stored = stored(kind, range.end - range.start);
         if self.live.iter().all(|live| matches!(live, Live::Void)) {
             self.freed = self.end;
             self.sent_end = self.end;
@@ -221,11 +224,20 @@ impl Book {
         self.live.push_back(Live::Reserved { end: self.end });
         let seq = self.head();
         log::reserve(area, seq);
+        self.copied.push((seq, range.clone()));
         Ok(Reservation { seq, position })
+    }
+
+    /// Whether an extent overlaps the range: one that is there, or one that is being copied and has been reserved by this
+    /// core.
+    pub fn overlaps(&self, range: &Range<u64>) -> bool {
+        let is_copied = self.copied.iter().any(|(_, other)| other.start < range.end && range.start < other.end);
+        is_copied || self.index.overlaps(range.clone())
     }
 
     /// An extent was published in its slot: from now on the index maps its bytes to it.
     pub fn published(&mut self, area: &impl Area, seq: u64, extent: &Extent) {
+        self.copied.retain(|(other, _)| *other != seq);
         self.enter(seq, extent);
         if self.lost.remove(&(extent.offset..extent.end())) {
             self.is_unsaved = true;
@@ -370,6 +382,7 @@ impl Book {
         self.epoch += 1;
         self.failures += 1;
         self.written = self.tail;
+        self.copied.clear();
         self.is_unsaved = false;
         self.lost_noted.clear();
     }

@@ -310,7 +310,7 @@ impl WriteBack {
         }
         // Under the lock: a thread that sets the mode and then takes the lock finds no more appended.
         let required = !self.buffers || hold.synchronous();
-        let buffered = book.index().overlaps(range.clone());
+        let buffered = book.overlaps(range);
         let may_pass = may_pass && kind == ExtentKind::Data && self.bypass == Bypass::Auto;
         if required || (!buffered && may_pass && self.buffer.lets_through(&book, len)) {
             if bypassing.is_none() {
@@ -327,7 +327,7 @@ impl WriteBack {
         if self.bypasses.overlaps(range) {
             return Way::Blocked;
         }
-        book.reserve(&self.buffer.area, kind, len).map_or(Way::Wait, Way::Append)
+        book.reserve(&self.buffer.area, kind, range).map_or(Way::Wait, Way::Append)
     }
 
     fn append(&self, place: Reservation, range: &Range<u64>, content: Content<'_>) {

@@ -6,7 +6,7 @@ use super::*;
 use crate::testing::LoomArea;
 
 fn append(book: &mut Book, area: &LoomArea, offset: u64, value: u64) {
-    let place = book.reserve(area, ExtentKind::Data, 8).unwrap();
+    let place = book.reserve(area, ExtentKind::Data, &(offset..offset + 8)).unwrap();
     let data = value.to_le_bytes();
     let (kind, crc) = (ExtentKind::Data, crc32c::crc32c(&data));
     let extent = Extent { kind, offset, len: 8, position: place.position, generation: 1, crc };

@@ -204,7 +204,7 @@ fn who_takes_over_too_late_does_not_miss_what_is_written_meanwhile() {
     let area = SegmentArea::of(&setting.segment).unwrap();
     let mut book = Book::new(area.geometry(), setting.spec.size);
     book.adopt(&area);
-    let place = book.reserve(&area, ExtentKind::Data, LEN as u64).unwrap();
+    let place = book.reserve(&area, ExtentKind::Data, &(0..LEN as u64)).unwrap();
     late.0.adopt(2);
     let data = [7; LEN];
     let (kind, position, crc) = (ExtentKind::Data, place.position, crc32c::crc32c(&data));
@@ -236,6 +236,28 @@ fn what_overlaps_a_write_past_the_buffer_waits_for_it() {
         setting.stuck.store(false, SeqCst);
         first.join().unwrap().unwrap();
         second.join().unwrap();
+        assert!(matches!(core.0.flush_within(Duration::from_secs(10)), Ok(true)));
+        assert_eq!(read(&core), 2);
+    });
+}
+
+/// D5: a write that goes through waits for one that is being copied into the buffer, although nobody can read that one yet.
+/// Otherwise readers would see first the one and then the other.
+#[test]
+fn what_goes_through_waits_for_what_is_being_copied_into_the_buffer() {
+    let setting = Setting::new();
+    let core = setting.core();
+    give(&core, 1);
+    let (buffer, range) = (&core.0.buffer, 0..LEN as u64);
+    let place = buffer.write_book().reserve(&buffer.area, ExtentKind::Data, &range).unwrap();
+    let passing = Request { synchronous: true, ..Request::default() };
+    thread::scope(|scope| {
+        let second = scope.spawn(|| core.0.write(&passing, 0, &[2; LEN]));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!passing.writes.load(SeqCst), "it goes to the node beside a write that is being copied");
+        core.0.append(place, &range, Content::Data(&[1; LEN]));
+        second.join().unwrap().unwrap();
+        assert_eq!(read(&core), 2);
         assert!(matches!(core.0.flush_within(Duration::from_secs(10)), Ok(true)));
         assert_eq!(read(&core), 2);
     });

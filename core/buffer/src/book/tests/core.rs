@@ -50,7 +50,7 @@ impl Core {
     }
 
     pub(super) fn append(&mut self, area: &MortalArea, kind: ExtentKind, offset: u64, len: u64, data: &[u8]) -> bool {
-        let Ok(place) = self.book.reserve(area, kind, len) else { return false };
+        let Ok(place) = self.book.reserve(area, kind, &(offset..offset + len)) else { return false };
         let (position, generation) = (place.position, self.generation);
         let extent = Extent { kind, offset, len, position, generation, crc: crc32c::crc32c(data) };
         log::publish(area, place.seq, &extent, data);
@@ -61,7 +61,7 @@ impl Core {
     /// Writes past the buffer, where nothing buffered overlaps it.
     pub(super) fn through(&mut self, area: &MortalArea, node: &mut Node, at: u64, data: &[u8]) -> bool {
         let range = at..at + data.len() as u64;
-        if self.book.index().overlaps(range.clone()) {
+        if self.book.overlaps(&range) {
             return false;
         }
         node.write(at, data);
