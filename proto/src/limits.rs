@@ -10,6 +10,9 @@ pub const BLOCK: u64 = 4096;
 pub const STRIPE_MIN: u64 = 64 * 1024;
 /// Largest stripe unit: above it striping no longer spreads anything.
 pub const STRIPE_MAX: u64 = 1 << 30;
+
+/// Range of a volume's timeouts, milliseconds.
+pub const TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=3_600_000;
 /// Default stripe unit, `volume create --stripe`.
 pub const STRIPE_DEFAULT: u64 = 4 << 20;
 /// Storage nodes of one volume; one byte in every structure that counts them.

@@ -1,13 +1,13 @@
 //! The description of a volume: its size, layout and storage nodes, as the control module keeps it and a core reads it.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     ids::VolumeName,
-    limits::{BLOCK, BUFFER_MAX, BUFFER_MIN, NODES_MAX, STRIPE_MAX, STRIPE_MIN, VOLUME_SIZE_MAX},
+    limits::{BLOCK, BUFFER_MAX, BUFFER_MIN, NODES_MAX, STRIPE_MAX, STRIPE_MIN, TIMEOUT_MS, VOLUME_SIZE_MAX},
 };
 
 /// Version of the JSON form of [`VolumeSpec`]. Version 1 had no `buffer`; its volumes are always synchronous.
@@ -32,6 +32,9 @@ pub struct VolumeSpec {
     /// Whether writes may bypass the write buffer although there is room in it.
     #[serde(default, skip_serializing_if = "Bypass::is_auto")]
     pub bypass: Bypass,
+    /// How long requests wait for storage nodes.
+    #[serde(default, skip_serializing_if = "Timeouts::are_usual")]
+    pub timeouts: Timeouts,
     /// The storage nodes in the order of the layout.
     pub nodes: Vec<NodeSpec>,
 }
@@ -53,6 +56,49 @@ impl Bypass {
     /// Whether it is the default.
     pub const fn is_auto(&self) -> bool {
         matches!(self, Self::Auto)
+    }
+}
+
+/// How long requests wait for storage nodes before they fail, in milliseconds. A build that does not know a field waits for the
+/// usual time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeouts {
+    /// A write that finds no room in the write buffer fails when nothing has become durable for this time. So does a write past
+    /// the buffer that waits for the last write of the core before.
+    pub room_ms: u64,
+    /// The same while a storage node reports that it is full: waiting longer rarely helps.
+    pub full_node_ms: u64,
+    /// A flush fails when it has not ended after this time.
+    pub flush_ms: u64,
+}
+
+impl Default for Timeouts {
+    /// 60 s is below the kernel's warning about hung tasks (120 s).
+    fn default() -> Self {
+        Self { room_ms: 60_000, full_node_ms: 2_000, flush_ms: 60_000 }
+    }
+}
+
+impl Timeouts {
+    /// Whether they are the default.
+    pub fn are_usual(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// [`Timeouts::room_ms`].
+    pub const fn room(&self) -> Duration {
+        Duration::from_millis(self.room_ms)
+    }
+
+    /// [`Timeouts::full_node_ms`].
+    pub const fn full_node(&self) -> Duration {
+        Duration::from_millis(self.full_node_ms)
+    }
+
+    /// [`Timeouts::flush_ms`].
+    pub const fn flush(&self) -> Duration {
+        Duration::from_millis(self.flush_ms)
     }
 }
 
@@ -84,6 +130,10 @@ impl VolumeSpec {
         {
             return Err(BadSpec::Buffer(self.buffer));
         }
+        let Timeouts { room_ms, full_node_ms, flush_ms } = self.timeouts;
+        if let Some(ms) = [room_ms, full_node_ms, flush_ms].into_iter().find(|ms| !TIMEOUT_MS.contains(ms)) {
+            return Err(BadSpec::Timeout(ms));
+        }
         if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
             return Err(BadSpec::Nodes(self.nodes.len()));
         }
@@ -113,6 +163,9 @@ pub enum BadSpec {
         "{0} bytes is no write buffer: give 0 for none, or a multiple of {BLOCK} from {BUFFER_MIN} to {BUFFER_MAX}"
     )]
     Buffer(u64),
+    /// A timeout out of range.
+    #[error("{0} ms is no timeout: give {min} ms to {max} s", min = TIMEOUT_MS.start(), max = TIMEOUT_MS.end() / 1000)]
+    Timeout(u64),
     /// Too many or no nodes.
     #[error("{0} storage nodes: a volume has 1 to {NODES_MAX}")]
     Nodes(usize),
@@ -190,6 +243,7 @@ pub(crate) mod tests {
             stripe: 4 << 20,
             buffer: 64 << 20,
             bypass: Bypass::Auto,
+            timeouts: Timeouts::default(),
             nodes: vec![node(1), node(2)],
         }
     }
@@ -208,8 +262,20 @@ pub(crate) mod tests {
         assert_eq!(fault(|s| s.buffer = 4096), BadSpec::Buffer(4096));
         assert_eq!(fault(|s| s.buffer = (2 << 20) + 1), BadSpec::Buffer((2 << 20) + 1));
         assert_eq!(fault(|s| s.spec_version = 3), BadSpec::Version(3));
+        assert_eq!(fault(|s| s.timeouts.room_ms = 99), BadSpec::Timeout(99));
+        assert_eq!(fault(|s| s.timeouts.full_node_ms = 0), BadSpec::Timeout(0));
+        assert_eq!(fault(|s| s.timeouts.flush_ms = 3_600_001), BadSpec::Timeout(3_600_001));
         assert_eq!(fault(|s| s.nodes.clear()), BadSpec::Nodes(0));
         assert!(matches!(fault(|s| s.nodes[1] = s.nodes[0].clone()), BadSpec::Twice(_)));
+    }
+
+    #[test]
+    fn timeouts_are_written_where_they_are_unusual_and_a_missing_one_is_the_usual() {
+        let unusual = Timeouts { room_ms: 500, ..Timeouts::default() };
+        let text = serde_json::to_string(&VolumeSpec { timeouts: unusual, ..spec() }).unwrap();
+        assert!(text.contains(r#""timeouts":{"room_ms":500,"full_node_ms":2000,"flush_ms":60000}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Timeouts>(r#"{"room_ms":500}"#).unwrap(), unusual);
+        assert!(!serde_json::to_string(&spec()).unwrap().contains("timeouts"));
     }
 
     pub(crate) fn golden_json_of_version_1_still_reads_as_a_volume_without_a_buffer(golden: &str) {

@@ -26,6 +26,8 @@ const MIB: usize = 1 << 20;
 const PIECE: usize = 64 << 10;
 /// Nothing arrives on the storage nodes and nothing becomes durable there.
 const HUNG: &str = "write hang\nflush hang";
+/// Linux's EIO.
+const EIO: i32 = 5;
 /// Something that waits has waited when it has not ended after this time.
 const A_WHILE: Duration = Duration::from_millis(500);
 
@@ -74,6 +76,40 @@ fn carry(volume: &Volume<'_>) -> u64 {
     assert_eq!((output.code(), report.outcome()), (0, "committed"), "{report:?}\n{}", output.stderr);
     assert_ne!(volume.status().version(), before);
     report.suspended_us().unwrap()
+}
+
+/// beyond 4, D5: how long an application waits for storage nodes that hang is the operator's choice. What has timed out was
+/// lost by nobody: everything acknowledged is there when the nodes answer again.
+#[test]
+fn beyond4_d5_the_timeouts_of_a_volume_bound_how_long_applications_wait() {
+    let host = Host::faulty();
+    let timeouts = ["--buffer", "2M", "--room-timeout", "400ms", "--flush-timeout", "600ms"];
+    host.create_with("v", "64M", 2, &timeouts).attach(&[]);
+    let volume = Volume::new(&host, "v");
+    let status = volume.ask("status", &["--json"]).ok();
+    assert!(status.contains("\"room_ms\":400") && status.contains("\"flush_ms\":600"), "{status}");
+    let file = volume.open();
+    let faults = Faults::new(&volume);
+    faults.set(HUNG);
+    let (acknowledged, error, flushed) = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let pieces = (0..).map(|index| (index, file.write_all_at(&pattern(index, PIECE), index * PIECE as u64)));
+            let (failed, error) =
+                pieces.into_iter().find_map(|(at, done)| Some((at, done.err()?))).expect("it is endless");
+            (failed, error, file.sync_data())
+        });
+        // A failure ends the faults first: the writer would wait for them.
+        let _let_go = at_end(|| faults.clear());
+        until_true("a write that finds no room, and the flush after it, time out", || writer.is_finished());
+        writer.join().unwrap()
+    });
+    assert!((8..32).contains(&acknowledged), "a buffer of 2 MiB has taken {acknowledged} pieces of 64 KiB");
+    assert_eq!((error.raw_os_error(), flushed.unwrap_err().raw_os_error()), (Some(EIO), Some(EIO)));
+    volume.ask("flush", &[]).ok();
+    for (place, index) in (0..acknowledged).enumerate() {
+        assert!(read(&file, PIECE, place * PIECE) == pattern(index, PIECE), "piece {index}");
+    }
+    volume.detach();
 }
 
 /// beyond 4, beyond 3, D5: the storage nodes hang. Writes are acknowledged as long as the buffer has space, what was

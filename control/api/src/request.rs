@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use everdisk_proto::{
     ids::VolumeName,
-    volume::{Bypass, NodeUrl},
+    volume::{Bypass, NodeUrl, Timeouts},
 };
 use everdisk_upgrade::policy::Handover;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub enum Request {
         /// Whether writes may bypass the write buffer.
         #[serde(default)]
         bypass: Bypass,
+        /// How long requests wait for storage nodes.
+        #[serde(default, skip_serializing_if = "Timeouts::are_usual")]
+        timeouts: Timeouts,
         /// Its storage nodes in the order of the layout.
         nodes: Vec<NodeUrl>,
         /// Make their directories too.

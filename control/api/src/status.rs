@@ -7,7 +7,7 @@ use everdisk_proto::{
     nbd::NbdAddress,
     node::NodeState,
     version::VersionRange,
-    volume::VolumeSpec,
+    volume::{Timeouts, VolumeSpec},
 };
 use everdisk_upgrade::{policy::Handover, report::Report};
 use serde::{Deserialize, Serialize};
@@ -153,6 +153,9 @@ pub struct VolumeStatus {
     pub buffered_bytes: u64,
     /// Bytes that the write buffer holds at most; 0 when the volume has none.
     pub buffer_bytes: u64,
+    /// How long requests wait for storage nodes.
+    #[serde(default)]
+    pub timeouts: Timeouts,
     /// Ranges of the volume whose buffered data was found damaged: they cannot be read until they are written anew.
     pub damaged_ranges: u32,
     /// Requests being executed.

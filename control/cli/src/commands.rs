@@ -18,7 +18,7 @@ use everdisk_api::{
     request::Request,
     status::{State, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
-use everdisk_proto::{ids::VolumeName, version::PRODUCT};
+use everdisk_proto::{ids::VolumeName, version::PRODUCT, volume::Timeouts};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -226,8 +226,14 @@ impl Session {
 
     fn create(&self, create: Create) -> Result<(), Failure> {
         let Create { name, size, stripe, buffer, bypass, nodes, create_dir, .. } = create;
+        let timeouts = Timeouts {
+            room_ms: ms(create.room_timeout),
+            full_node_ms: ms(create.full_node_timeout),
+            flush_ms: ms(create.flush_timeout),
+        };
         let words = format!("{name} is made");
-        self.status_after(&Request::VolumeCreate { name, size, stripe, buffer, bypass, nodes, create_dir }, &words)
+        let request = Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir };
+        self.status_after(&request, &words)
     }
 
     fn attach(&self, attach: Attach) -> Result<(), Failure> {

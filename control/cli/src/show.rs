@@ -6,7 +6,7 @@ use everdisk_api::{
     status::{Frontend, Program, UpgradePlan, VolumeDescription, VolumeLine, VolumeStatus},
 };
 
-use everdisk_proto::journal::Outcome;
+use everdisk_proto::{journal::Outcome, volume::Timeouts};
 
 use crate::output::{line, table};
 
@@ -61,6 +61,7 @@ pub(crate) fn description(volume: &VolumeDescription) {
         row(&["size", &show_size(spec.size)]),
         row(&["stripe", &show_size(spec.stripe)]),
         row(&["buffer", &buffer(spec.buffer)]),
+        row(&["timeouts", &timeouts(&spec.timeouts)]),
         row(&["core", volume.core_version.as_deref().unwrap_or("-")]),
         row(&["previous core", volume.previous_core_version.as_deref().unwrap_or("-")]),
     ];
@@ -101,6 +102,11 @@ fn buffered(v: &VolumeStatus) -> String {
     format!("{} / {}", show_size(v.buffered_bytes), show_size(v.buffer_bytes))
 }
 
+/// How long requests wait for storage nodes.
+fn timeouts(timeouts: &Timeouts) -> String {
+    format!("room {:?}, full node {:?}, flush {:?}", timeouts.room(), timeouts.full_node(), timeouts.flush())
+}
+
 /// `status` of one volume.
 pub(crate) fn status(v: &VolumeStatus) {
     let mut rows = vec![
@@ -110,6 +116,7 @@ pub(crate) fn status(v: &VolumeStatus) {
         row(&["size", &show_size(v.size)]),
         row(&["mode", v.mode.name()]),
         row(&["buffered", &buffered(v)]),
+        row(&["timeouts", &timeouts(&v.timeouts)]),
         row(&["generation", &v.generation.to_string()]),
         row(&["core", &program(v.core.as_ref())]),
         row(&["standby", &program(v.standby.as_ref())]),

@@ -11,7 +11,7 @@ use std::{
 use everdisk_api::{directories::Directories, operation::OperationName};
 use everdisk_proto::{
     ids::VolumeName,
-    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_telemetry::event;
 use parking_lot::{Mutex, MutexGuard};
@@ -49,6 +49,8 @@ pub struct Shape {
     pub buffer: u64,
     /// Whether writes may pass it by.
     pub bypass: Bypass,
+    /// How long requests wait for storage nodes.
+    pub timeouts: Timeouts,
 }
 
 /// Why the files of a volume cannot be read, and the way out.
@@ -176,10 +178,10 @@ impl Catalogue {
         create_dir: bool,
         progress: &Progress,
     ) -> Result<(Arc<Volume>, Vec<String>)> {
-        let Shape { size, stripe, buffer, bypass } = shape;
+        let Shape { size, stripe, buffer, bypass, timeouts } = shape;
         let nodes = nodes.into_iter().map(|url| NodeSpec { url, uuid: Uuid::new_v4() }).collect();
         let (spec_version, uuid) = (SPEC_VERSION, Uuid::new_v4());
-        let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass, nodes };
+        let spec = VolumeSpec { spec_version, name: name.clone(), uuid, size, stripe, buffer, bypass, timeouts, nodes };
         spec.validate().map_err(|e| Error::BadRequest(e.to_string()))?;
         let paths = VolumePaths::new(&self.directories, name);
         paths.check_sockets().map_err(Error::BadRequest)?;

@@ -28,8 +28,8 @@ use crate::{
 pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -> Result<Value> {
     match request {
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
-        Request::VolumeCreate { name, size, stripe, buffer, bypass, nodes, create_dir } => {
-            let shape = Shape { size, stripe, buffer, bypass };
+        Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir } => {
+            let shape = Shape { size, stripe, buffer, bypass, timeouts };
             let (volume, warnings) = catalogue.create(&name, shape, nodes, create_dir, progress)?;
             with(&status::describe(&volume), "warnings", json!(warnings))
         }

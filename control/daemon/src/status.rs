@@ -10,7 +10,7 @@ use everdisk_proto::{
     identity::{Build, Component, Identity},
     ids::VolumeName,
     node::NodeState,
-    volume::VolumeSpec,
+    volume::{Timeouts, VolumeSpec},
 };
 
 use crate::{
@@ -42,6 +42,7 @@ pub fn status(volume: &Volume) -> VolumeStatus {
         size: spec.size,
         mode: mode(spec.buffer == 0),
         buffer_bytes: spec.buffer,
+        timeouts: spec.timeouts,
         nodes,
         last_upgrade: volume.record().last_upgrade,
         operation: running
@@ -128,6 +129,7 @@ fn empty(name: String) -> VolumeStatus {
         frontends: Vec::new(),
         buffered_bytes: 0,
         buffer_bytes: 0,
+        timeouts: Timeouts::default(),
         damaged_ranges: 0,
         in_flight: 0,
         waiting: None,

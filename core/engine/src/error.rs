@@ -1,5 +1,7 @@
 //! Why the engine did not do what it was asked: [`IoError`] for an operation, [`OpenError`] for a volume.
 
+use std::time::Duration;
+
 use everdisk_proto::volume::{BadSpec, NodeUrl};
 use everdisk_store::{EINVAL, EIO, StoreError};
 
@@ -27,12 +29,12 @@ pub enum IoError {
         reason: String,
     },
     /// A storage node did not do what the operation waited for.
-    #[error("{what} did not happen within {limit_s} s; see the state of the storage nodes")]
+    #[error("{what} did not happen within {limit:?}; see the state of the storage nodes")]
     Late {
         /// What was waited for.
         what: &'static str,
-        /// How long, in seconds.
-        limit_s: u64,
+        /// How long it was waited for.
+        limit: Duration,
     },
     /// A storage node could not make durable what was written to it.
     #[error(

@@ -3,7 +3,7 @@
 
 use everdisk_proto::{
     limits::BLOCK,
-    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_testkit::reference_disk::ReferenceDisk;
 use proptest::prelude::*;
@@ -72,6 +72,7 @@ fn spec(parent: &TempDir, nodes: usize, blocks: u64) -> VolumeSpec {
         stripe: STRIPE,
         buffer: 0,
         bypass: Bypass::Auto,
+        timeouts: Timeouts::default(),
         nodes: (0..nodes).map(node).collect(),
     }
 }

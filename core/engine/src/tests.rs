@@ -14,7 +14,7 @@ use std::{
 
 use everdisk_proto::{
     node::NodeState,
-    volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{BadSpec, Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_store::{About, Completion, EINVAL, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool};
 use parking_lot::{Condvar, Mutex};
@@ -364,6 +364,7 @@ fn spec(parent: &Path, size: u64) -> VolumeSpec {
         stripe: STRIPE,
         buffer: 0,
         bypass: Bypass::Auto,
+        timeouts: Timeouts::default(),
         nodes: vec![node(1), node(2), node(3)],
     }
 }

@@ -36,7 +36,7 @@ use everdisk_buffer::{
 use everdisk_proto::{
     buffer::{Extent, ExtentKind},
     frame::NodeStatus,
-    volume::Bypass,
+    volume::{Bypass, Timeouts},
 };
 use everdisk_sys::{file::FileRange, memory::SharedSegment};
 use parking_lot::{Condvar, Mutex};
@@ -95,6 +95,7 @@ pub struct WriteBack {
     /// Whether the volume has a write buffer: else every write goes through.
     buffers: bool,
     bypass: Bypass,
+    timeouts: Timeouts,
     /// The generation adopted last, and the one for which no other core writes any more.
     taken: AtomicU64,
     fenced: AtomicU64,
@@ -114,7 +115,13 @@ pub struct WriteBack {
 impl WriteBack {
     /// The volume of `engine` with the buffer in a segment; `None` when the buffer is of a version that this core does
     /// not know.
-    pub fn new(engine: Arc<Engine>, segment: &Arc<SharedSegment>, gate: Box<dyn Gate>, bypass: Bypass) -> Option<Self> {
+    pub fn new(
+        engine: Arc<Engine>,
+        segment: &Arc<SharedSegment>,
+        gate: Box<dyn Gate>,
+        bypass: Bypass,
+        timeouts: Timeouts,
+    ) -> Option<Self> {
         let area = SegmentArea::of(segment)?;
         let buffers = area.geometry().capacity > 0;
         let flushes = Flushes::new(area.flush_errors().load(Acquire));
@@ -125,6 +132,7 @@ impl WriteBack {
             buffer,
             buffers,
             bypass,
+            timeouts,
             taken: AtomicU64::new(u64::MAX),
             fenced: AtomicU64::new(u64::MAX),
             taking: Mutex::new(()),

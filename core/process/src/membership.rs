@@ -175,7 +175,7 @@ fn join(
     // Before a channel is lent to it.
     let entered = robust::enter();
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
-    let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass)
+    let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass, spec.timeouts)
         .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;
     let volume = Arc::new(volume);
     let disk =

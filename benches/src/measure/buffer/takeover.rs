@@ -12,7 +12,7 @@ use everdisk_proto::{
     limits::{BUFFER_DEFAULT, STRIPE_DEFAULT},
     segment::MAGIC,
     version::BUFFER,
-    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_sys::memory::SharedSegment;
 use serde_json::{Value, json};
@@ -113,6 +113,7 @@ fn engine(directory: &std::path::Path) -> Result<Engine> {
         stripe: STRIPE_DEFAULT,
         buffer: BUFFER_DEFAULT,
         bypass: Bypass::Auto,
+        timeouts: Timeouts::default(),
         nodes: vec![NodeSpec { url: NodeUrl::Dir(path), uuid: Uuid::from_u128(2) }],
     };
     Engine::create(&spec).map_err(|e| failed(&e))?;
@@ -137,7 +138,7 @@ fn full(engine: &Arc<Engine>, extent: usize) -> Result<SharedSegment> {
 }
 
 fn core(engine: &Arc<Engine>, segment: &Arc<SharedSegment>, generation: u64) -> Result<WriteBack> {
-    WriteBack::new(Arc::clone(engine), segment, Box::new(Alone(generation)), Bypass::Auto)
+    WriteBack::new(Arc::clone(engine), segment, Box::new(Alone(generation)), Bypass::Auto, Timeouts::default())
         .ok_or_else(|| Error::Failed("the segment's buffer is of another version".to_owned()))
 }
 

@@ -15,7 +15,8 @@ fn catalogue(root: &Path, fails: &str, end: &str) -> Result<Catalogue> {
 
 fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
-    let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
+    let shape =
+        Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto, timeouts: Timeouts::default() };
     catalogue.create(&"v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
 }
 
@@ -24,7 +25,8 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let catalogue = catalogue(dir.path(), "", "").unwrap();
     let make = |name: &str, buffer| {
-        let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer, bypass: Bypass::Auto };
+        let shape =
+            Shape { size: 1 << 30, stripe: 1 << 20, buffer, bypass: Bypass::Auto, timeouts: Timeouts::default() };
         let node = NodeUrl::Dir(format!("/srv/{name}").into());
         catalogue
             .create(&name.parse().unwrap(), shape, vec![node], false, &Progress::silent())
@@ -176,7 +178,8 @@ fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let uuid = Uuid::from_u128(9);
     let end = format!("echo '/srv/node: it is a storage node of volume {uuid} already' >&2; exit 1");
     let catalogue = catalogue(dir.path(), "--create", &end).unwrap();
-    let shape = Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto };
+    let shape =
+        Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto, timeouts: Timeouts::default() };
     let node = NodeUrl::Dir("/srv/node".into());
     let refused = catalogue.create(&"w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
     assert_eq!(refused.to_string(), format!("/srv/node: it is a storage node of volume v ({uuid}) already"));

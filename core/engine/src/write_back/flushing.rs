@@ -33,8 +33,6 @@ use crate::{
     sender::Destaged,
 };
 
-/// A flush for an application times out after this.
-const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 /// A core that is given the gate adopts the buffer within this time, unless something is wrong.
 const TAKEN_SOON: Duration = Duration::from_secs(1);
 /// What was written to the nodes is made durable after this time if nothing asks for it earlier.
@@ -104,7 +102,7 @@ impl WriteBack {
     /// earlier flush failed and the client was not told.
     pub fn flush(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         away(hold, self.engine.is_slow_to_flush() || self.engine.is_slow_to_change());
-        let flushed = self.flush_now(Instant::now() + FLUSH_LIMIT, true);
+        let flushed = self.flush_now(Instant::now() + self.timeouts.flush(), true);
         back(hold)?;
         let errors = self.buffer.area.flush_errors().load(Acquire);
         let is_news = hold.errors_told().is_some_and(|told| told != errors);
@@ -114,7 +112,7 @@ impl WriteBack {
         match flushed? {
             true if is_news => Err(IoError::FailedBefore.into()),
             true => Ok(()),
-            false => Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }.into()),
+            false => Err(IoError::Late { what: "the flush", limit: self.timeouts.flush() }.into()),
         }
     }
 
@@ -144,9 +142,9 @@ impl WriteBack {
     /// A write past the buffer is made durable before it is acknowledged.
     pub(super) fn make_durable(&self, hold: &dyn Hold) -> Result<(), Stopped> {
         away(hold, true);
-        let flushed = self.flush_nodes(Instant::now() + FLUSH_LIMIT, true);
+        let flushed = self.flush_nodes(Instant::now() + self.timeouts.flush(), true);
         back(hold)?;
-        if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit_s: FLUSH_LIMIT.as_secs() }.into()) }
+        if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit: self.timeouts.flush() }.into()) }
     }
 
     /// `here`: a quick operation may run on this thread.

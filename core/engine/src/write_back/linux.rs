@@ -10,7 +10,7 @@ use std::{
 
 use everdisk_proto::{
     version::BUFFER,
-    volume::{NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool};
 use uuid::Uuid;
@@ -216,6 +216,7 @@ impl Bench {
             nodes: (0..nodes).map(node).collect(),
             buffer,
             bypass,
+            timeouts: Timeouts::default(),
         };
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
@@ -258,7 +259,7 @@ pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Ar
     };
     let engine = Arc::new(Engine::open_with(spec, &wrap).unwrap());
     let place = Place(Arc::default(), Arc::new(AtomicBool::new(true)));
-    let core = WriteBack::new(engine, segment, Box::new(place.clone()), spec.bypass).unwrap();
+    let core = WriteBack::new(engine, segment, Box::new(place.clone()), spec.bypass, spec.timeouts).unwrap();
     (Arc::new(core), place)
 }
 

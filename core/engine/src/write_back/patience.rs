@@ -1,15 +1,12 @@
 //! How long a write waits for room.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use everdisk_proto::volume::Timeouts;
 
 use super::unsent;
 use crate::{IoError, sender::Buffer};
 
-/// A write that finds no room times out when nothing has become durable for this long: below the kernel's warning about
-/// hung tasks (120 s).
-pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(60);
-/// The same when a storage node reports that it is full: more time does not help.
-const FULL_NODE_LIMIT: Duration = Duration::from_secs(2);
 /// Linux's ENOSPC.
 pub(super) const ENOSPC: i32 = 28;
 
@@ -28,7 +25,7 @@ impl Patience {
     ///
     /// # Errors
     /// The nodes' last error, when nothing became durable for too long.
-    pub(super) fn lasts(&mut self, buffer: &Buffer) -> Result<(), IoError> {
+    pub(super) fn lasts(&mut self, buffer: &Buffer, timeouts: &Timeouts) -> Result<(), IoError> {
         let progress = buffer.progress();
         if progress.retired != self.retired {
             *self = Self { retired: progress.retired, since: Instant::now() };
@@ -36,10 +33,10 @@ impl Patience {
         }
         let waited = self.since.elapsed();
         match progress.error.as_ref().or(progress.flush_error.as_ref()) {
-            Some((ENOSPC, reason)) if waited >= FULL_NODE_LIMIT => Err(unsent(ENOSPC, reason.clone())),
-            Some((errno, reason)) if waited >= ROOM_LIMIT => Err(unsent(*errno, reason.clone())),
-            None if waited >= ROOM_LIMIT => {
-                Err(IoError::Late { what: "sending buffered data", limit_s: ROOM_LIMIT.as_secs() })
+            Some((ENOSPC, reason)) if waited >= timeouts.full_node() => Err(unsent(ENOSPC, reason.clone())),
+            Some((errno, reason)) if waited >= timeouts.room() => Err(unsent(*errno, reason.clone())),
+            None if waited >= timeouts.room() => {
+                Err(IoError::Late { what: "sending buffered data", limit: timeouts.room() })
             }
             _ => Ok(()),
         }

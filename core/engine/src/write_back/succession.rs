@@ -9,7 +9,7 @@ use std::{
 use everdisk_buffer::book::Book;
 use everdisk_proto::{
     version::BUFFER,
-    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, pool};
 use everdisk_testkit::at_end::at_end;
@@ -111,6 +111,7 @@ impl Setting {
             nodes: vec![node],
             buffer: 2 << 20,
             bypass: Bypass::Auto,
+            timeouts: Timeouts::default(),
         };
         Engine::create(&spec).unwrap();
         let segment = Arc::new(SharedSegment::create(spec.buffer).unwrap());
@@ -122,7 +123,10 @@ impl Setting {
         let wrap = |inner| -> Arc<dyn Store> { Arc::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
         let engine = Arc::new(Engine::open_with(&self.spec, &wrap).unwrap());
         let place = Place::default();
-        (WriteBack::new(engine, &self.segment, Box::new(place.clone()), Bypass::Auto).unwrap(), place)
+        (
+            WriteBack::new(engine, &self.segment, Box::new(place.clone()), Bypass::Auto, Timeouts::default()).unwrap(),
+            place,
+        )
     }
 }
 

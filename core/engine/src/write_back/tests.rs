@@ -14,7 +14,7 @@ use everdisk_proto::{
     limits::BLOCK,
     segment::MAGIC as SEGMENT_MAGIC,
     version::BUFFER,
-    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, VolumeSpec},
+    volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
 use everdisk_store::Sought;
 use everdisk_testkit::{
@@ -123,6 +123,7 @@ impl Bench {
             stripe: 64 << 10,
             buffer,
             bypass: Bypass::Auto,
+            timeouts: Timeouts::default(),
             nodes: (0..NODES).map(node).collect(),
         };
         Engine::create(&spec).unwrap();
@@ -179,7 +180,7 @@ impl Bench {
 fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, words: &Arc<Words>, core: usize) -> WriteBack {
     let engine = Arc::new(Engine::open_with(spec, &FaultStore::wrap).unwrap());
     let gate = Box::new(TestGate { words: Arc::clone(words), core });
-    WriteBack::new(engine, segment, gate, spec.bypass).unwrap()
+    WriteBack::new(engine, segment, gate, spec.bypass, spec.timeouts).unwrap()
 }
 
 #[derive(Clone, Debug)]

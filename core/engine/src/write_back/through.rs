@@ -10,10 +10,7 @@ use std::{
 
 use everdisk_proto::volume::Bypass;
 
-use super::{
-    POLL_INTERVAL, PUBLISHED_SOON, WriteBack,
-    patience::{Patience, ROOM_LIMIT},
-};
+use super::{POLL_INTERVAL, PUBLISHED_SOON, WriteBack, patience::Patience};
 use crate::{
     Engine, IoError,
     bypasses::Bypassing,
@@ -74,7 +71,7 @@ impl WriteBack {
                 return Ok(());
             }
         }
-        Err(IoError::Late { what: "a write beside which no flush fails", limit_s: 0 }.into())
+        Err(IoError::Late { what: "a write beside which no flush fails", limit: Duration::ZERO }.into())
     }
 
     /// Waits until no other core writes to the nodes any more. False when this core has lost the gate, or has lost it
@@ -85,7 +82,7 @@ impl WriteBack {
         if self.fenced.load(Acquire) == taken {
             return Ok(true);
         }
-        let deadline = Instant::now() + ROOM_LIMIT;
+        let deadline = Instant::now() + self.timeouts.room();
         loop {
             if self.gate.generation() != Some(taken) || bypassing.is_past() {
                 return Ok(false);
@@ -95,7 +92,7 @@ impl WriteBack {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
-                return Err(IoError::Late { what: "the last write of the core before", limit_s: ROOM_LIMIT.as_secs() });
+                return Err(IoError::Late { what: "the last write of the core before", limit: self.timeouts.room() });
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -150,7 +147,7 @@ impl WriteBack {
             self.want_room();
             buffer.wait_progress(seen, POLL_INTERVAL);
         }
-        let verdict = patience.lasts(buffer);
+        let verdict = patience.lasts(buffer, &self.timeouts);
         back(hold)?;
         Ok(verdict?)
     }
