@@ -103,7 +103,7 @@ fn beyond4_d5_the_timeouts_of_a_volume_bound_how_long_applications_wait() {
         until_true("a write that finds no room, and the flush after it, time out", || writer.is_finished());
         writer.join().unwrap()
     });
-    assert!((8..32).contains(&acknowledged), "a buffer of 2 MiB has taken {acknowledged} pieces of 64 KiB");
+    assert!((8..=32).contains(&acknowledged), "a buffer of 2 MiB has taken {acknowledged} pieces of 64 KiB");
     assert_eq!((error.raw_os_error(), flushed.unwrap_err().raw_os_error()), (Some(EIO), Some(EIO)));
     volume.ask("flush", &[]).ok();
     for (place, index) in (0..acknowledged).enumerate() {
