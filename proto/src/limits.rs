@@ -28,9 +28,9 @@ pub const CHANNELS_MAX: usize = 4;
 pub const WORKERS_MAX: usize = 96;
 /// Stand-ins of one core for workers that wait for a storage node: at most this many requests wait at the same time.
 pub const STANDINS_MAX: usize = 28;
-/// Threads of one core that touch a channel, a connection or a storage node. 96 workers, 31 that help the sender, 63
-/// that flush a node each, 8 that answer the control module, and the main thread, the guard, the watcher, the sender
-/// and the flusher make 203. The rest is for those that are just ending.
+/// Threads of one core that touch a channel, a connection or a storage node. 96 workers, 128 of the nodes' pools, 8 that
+/// answer the control module, and the main thread, the guard, the watcher, the sender and the flusher make 237. The rest
+/// is for those that are just ending.
 pub const THREADS_MAX: usize = 256;
 /// Addresses of one volume at which NBD clients are accepted: their sockets fit into one frame beside the channels.
 pub const LISTENERS_MAX: usize = 8;

@@ -59,6 +59,11 @@ pub fn join(segment: &Arc<SharedSegment>, slot: Slot) {
     assert!(CORE.set((Arc::clone(segment), slot)).is_ok(), "a process is one core");
 }
 
+/// Whether threads that are started now have words: this process [has joined](join) as a core.
+pub fn has_joined() -> bool {
+    CORE.get().is_some()
+}
+
 /// Starts a thread that has a word as long as it runs.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ use std::{
 };
 
 use everdisk_proto::volume::NodeUrl;
-use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, StoreError, pool};
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, StoreError, pool::Pool};
 
 use self::{
     counts::Counter,
@@ -42,6 +42,7 @@ const TEXT_MAX: usize = 1024;
 /// A store that obeys a file.
 pub struct FaultStore {
     inner: Arc<dyn Store>,
+    pool: Pool,
     file: PathBuf,
     counter: Counter,
     volatile: Volatile,
@@ -69,7 +70,7 @@ impl FaultStore {
     pub fn wrap(inner: Arc<dyn Store>) -> Arc<dyn Store> {
         let file = fault_file(inner.url());
         let volatile = Volatile::new(&file).expect("the file of what is unflushed can be read");
-        Arc::new(Self { counter: Counter::new(&file), inner, file, volatile })
+        Arc::new(Self { counter: Counter::new(&file), pool: Pool::default(), inner, file, volatile })
     }
 
     /// Waits, or fails, as the file says; else what more it says.
@@ -201,7 +202,7 @@ impl Store for FaultStore {
     }
 
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
-        pool::begin(self, offset, op, completion);
+        Arc::clone(&self).pool.begin(self, offset, op, completion);
     }
 
     fn forget_errors(&self) -> Result<(), StoreError> {

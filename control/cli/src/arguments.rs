@@ -198,8 +198,8 @@ pub(crate) struct Create {
     /// acknowledged from their page cache alone
     #[arg(long, value_name = "WHEN", value_parser = bypass, default_value = "auto")]
     pub(crate) bypass: Bypass,
-    /// A write that finds no room in the write buffer fails when nothing has become durable for this time. The kernel warns
-    /// about applications that wait for more than 120 s
+    /// A write that finds no room in the write buffer fails when nothing has become durable for this time. So does a write that
+    /// waits for the last write of a core before. The kernel warns about applications that wait for more than 120 s
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "60s")]
     pub(crate) room_timeout: Duration,
     /// The same while a storage node reports that it is full

@@ -54,7 +54,7 @@ pub struct Report {
     pub requests_held: u64,
     /// Blocks the new core read before it was given the gate.
     pub verified_blocks: u32,
-    /// Blocks it read in its probe, inside the suspension.
+    /// Nodes that its probe found readable: read inside the suspension, or less than 1 s before.
     pub probe_blocks: u32,
     /// How often the hand-over was tried: again where the old core did not drain within the budget.
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! The operations on an open volume, each completed on the caller's thread when it returns (M7).
+//! The operations on an open volume, each of which has ended when it returns (M7), but for those that are begun.
 
 use std::{
     ops::Range,
@@ -18,7 +18,7 @@ use crate::{
     IoError,
     health::Kind,
     layout::{Extent, Layout},
-    node::Node,
+    node::{Node, kind},
 };
 
 /// Bytes of a block that [`Engine::verify`] and [`Engine::probe`] read.
@@ -27,8 +27,8 @@ const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// 2⁶⁴ divided by the golden ratio: its multiples are spread evenly over any range.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// A probe ahead counts for this time.
-const PROBED_WITHIN: Duration = Duration::from_secs(1);
+/// A probe ahead counts for this time. A test may be kept from the CPU for longer.
+const PROBED_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 600 } else { 1 });
 /// Blocks that [`Engine::verify`] reads at once.
 const VERIFIED_AT_ONCE: usize = 32;
 
@@ -52,8 +52,8 @@ pub struct Engine {
     layout: Layout,
     pub(crate) nodes: Vec<Arc<Node>>,
     probes: AtomicU64,
-    /// Operations that were done side by side.
-    turns: AtomicUsize,
+    /// Operations of each kind that were done side by side.
+    turns: [AtomicUsize; Kind::COUNT],
 }
 
 /// A part of an operation: the node it is for, and where on it.
@@ -62,7 +62,7 @@ type Part<'a> = (usize, u64, Lent<'a>);
 impl Engine {
     pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Arc<dyn Store>>) -> Self {
         let nodes = stores.into_iter().map(|store| Arc::new(Node::new(store))).collect();
-        Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())), turns: AtomicUsize::new(0) }
+        Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())), turns: Default::default() }
     }
 
     /// Bytes of the volume.
@@ -123,6 +123,25 @@ impl Engine {
         }
         let part = |e: Extent| (e.node, e.node_offset, Op::Write(&data[e.position..e.position + e.len]));
         self.run(self.layout.extents(offset, data.len()).map(part))
+    }
+
+    /// As [`Engine::write`], one node after the other however long each takes, so that only the nodes decide how long it takes.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub(crate) fn write_in_turn(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        self.inside(offset, data.len() as u64)?;
+        self.layout.extents(offset, data.len()).try_for_each(|e| {
+            let part = &data[e.position..e.position + e.len];
+            self.nodes[e.node].perform(e.node_offset, Op::Write(part)).map(drop)
+        })
+    }
+
+    /// Begins to make a range inside the volume read as zeros, and to give its space back. Does not wait.
+    pub(crate) fn begin_discard(&self, offset: u64, len: u64) -> Writing {
+        let ranges = (0..self.nodes.len()).map(|node| (node, self.layout.on_node(node, offset, len)));
+        let some = ranges.filter(|(_, range)| !range.is_empty());
+        Writing(some.map(|(node, r)| self.nodes[node].begin(r.start, Op::Discard(r.end - r.start))).collect())
     }
 
     /// Begins to write `data` at `offset`, which is inside the volume. Does not wait.
@@ -399,7 +418,9 @@ impl Engine {
     /// Does all the parts side by side, one of them on this thread: each in turn, because only that one shows how long the
     /// node takes. The outcomes have the order of the parts.
     fn side_by_side(&self, parts: Vec<Part<'_>>) -> Vec<Result<Option<u64>, IoError>> {
-        let here = self.turns.fetch_add(1, Ordering::Relaxed).checked_rem(parts.len());
+        // A counter for each kind: two kinds in turn would have each of them done here at always the same nodes.
+        let turn = parts.first().map_or(0, |(.., op)| self.turns[kind(op) as usize].fetch_add(1, Ordering::Relaxed));
+        let here = turn.checked_rem(parts.len());
         let begin = |(place, (node, at, op)): (usize, &Part<'_>)| {
             (Some(place) != here).then(|| self.nodes[*node].begin(*at, op.to_owned()))
         };
@@ -423,7 +444,7 @@ impl Engine {
     }
 }
 
-/// A write that was begun.
+/// A write or a discard that was begun.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Writing(Vec<Pending>);

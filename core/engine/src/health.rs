@@ -25,6 +25,11 @@ pub(crate) enum Kind {
     Flush,
 }
 
+impl Kind {
+    /// Number of kinds.
+    pub(crate) const COUNT: usize = Self::Flush as usize + 1;
+}
+
 /// The outcome of the last operation of a kind.
 #[derive(Debug, Default)]
 struct Last {

@@ -37,6 +37,11 @@ fn judged<R: AsRef<[u8]>, W: AsRef<[u8]>>(op: &Op<R, W>) -> (Kind, usize) {
     }
 }
 
+/// What an operation does to a node.
+pub(crate) fn kind(op: &Lent<'_>) -> Kind {
+    judged(op).0
+}
+
 impl Node {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         let (reads, changes, flushes) = (Pace::default(), Pace::default(), Pace::default());
@@ -70,13 +75,15 @@ impl Node {
     #[inline]
     pub(crate) fn perform(&self, offset: u64, op: Lent<'_>) -> Result<Option<u64>, IoError> {
         let (kind, copied) = judged(&op);
+        // How long these take says nothing about reads.
+        let is_timed = !matches!(op, Op::Seek(_) | Op::Identify);
         let perform = || {
             self.health.begin();
             let outcome = self.store.perform(offset, op);
             self.health.end(kind, &outcome);
             outcome
         };
-        Ok(self.pace(kind).time(copied, perform)?)
+        Ok(if is_timed { self.pace(kind).time(copied, perform) } else { perform() }?)
     }
 
     /// Begins an operation. Does not wait. The time until its end is not noted, because the operation may wait for a thread
@@ -107,9 +114,14 @@ impl Node {
         Arc::clone(&self.store).begin(offset, Op::Read(vec![0; len]), ended);
     }
 
-    /// Whether a probe ahead has succeeded within this time.
+    /// Whether a probe ahead has succeeded within this time. It counts once.
     pub(crate) fn was_probed(&self, within: Duration) -> bool {
-        self.probed.lock().is_some_and(|at| at.elapsed() <= within)
+        self.probed.lock().take().is_some_and(|at| at.elapsed() <= within)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_unprobed(&self) -> bool {
+        self.probed.lock().is_none()
     }
 
     /// Reads, if that does not wait. False when it would: then the content of `buf` is undefined.
@@ -118,10 +130,8 @@ impl Node {
     /// The store's.
     #[inline]
     pub(crate) fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError> {
-        let Some(outcome) = self.store.attempt(offset, Op::Read(buf)) else {
-            // Nothing is known of this node's pace yet.
-            return Ok(false);
-        };
+        // One that would wait says nothing good of the node.
+        let Some(outcome) = self.store.attempt(offset, Op::Read(buf)) else { return Ok(false) };
         self.health.begin();
         self.health.end(Kind::Read, &outcome);
         Ok(outcome.map(|_| true)?)

@@ -51,7 +51,9 @@ use rustix::{
 
 pub use self::format::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use self::whole::Stopped;
-use crate::{About, Completion, Lent, NodeFormat, Op, OpenError, Outcome, Owned, Sought, Store, StoreError, pool};
+use crate::{
+    About, Completion, Lent, NodeFormat, Op, OpenError, Outcome, Owned, Sought, Store, StoreError, pool::Pool,
+};
 
 /// Where the file system has no better way, zeros are written in pieces of this size.
 const ZEROS_PIECE: u64 = 1 << 20;
@@ -67,6 +69,7 @@ const fn is_unsupported(errno: Errno) -> bool {
 #[derive(Debug)]
 pub struct DirStore {
     about: About,
+    pool: Pool,
     format: NodeFormat,
     directory: OwnedFd,
     data: File,
@@ -89,7 +92,7 @@ impl DirStore {
         let flushed = Mutex::new(Arc::new(format::open_flushed(directory.as_fd(), path)?));
         let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
         let about = About { url: NodeUrl::Dir(path.to_owned()), uuid: format.superblock.node, size: format.len };
-        Ok(Self { about, format: *format, directory, data, flushed, sent })
+        Ok(Self { about, pool: Pool::default(), format: *format, directory, data, flushed, sent })
     }
 
     /// Bytes of disk that the data takes.
@@ -307,7 +310,7 @@ impl Store for DirStore {
     }
 
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
-        pool::begin(self, offset, op, completion);
+        Arc::clone(&self).pool.begin(self, offset, op, completion);
     }
 
     fn in_memory(&self, offset: u64, len: u64) -> Option<FileRange<'_>> {

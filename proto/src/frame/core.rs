@@ -15,7 +15,7 @@ pub enum CoreRequest {
         limit_ms: u64,
     },
     /// To a core that does not have the gate: follow the write buffer as far as it goes, checksums included, and stay
-    /// close behind, because a hand-over is near.
+    /// close behind, because a hand-over is near. It reads from the storage nodes ahead of its probe as well.
     Follow,
     /// Read this many blocks spread over the volume, and every node's superblock, and report whether all could be read.
     Verify {

@@ -35,8 +35,8 @@ impl Buffer {
         let mut alone = |(pieces, extents): (&[Piece], &[Extent]), outcome: &mut Outcome| {
             self.send_run(engine, pieces, extents, &mut data, outcome, |at, data, outcome| {
                 let look = self.begin_write();
-                let written = engine.write(at, data);
-                self.ended(at..at + data.len() as u64, &look, written, false, outcome);
+                let written = engine.write_in_turn(at, data);
+                self.ended(at..at + data.len() as u64, Some(&look), written, false, outcome);
             });
         };
         if self.nodes_are_quick() || runs.len() == 1 {
@@ -51,32 +51,53 @@ impl Buffer {
         }
         let mut window = VecDeque::new();
         for (pieces, extents) in runs {
+            let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
+            if first.kind == ExtentKind::Discard {
+                if window.len() == WINDOW {
+                    self.first_of(engine, &mut window, &mut outcome);
+                }
+                let range = first.start..last.end;
+                let writing = engine.begin_discard(range.start, range.end - range.start);
+                window.push_back(UnderWay { range, look: None, writing });
+                continue;
+            }
             self.send_run(engine, pieces, extents, &mut Vec::new(), &mut outcome, |at, data, outcome| {
                 let data = std::mem::take(data);
                 if window.len() == WINDOW {
-                    self.first_of(&mut window, outcome);
+                    self.first_of(engine, &mut window, outcome);
                 }
-                let (range, look) = (at..at + data.len() as u64, self.begin_write());
+                let (range, look) = (at..at + data.len() as u64, Some(self.begin_write()));
                 window.push_back(UnderWay { range, look, writing: engine.begin_write(at, data) });
             });
         }
         while !window.is_empty() {
-            self.first_of(&mut window, &mut outcome);
+            self.first_of(engine, &mut window, &mut outcome);
         }
         outcome
     }
 
     /// Waits for the write that was begun first.
-    fn first_of(&self, window: &mut VecDeque<UnderWay>, outcome: &mut Outcome) {
+    fn first_of(&self, engine: &Engine, window: &mut VecDeque<UnderWay>, outcome: &mut Outcome) {
         let first = window.pop_front().expect("a write is under way");
-        let written = first.writing.wait();
-        self.ended(first.range, &first.look, written, true, outcome);
+        let mut written = first.writing.wait();
+        if first.look.is_none() && written.is_err() {
+            // A node may not be able to discard.
+            written = engine.discard_or_zero(first.range.start, first.range.end - first.range.start);
+        }
+        self.ended(first.range, first.look.as_ref(), written, true, outcome);
     }
 
     /// A write has ended. `beside`: it was one of many at once.
-    fn ended(&self, range: Range<u64>, look: &Look, written: Result<(), IoError>, beside: bool, outcome: &mut Outcome) {
+    fn ended(
+        &self,
+        range: Range<u64>,
+        look: Option<&Look>,
+        written: Result<(), IoError>,
+        beside: bool,
+        outcome: &mut Outcome,
+    ) {
         match written {
-            Ok(()) => self.note_write(look, beside),
+            Ok(()) => look.into_iter().for_each(|look| self.note_write(look, beside)),
             Err(error) => {
                 outcome.failed.push(range);
                 outcome.error.get_or_insert(error);
@@ -147,10 +168,11 @@ impl Buffer {
     }
 }
 
-/// A write of the window.
+/// A write or a discard of the window.
 struct UnderWay {
     range: Range<u64>,
-    look: Look,
+    /// None: a discard.
+    look: Option<Look>,
     writing: Writing,
 }
 

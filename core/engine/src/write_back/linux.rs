@@ -12,7 +12,7 @@ use everdisk_proto::{
     version::BUFFER,
     volume::{NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
-use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool};
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Sought, Store, StoreError, pool::Pool};
 use uuid::Uuid;
 
 use super::*;
@@ -41,6 +41,7 @@ pub(super) struct File {
 
 pub(super) struct Linux {
     inner: Arc<dyn Store>,
+    pool: Pool,
     file: Arc<File>,
     /// Errors that were reported to this opening.
     seen: AtomicU64,
@@ -125,7 +126,7 @@ impl Store for Linux {
         outcome
     }
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
-        pool::begin(self, offset, op, completion);
+        Arc::clone(&self).pool.begin(self, offset, op, completion);
     }
     fn forget_errors(&self) -> Result<(), StoreError> {
         self.seen.store(self.file.errors.load(SeqCst), SeqCst);
@@ -255,7 +256,7 @@ pub(super) fn start(spec: &VolumeSpec, segment: &Arc<SharedSegment>, files: &[Ar
         let file = Arc::clone(&files[next.fetch_add(1, SeqCst) as usize]);
         // An opening is not told of an error that another opening was told of before.
         let seen = AtomicU64::new(file.errors.load(SeqCst));
-        Arc::new(Linux { inner, file, seen })
+        Arc::new(Linux { inner, pool: Pool::default(), file, seen })
     };
     let engine = Arc::new(Engine::open_with(spec, &wrap).unwrap());
     let place = Place(Arc::default(), Arc::new(AtomicBool::new(true)));

@@ -11,7 +11,7 @@ use everdisk_proto::{
     version::BUFFER,
     volume::{Bypass, NodeSpec, NodeUrl, SPEC_VERSION, Timeouts, VolumeSpec},
 };
-use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, pool};
+use everdisk_store::{About, Completion, Lent, Op, Outcome, Owned, Store, pool::Pool};
 use everdisk_testkit::at_end::at_end;
 use uuid::Uuid;
 
@@ -25,6 +25,7 @@ const STUCK: u8 = 0xEE;
 /// A storage node at which some writes wait until they are released.
 struct Node {
     inner: Arc<dyn Store>,
+    pool: Pool,
     stuck: Arc<AtomicBool>,
 }
 
@@ -44,7 +45,7 @@ impl Store for Node {
         self.inner.perform(offset, op)
     }
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion) {
-        pool::begin(self, offset, op, completion);
+        Arc::clone(&self).pool.begin(self, offset, op, completion);
     }
 }
 
@@ -120,7 +121,9 @@ impl Setting {
     }
 
     fn core(&self) -> (WriteBack, Place) {
-        let wrap = |inner| -> Arc<dyn Store> { Arc::new(Node { inner, stuck: Arc::clone(&self.stuck) }) };
+        let wrap = |inner| -> Arc<dyn Store> {
+            Arc::new(Node { inner, pool: Pool::default(), stuck: Arc::clone(&self.stuck) })
+        };
         let engine = Arc::new(Engine::open_with(&self.spec, &wrap).unwrap());
         let place = Place::default();
         (
@@ -254,9 +257,15 @@ fn what_goes_through_waits_for_what_is_being_copied_into_the_buffer() {
     give(&core, 1);
     let (buffer, range) = (&core.0.buffer, 0..LEN as u64);
     let place = buffer.write_book().reserve(&buffer.area, ExtentKind::Data, &range).unwrap();
-    let passing = Request { synchronous: true, ..Request::default() };
+    let (passing, begun) = (Request { synchronous: true, ..Request::default() }, AtomicBool::new(false));
     thread::scope(|scope| {
-        let second = scope.spawn(|| core.0.write(&passing, 0, &[2; LEN]));
+        let second = scope.spawn(|| {
+            begun.store(true, SeqCst);
+            core.0.write(&passing, 0, &[2; LEN])
+        });
+        while !begun.load(SeqCst) {
+            thread::yield_now();
+        }
         thread::sleep(Duration::from_millis(50));
         assert!(!passing.writes.load(SeqCst), "it goes to the node beside a write that is being copied");
         core.0.append(place, &range, Content::Data(&[1; LEN]));

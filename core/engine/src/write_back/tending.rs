@@ -17,7 +17,7 @@ const AGE_MAX: Duration = Duration::from_secs(5);
 const FOLLOW: Duration = Duration::from_millis(50);
 const FOLLOW_CLOSELY: Duration = Duration::from_micros(500);
 /// A probe ahead of a hand-over is waited for at most for this time.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
+const PROBE_LIMIT: Duration = Duration::from_millis(300);
 /// The core stays close for this long after it was asked to.
 const CLOSE_FOR: Duration = Duration::from_secs(2);
 /// Extents followed in one hold of the book's lock.
