@@ -92,6 +92,9 @@ impl Offer {
         if self.size != before.size {
             return Some(format!("the export has {} bytes and had {}", self.size, before.size));
         }
+        if self.has(flag::READ_ONLY) && !before.has(flag::READ_ONLY) {
+            return Some("the export has become read-only".to_owned());
+        }
         let names = [
             (flag::SEND_FLUSH, "flush"),
             (flag::SEND_FUA, "FUA"),
@@ -102,9 +105,6 @@ impl Offer {
         ];
         if let Some((_, name)) = names.iter().find(|(flag, _)| before.has(*flag) && !self.has(*flag)) {
             return Some(format!("the server no longer offers {name}"));
-        }
-        if self.has(flag::READ_ONLY) && !before.has(flag::READ_ONLY) {
-            return Some("the export has become read-only".to_owned());
         }
         if before.structured && !self.structured {
             return Some("the server no longer offers structured replies".to_owned());

@@ -211,8 +211,7 @@ impl Receiver {
                     let piece = state.sent_on(*cookie, self.lane.id).ok_or(Violation::ForeignCookie(*cookie))?;
                     let range = piece.assembly.data(offset, *len)?;
                     let memory = piece.lend();
-                    self.phase =
-                        Phase::Data { cookie: *cookie, memory, at: range.start, end: range.end, last: *last };
+                    self.phase = Phase::Data { cookie: *cookie, memory, at: range.start, end: range.end, last: *last };
                 }
                 Phase::Data { memory, at, end, .. } => {
                     let unread = self.inbox.unread();

@@ -17,7 +17,8 @@ use crate::{
 /// so that clients which lost a server together do not return together.
 pub(crate) fn backoff(config: &Config, failures: u32) -> Duration {
     let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
-    let full = config.backoff_min.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(config.backoff_max);
+    let full =
+        config.backoff_min.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(config.backoff_max);
     full / 2 + full.mul_f64(fastrand::f64() / 2.0)
 }
 
@@ -118,7 +119,11 @@ mod tests {
 
     #[test]
     fn the_time_between_attempts_doubles_up_to_a_limit() {
-        let config = Config { backoff_min: Duration::from_millis(100), backoff_max: Duration::from_secs(2), ..Config::default() };
+        let config = Config {
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(2),
+            ..Config::default()
+        };
         assert_eq!(backoff(&config, 0), Duration::ZERO);
         for (failures, full) in [(1, 100), (2, 200), (3, 400), (5, 1600), (6, 2000), (40, 2000), (u32::MAX, 2000)] {
             let full = Duration::from_millis(full);

@@ -13,8 +13,8 @@ use crate::{
     address::Address,
     connect::{Connected, Resolver},
     lane::Lane,
-    receive::Receiver,
-    state::{State, Work},
+    receive::{Lost, Receiver},
+    state::{Health, State, Work},
 };
 
 /// What the threads of a client share.
@@ -73,7 +73,7 @@ impl Shared {
         let shared = Arc::clone(self);
         // Before the thread starts, since it may find at once that the connection is lost.
         let is_closed = self.with(|state, _| {
-            let is_closed = matches!(state.health, crate::state::Health::Closed(_));
+            let is_closed = matches!(state.health, Health::Closed(_));
             if !is_closed {
                 state.connected(&lane);
             }
@@ -83,7 +83,10 @@ impl Shared {
             lane.end();
             return Ok(());
         }
-        self.start("nbd-io", move || receiver.run(&shared))
+        self.start("nbd-io", move || receiver.run(&shared)).inspect_err(|_| {
+            lane.end();
+            self.with(|state, work| state.lost(&lane, &Lost::Closed, work));
+        })
     }
 
     /// Starts a thread that [`Self::join`] waits for.

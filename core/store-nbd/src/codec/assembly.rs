@@ -108,19 +108,39 @@ impl Assembly {
         let header = u32::try_from(DATA_OFFSET_BYTES).expect("8");
         match (kind, self.asked.command) {
             (chunk::NONE, _) if !last => Err(Violation::NoneNotLast),
-            (chunk::NONE, _) => if len == 0 { Ok(Body::Empty) } else { Err(wrong) },
+            (chunk::NONE, _) => {
+                if len == 0 {
+                    Ok(Body::Empty)
+                } else {
+                    Err(wrong)
+                }
+            }
             (chunk::OFFSET_DATA, cmd::READ) => match len.checked_sub(header) {
                 None | Some(0) => Err(wrong),
                 Some(data) if data > self.asked.len => Err(wrong),
                 Some(data) => Ok(Body::Data { len: data }),
             },
             (chunk::OFFSET_HOLE, cmd::READ) => {
-                if usize::try_from(len) == Ok(HOLE_BYTES) { Ok(Body::Small) } else { Err(wrong) }
+                if usize::try_from(len) == Ok(HOLE_BYTES) {
+                    Ok(Body::Small)
+                } else {
+                    Err(wrong)
+                }
             }
             (chunk::BLOCK_STATUS, cmd::BLOCK_STATUS) => {
-                if len <= STATUS_CHUNK_MAX { Ok(Body::Small) } else { Err(wrong) }
+                if len <= STATUS_CHUNK_MAX {
+                    Ok(Body::Small)
+                } else {
+                    Err(wrong)
+                }
             }
-            (error, _) if error >> 15 == 1 => if len <= ERROR_CHUNK_MAX { Ok(Body::Small) } else { Err(wrong) },
+            (error, _) if error >> 15 == 1 => {
+                if len <= ERROR_CHUNK_MAX {
+                    Ok(Body::Small)
+                } else {
+                    Err(wrong)
+                }
+            }
             _ => Err(foreign),
         }
     }

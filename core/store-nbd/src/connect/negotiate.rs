@@ -81,7 +81,9 @@ fn by_name(stream: &mut Stream, export: &str, flags: u32) -> Result<(u64, u16), 
     stream.read_exact(&mut bytes).map_err(read)?;
     if flags & u32::from(handshake_flag::NO_ZEROES) == 0 {
         let zeroes = &mut [0; EXPORT_NAME_ZEROES];
-        stream.read_exact(zeroes).map_err(ConnectError::io("read the zeroes after what the server says of the export"))?;
+        stream
+            .read_exact(zeroes)
+            .map_err(ConnectError::io("read the zeroes after what the server says of the export"))?;
     }
     Ok(export_name(&bytes))
 }

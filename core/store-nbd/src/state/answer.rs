@@ -1,6 +1,6 @@
 //! What an answer of the server does to its command.
 
-use everdisk_proto::nbd::wire::{cmd};
+use everdisk_proto::nbd::wire::cmd;
 
 use super::{
     Finished, State, Work,

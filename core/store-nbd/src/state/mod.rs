@@ -53,7 +53,8 @@ impl Work {
     pub(crate) fn run(self) {
         let mut sends = self.sends.into_iter().peekable();
         while let Some((lane, first)) = sends.next() {
-            let same = std::iter::from_fn(|| sends.next_if(|(next, _)| next.id == lane.id).map(|(_, outgoing)| outgoing));
+            let same =
+                std::iter::from_fn(|| sends.next_if(|(next, _)| next.id == lane.id).map(|(_, outgoing)| outgoing));
             lane.push(std::iter::once(first).chain(same));
         }
         for Finished { completion, memory, result } in self.finished {
@@ -169,9 +170,7 @@ impl State {
         let (shape, memory) = command.split();
         let memory = Memory::Here(memory);
         let refusal = match &self.health {
-            Health::Serving => {
-                self.check(shape).err().map(|(kind, words)| Err(Error::new(kind, &self.node, words)))
-            }
+            Health::Serving => self.check(shape).err().map(|(kind, words)| Err(Error::new(kind, &self.node, words))),
             Health::Down(error) | Health::Closed(error) => Some(Err(error.clone())),
         };
         let is_empty = shape.range().is_some_and(|(_, len)| len == 0);
@@ -202,8 +201,8 @@ impl State {
     pub(crate) fn pump(&mut self, work: &mut Work) {
         while let Some(slot) = self.pick() {
             if let Some(piece) = self.ready.front() {
-                let fits = self.sent.len() < self.config.requests_max
-                    && self.bytes + piece.bytes() <= self.config.bytes_max;
+                let fits =
+                    self.sent.len() < self.config.requests_max && self.bytes + piece.bytes() <= self.config.bytes_max;
                 if !fits && !self.sent.is_empty() {
                     return;
                 }
@@ -339,7 +338,10 @@ impl State {
         tracing::warn!(node = %self.node, outstanding, "connection to the node lost: {why}");
         self.losses += 1;
         if self.flushes.connection_lost() {
-            self.tasks.iter_mut().filter(|(_, task)| task.shape == Shape::Flush).for_each(|(_, task)| task.suspect = true);
+            self.tasks
+                .iter_mut()
+                .filter(|(_, task)| task.shape == Shape::Flush)
+                .for_each(|(_, task)| task.suspect = true);
         }
     }
 

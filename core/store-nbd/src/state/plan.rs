@@ -148,7 +148,8 @@ impl State {
                 other => unreachable!("a write has its memory until it is sent, not {other:?}"),
             };
             task.memory = Memory::Shared(Arc::clone(&memory));
-            let bytes = if task.edges.is_empty() { memory } else { Arc::new(merged(&task.edges, &range, offset, &memory)) };
+            let bytes =
+                if task.edges.is_empty() { memory } else { Arc::new(merged(&task.edges, &range, offset, &memory)) };
             Payload { bytes, repeats: false }
         });
         let flags = if fua && self.offer.has(flag::SEND_FUA) { cmd_flag::FUA } else { 0 };
@@ -233,7 +234,10 @@ impl State {
         {
             let size = self.offer.usable();
             let what = shape.name();
-            return Err((Kind::Invalid, format!("{what} of {len} bytes from offset {offset}: the node has {size} bytes")));
+            return Err((
+                Kind::Invalid,
+                format!("{what} of {len} bytes from offset {offset}: the node has {size} bytes"),
+            ));
         }
         if shape.changes() && self.offer.has(flag::READ_ONLY) {
             return Err((Kind::Invalid, format!("{}: the export is read-only", shape.name())));

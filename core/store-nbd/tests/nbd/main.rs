@@ -1,0 +1,14 @@
+//! The client against real servers, servers that die, and servers that lie.
+#![expect(clippy::disallowed_methods, reason = "a test is no core: its threads need no word")]
+
+mod blocks;
+mod certificates;
+mod conformance;
+mod failures;
+mod honest;
+mod hostile;
+mod hostile_handshake;
+mod kit;
+mod outages;
+mod servers;
+mod tls;
