@@ -16,7 +16,7 @@ use everdisk_proto::nbd::{
         transmission_flag as flag,
     },
 };
-use everdisk_store_nbd::{Address, Tls};
+use everdisk_store_nbd::{Address, Client, Config, Tls};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes, network_endian::U64};
 
@@ -61,6 +61,10 @@ impl Fake {
         // It sleeps in accept(2) when the test ends, and goes with the process.
         let thread = thread::spawn(serve_all);
         Self { address: at(&path), _directory: directory, _thread: thread }
+    }
+
+    pub(crate) fn client(&self, config: Config) -> Client {
+        Client::connect(self.address.clone(), config).unwrap()
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{os::unix::net::UnixStream, time::Duration};
 
 use everdisk_proto::nbd::wire::{chunk, cmd};
-use everdisk_store_nbd::{Client, Command, Config, Kind};
+use everdisk_store_nbd::{Command, Config, Kind};
 use zerocopy::{
     IntoBytes,
     network_endian::{U32, U64},
@@ -34,7 +34,7 @@ fn lie(structured: bool, reply: impl Fn(&Request) -> Vec<u8> + Send + 'static) {
             while read_request(&mut stream).is_some() {}
         }
     }));
-    let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+    let client = fake.client(Config::default());
     assert_eq!(read(&client, OFFSET, LEN), content(OFFSET, LEN.try_into().unwrap()));
     assert_eq!(client.losses(), 1);
     // Nothing is left of the first connection.
@@ -144,7 +144,7 @@ fn a_reply_after_the_last_one() {
             while read_request(&mut stream).is_some() {}
         }
     }));
-    let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+    let client = fake.client(Config::default());
     assert_eq!(read(&client, 0, 100), content(0, 100));
     assert_eq!(read(&client, 50, 100), content(50, 100));
     assert_eq!(client.losses(), 1);
@@ -172,7 +172,7 @@ fn chunks_in_any_order_are_right() {
             send(&mut stream, &all);
         }
     }));
-    let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+    let client = fake.client(Config::default());
     let pending: Vec<_> = (0..20_u64)
         .map(|index| (index * 777, begin(&client, Command::Read { offset: index * 777, memory: vec![0; 50_000] })))
         .collect();
@@ -212,7 +212,7 @@ fn a_flipped_bit_never_makes_a_wrong_byte() {
             backoff_max: Duration::from_micros(100),
             ..Config::default()
         };
-        let client = Client::connect(fake.address.clone(), config).unwrap();
+        let client = fake.client(config);
         let mut failed = 0;
         for index in 0..300 {
             let offset = index * 1000;
@@ -247,7 +247,7 @@ fn a_server_that_always_breaks_becomes_unavailable() {
         backoff_max: Duration::from_millis(20),
         ..Config::default()
     };
-    let client = Client::connect(fake.address.clone(), config).unwrap();
+    let client = fake.client(config);
     let outcome = begin(&client, Command::Read { offset: 0, memory: vec![0; 10] }).wait();
     assert_eq!(outcome.result.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(outcome.memory.len(), 10);
@@ -270,12 +270,12 @@ fn a_write_that_is_answered_early_gives_its_memory_back() {
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
     }));
-    let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+    let client = fake.client(Config::default());
     let memory = vec![7; 1 << 20];
     let outcome = begin(&client, Command::Write { offset: 0, memory: memory.clone(), fua: false }).wait();
     assert!(outcome.memory == memory);
     outcome.result.unwrap();
     drop(client);
-    let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+    let client = fake.client(Config::default());
     succeed(&client, Command::Flush);
 }

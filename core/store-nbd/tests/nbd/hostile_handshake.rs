@@ -5,7 +5,7 @@ use std::{io::Read, os::unix::net::UnixStream, time::Duration};
 use everdisk_proto::nbd::wire::{opt, rep};
 use everdisk_store_nbd::{Client, Config, Kind};
 
-use crate::honest::{Fake, export, greeting, option_reply, read_option, send, serve};
+use crate::honest::{Fake, at, export, greeting, option_reply, read_option, send};
 
 #[track_caller]
 fn refused(serve: impl FnMut(usize, UnixStream) + Send + 'static, word: &str) {
@@ -56,7 +56,7 @@ fn what_does_not_answer_or_answers_nonsense() {
     refused(greets(greeting(3)), "reply to an option");
     refused(replies(|_| vec![0; 20]), "no reply");
     refused(replies(|option| option_reply(option + 1, rep::ACK, &[])), "while option");
-    refused(replies(|option| option_reply(option, rep::INFO, &[0; 20_000])), "longer");
+    refused(replies(|option| option_reply(option, rep::INFO, &vec![0; 20_000])), "longer");
     refused(replies(|option| option_reply(option, rep::ACK, &[])), "without telling its size");
     refused(replies(|option| option_reply(option, rep::INFO, &[0, 9]).repeat(300)), "do not end");
     refused(replies(|option| option_reply(option, rep::ERR_TLS_REQD, b"no")), "demands TLS");
@@ -109,7 +109,7 @@ fn a_server_that_does_not_know_go() {
                 }
             }
         }));
-        let client = Client::connect(fake.address.clone(), Config::default()).unwrap();
+        let client = fake.client(Config::default());
         assert_eq!(client.size(), crate::honest::SIZE);
         assert_eq!(crate::kit::read(&client, 1000, 2000), crate::honest::content(1000, 2000));
         assert_eq!(client.losses(), 0);
@@ -118,9 +118,7 @@ fn a_server_that_does_not_know_go() {
 
 #[test]
 fn an_address_where_nothing_listens() {
-    let fake = Fake::new(Box::new(|_, stream| serve(stream, true)));
-    let mut address = fake.address.clone();
-    address.server = everdisk_proto::nbd::NbdAddress::Unix("/nonexistent/socket".into());
+    let mut address = at("/nonexistent/socket".as_ref());
     let error = Client::connect(address.clone(), Config::default()).unwrap_err().to_string();
     assert!(error.contains("cannot connect") && error.contains("/nonexistent/socket"), "{error}");
     address.server = "tcp:name.invalid:10809".parse().unwrap();

@@ -207,9 +207,9 @@ fn a_server_that_returns_as_another_one_is_not_used() {
         let image = fs::OpenOptions::new().write(true).open(server.image()).unwrap();
         let mut changed = line.clone();
         if with == "size" {
-            image.set_len(4096).unwrap()
+            image.set_len(4096).unwrap();
         } else {
-            changed.insert(1, with.to_owned())
+            changed.insert(1, with.to_owned());
         }
         server.start_with(&changed);
         let error = fail_at_last(&client);
