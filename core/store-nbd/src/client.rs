@@ -7,6 +7,7 @@ use std::{
 };
 
 use everdisk_proto::nbd::wire::transmission_flag as flag;
+use everdisk_sys::robust;
 
 use crate::{
     address::Address,
@@ -76,7 +77,8 @@ impl Client {
         client.shared.install(connected, 0).map_err(|why| unavailable(&why))?;
         let shared = Arc::clone(&client.shared);
         // It makes the further connections too.
-        client.shared.start("nbd-connect", move || reconnect::run(&shared)).map_err(|why| unavailable(&why))?;
+        // Nobody waits for its end: it may be connecting then, to a server that does not answer.
+        robust::start("nbd-connect", move || reconnect::run(&shared)).map_err(|why| unavailable(&why))?;
         Ok(client)
     }
 

@@ -35,7 +35,16 @@ pub(crate) struct Lane {
     /// Readable when the connection's thread has something to do.
     wake: OwnedFd,
     encrypted: bool,
+    pub(crate) agreed: Agreed,
     outbox: Mutex<Outbox>,
+}
+
+/// What client and server agreed upon for one connection. Another one of the same client may differ.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Agreed {
+    pub(crate) structured: bool,
+    /// The number of the context `base:allocation`.
+    pub(crate) context: Option<u32>,
 }
 
 /// A request on its way to the socket.
@@ -66,9 +75,9 @@ enum Phase {
 }
 
 impl Lane {
-    pub(crate) fn new(id: u64, slot: usize, socket: OwnedFd, encrypted: bool) -> io::Result<Self> {
+    pub(crate) fn new(id: u64, slot: usize, socket: OwnedFd, encrypted: bool, agreed: Agreed) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { id, slot, socket: Arc::new(socket), wake, encrypted, outbox: Mutex::default() })
+        Ok(Self { id, slot, socket: Arc::new(socket), wake, encrypted, agreed, outbox: Mutex::default() })
     }
 
     /// Sends requests, now or as soon as the socket takes them. They are dropped if the connection was lost: the

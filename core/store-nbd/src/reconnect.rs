@@ -22,6 +22,9 @@ pub(crate) fn backoff(config: &Config, failures: u32) -> Duration {
     full / 2 + full.mul_f64(fastrand::f64() / 2.0)
 }
 
+/// What it may take to connect while there is another connection.
+const FURTHER: Duration = Duration::from_secs(1);
+
 /// What the connector does next.
 enum Next {
     Connect { slot: usize, deadline: Instant },
@@ -100,7 +103,10 @@ fn next(shared: &Shared, failure: Option<&ConnectError>) -> Next {
         if let Some((slot, at)) = due
             && at <= now
         {
-            let deadline = now + state.config.connect;
+            // A further connection may be one more than the server serves, which then lets it wait. That must not hold up a
+            // connection that is needed.
+            let limit = if is_alone { state.config.connect } else { state.config.connect.min(FURTHER) };
+            let deadline = now + limit;
             return Next::Connect { slot, deadline: give_up.map_or(deadline, |end| deadline.min(end)) };
         }
         let wake = [due.map(|(_, at)| at), give_up, state.hold].into_iter().flatten().min();

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::{
     address::Address,
     connect::{Connected, Resolver},
-    lane::Lane,
+    lane::{Agreed, Lane},
     receive::{Lost, Receiver},
     state::{Health, State, Work},
 };
@@ -62,13 +62,14 @@ impl Shared {
 
     /// Takes a connection into use.
     pub(crate) fn install(self: &Arc<Self>, connected: Connected, slot: usize) -> io::Result<()> {
-        let Connected { socket, tls, .. } = connected;
+        let Connected { socket, tls, offer } = connected;
+        let agreed = Agreed { structured: offer.structured, context: offer.context };
         let id = {
             let mut state = self.state.lock();
             state.lanes_ever += 1;
             state.lanes_ever
         };
-        let lane = Arc::new(Lane::new(id, slot, socket, tls.is_some())?);
+        let lane = Arc::new(Lane::new(id, slot, socket, tls.is_some(), agreed)?);
         let receiver = Receiver::new(Arc::clone(&lane), tls);
         let shared = Arc::clone(self);
         // Before the thread starts, since it may find at once that the connection is lost.
@@ -89,15 +90,15 @@ impl Shared {
         })
     }
 
-    /// Starts a thread that [`Self::join`] waits for.
-    pub(crate) fn start(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    /// Starts the thread of a connection, which [`Self::join`] waits for.
+    fn start(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
         threads.push(robust::start(name, work)?);
         Ok(())
     }
 
-    /// Waits for all threads; for the calling one, which may be among them, not.
+    /// Waits for the threads of the connections; for the calling one, which may be among them, not.
     pub(crate) fn join(&self) {
         loop {
             let Some(next) = self.threads.lock().pop() else { return };

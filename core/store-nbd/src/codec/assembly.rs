@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The request whose reply is put together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
     /// [`cmd`]
     pub command: u16,
@@ -60,7 +60,7 @@ pub enum Answer {
 }
 
 /// The parts of a reply that have come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Assembly {
     asked: Asked,
     coverage: Coverage,

@@ -14,6 +14,7 @@ use crate::{
     },
     command::{Done, Shape},
     error::{Error, Kind},
+    lane::Agreed,
     receive::Lost,
 };
 
@@ -85,6 +86,7 @@ impl State {
         let result = match (error, shape) {
             (Some(error), _) => Err(error),
             (None, Shape::Flush) if suspect => {
+                self.flushes.reported();
                 let words = "the connection was lost after data had been written and before they were flushed: the \
                              server may have lost them; write them again, then flush";
                 Err(Error::new(Kind::Unflushed, &self.node, words))
@@ -95,9 +97,6 @@ impl State {
             }
             (None, _) => Ok(Done::Plain),
         };
-        if shape == Shape::Flush && suspect {
-            self.flushes.reported();
-        }
         work.finished.push(Finished { completion, memory, result });
         let mut begin = Vec::new();
         if let Some(epoch) = epoch {
@@ -113,8 +112,9 @@ impl State {
 }
 
 impl Piece {
-    /// The request, for a reply that begins anew.
-    pub(super) const fn asked(&self, structured: bool, context: Option<u32>) -> Asked {
+    /// The request, as it is sent on a connection where this was agreed upon.
+    pub(super) const fn asked(&self, agreed: Agreed) -> Asked {
+        let Agreed { structured, context } = agreed;
         Asked { command: self.command, offset: self.offset, len: self.len, structured, context }
     }
 }

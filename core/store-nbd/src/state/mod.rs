@@ -255,6 +255,7 @@ impl State {
         self.slots[slot].load += 1;
         self.bytes += piece.bytes();
         (piece.lane, piece.slot) = (lane.id, slot);
+        piece.assembly = Assembly::new(piece.asked(lane.agreed));
         if matches!(piece.data, Data::Later) {
             piece.data = Data::Fill(vec![0; plan::index(piece.len.into())]);
         }
@@ -323,9 +324,8 @@ impl State {
             self.hold = Some(now + self.config.settle);
         }
         let outstanding = again.len();
-        for mut piece in again.into_iter().rev() {
+        for piece in again.into_iter().rev() {
             self.bytes -= piece.bytes();
-            piece.assembly = Assembly::new(piece.asked(self.offer.structured, self.offer.context));
             self.ready.push_front(piece);
         }
         if self.slots.iter().all(|slot| slot.lane.is_none()) {

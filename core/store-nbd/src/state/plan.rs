@@ -8,11 +8,7 @@ use super::{
     State, Work,
     task::{Data, Edge, Memory, Part, Payload, Piece, Stage},
 };
-use crate::{
-    codec::assembly::{Asked, Assembly},
-    command::Shape,
-    error::Kind,
-};
+use crate::{codec::assembly::Assembly, command::Shape, error::Kind};
 
 /// Largest range of a request without a payload, bytes: a multiple of every block size.
 const RANGE_MAX: u64 = 1 << 30;
@@ -198,13 +194,6 @@ impl State {
                 (_, None) => Data::None,
             };
             let len = u32::try_from(len).expect("a limit is at most 1 GiB");
-            let asked = Asked {
-                command: batch.command,
-                offset: start,
-                len,
-                structured: self.offer.structured,
-                context: self.offer.context,
-            };
             self.ready.push_back(Piece {
                 task: key,
                 order: self.order,
@@ -214,7 +203,7 @@ impl State {
                 len,
                 data,
                 part: batch.part,
-                assembly: Assembly::new(asked),
+                assembly: Assembly::default(),
                 lane: 0,
                 slot: 0,
             });

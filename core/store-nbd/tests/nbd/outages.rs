@@ -2,13 +2,20 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use everdisk_harness::{processes::freeze, wait::until_true};
+use everdisk_proto::nbd::wire::cmd;
 use everdisk_store_nbd::{Client, Command, Config, Kind};
 
 use crate::{
+    honest::{Fake, handshake, read_request, send, simple},
     kit::{Pending, begin, fail, pattern, read, succeed, write},
     servers::Server,
 };
@@ -141,6 +148,68 @@ fn a_flush_after_a_loss_reports_what_was_not_flushed_once() {
     succeed(&client, write(0, LEN, 2));
     succeed(&client, Command::Flush);
     assert_eq!(client.losses(), 4);
+}
+
+/// The report is kept while flushes fail for other reasons.
+#[test]
+fn a_flush_that_fails_otherwise_does_not_take_the_report_with_it() {
+    let fake = Fake::new(Box::new(|number, mut stream: UnixStream| {
+        if !handshake(&mut stream, false) {
+            return;
+        }
+        let mut flushes = 0;
+        while let Some(request) = read_request(&mut stream) {
+            let is_flush = request.command == cmd::FLUSH;
+            flushes += u32::from(is_flush);
+            let error = if number > 0 && flushes == 1 { 5 } else { 0 };
+            if number == 0 && is_flush || !send(&mut stream, &simple(request.cookie, error)) {
+                return;
+            }
+        }
+    }));
+    let client = fake.client(quick());
+    succeed(&client, write(0, LEN, 1));
+    assert_eq!(fail(&client, Command::Flush).kind(), Kind::Fault(5));
+    assert_eq!(fail(&client, Command::Flush).kind(), Kind::Unflushed);
+    succeed(&client, Command::Flush);
+}
+
+/// A write with FUA at a server without it is a write and a flush: after a loss between the two it is written again.
+#[test]
+fn a_durable_write_survives_a_loss_before_its_flush() {
+    let written = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&written);
+    let fake = Fake::new(Box::new(move |number, mut stream: UnixStream| {
+        if !handshake(&mut stream, false) {
+            return;
+        }
+        while let Some(request) = read_request(&mut stream) {
+            if request.command == cmd::WRITE {
+                count.fetch_add(1, Relaxed);
+            }
+            if number == 0 && request.command == cmd::FLUSH || !send(&mut stream, &simple(request.cookie, 0)) {
+                return;
+            }
+        }
+    }));
+    let client = fake.client(quick());
+    let outcome = begin(&client, Command::Write { offset: 0, memory: pattern(LEN, 1), fua: true }).wait();
+    outcome.result.unwrap();
+    assert_eq!(outcome.memory, pattern(LEN, 1));
+    assert_eq!(written.load(Relaxed), 2);
+}
+
+/// What is agreed upon is agreed upon for one connection.
+#[test]
+fn a_server_that_returns_with_more_is_used_with_more() {
+    let mut server = Server::nbdkit_file(SIZE, &["--no-sr"]);
+    let client = server.client(quick());
+    succeed(&client, write(0, LEN, 1));
+    server.kill();
+    let line: Vec<String> = server.line().into_iter().filter(|part| part != "--no-sr").collect();
+    server.start_with(&line);
+    assert_eq!(read(&client, 0, LEN), pattern(LEN, 1));
+    assert_eq!(client.losses(), 1);
 }
 
 #[test]
