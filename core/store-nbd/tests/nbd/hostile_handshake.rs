@@ -1,6 +1,6 @@
 //! Servers with which no handshake succeeds. The error says what is wrong, within the deadline.
 
-use std::{io::Read, os::unix::net::UnixStream, time::Duration};
+use std::{io::Read, os::unix::net::UnixStream, thread, time::Duration};
 
 use everdisk_proto::nbd::wire::{opt, rep};
 use everdisk_store_nbd::{Client, Config, Kind};
@@ -46,14 +46,14 @@ fn what_is_no_server_of_this_kind() {
     refused(greets(oldstyle), "oldstyle");
     refused(greets(greeting(0)), "fixed newstyle");
     refused(greets(greeting(2)), "fixed newstyle");
-    refused(greets(Vec::new()), "greeting");
-    refused(greets(b"NBDMAG".to_vec()), "greeting");
+    refused(greets(Vec::new()), "greeting: timed out");
+    refused(greets(b"NBDMAG".to_vec()), "greeting: timed out");
     refused(|_, stream| drop(stream), "greeting");
 }
 
 #[test]
 fn what_does_not_answer_or_answers_nonsense() {
-    refused(greets(greeting(3)), "reply to an option");
+    refused(greets(greeting(3)), "reply to an option: timed out");
     refused(replies(|_| vec![0; 20]), "no reply");
     refused(replies(|option| option_reply(option + 1, rep::ACK, &[])), "while option");
     refused(replies(|option| option_reply(option, rep::INFO, &vec![0; 20_000])), "longer");
@@ -63,6 +63,20 @@ fn what_does_not_answer_or_answers_nonsense() {
     refused(replies(|option| option_reply(option, rep::ERR_UNKNOWN, b"who?")), "no export");
     refused(replies(|option| option_reply(option, rep::ERR_SHUTDOWN, b"bye\x07")), "bye");
     refused(replies(|option| option_reply(option, 1 << 31 | 0x7777, b"?")), "0x80007777");
+}
+
+/// The deadline is one for the whole of the handshake, not one for each reply.
+#[test]
+fn what_answers_a_byte_at_a_time() {
+    let trickle = |_, mut stream: UnixStream| {
+        for byte in greeting(3).into_iter().chain(option_reply(opt::STRUCTURED_REPLY, rep::INFO, &[0; 5000])) {
+            thread::sleep(Duration::from_millis(20));
+            if !send(&mut stream, &[byte]) {
+                return;
+            }
+        }
+    };
+    refused(trickle, "timed out");
 }
 
 #[test]

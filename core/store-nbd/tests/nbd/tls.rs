@@ -1,10 +1,14 @@
 //! TLS, with nbdkit.
 
-use everdisk_store_nbd::{Client, Command, Config, Kind, Tls};
+use std::{io::Read, time::Duration};
+
+use everdisk_proto::nbd::wire::{opt, rep};
+use everdisk_store_nbd::{Address, Client, Command, Config, Kind, Tls};
 use tempfile::TempDir;
 
 use crate::{
     certificates::make,
+    honest::{Fake, greeting, option_reply, read_option, send},
     kit::{begin, pattern, read, succeed, write},
     servers::Server,
 };
@@ -62,6 +66,25 @@ fn a_server_without_tls_is_refused_where_tls_is_required() {
     let error = Client::connect(server.address.clone(), Config::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains("offers no TLS"), "{error}");
+}
+
+/// The server agrees to TLS and then says nothing.
+#[test]
+fn tls_has_a_deadline_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = make(directory.path(), "node.example");
+    let fake = Fake::new(Box::new(|_, mut stream| {
+        send(&mut stream, &greeting(3));
+        let _ = stream.read_exact(&mut [0; 4]);
+        let option = read_option(&mut stream).unwrap();
+        assert_eq!(option, opt::STARTTLS);
+        send(&mut stream, &option_reply(option, rep::ACK, &[]));
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    }));
+    let address = Address { tls: Tls::Required(files), ..fake.address.clone() };
+    let config = Config { connect: Duration::from_millis(400), ..Config::default() };
+    let error = Client::connect(address, config).unwrap_err().to_string();
+    assert!(error.contains("agree on TLS") && error.contains("timed out"), "{error}");
 }
 
 #[test]
