@@ -28,7 +28,7 @@ fn conforms(server: &Server, config: Config, seed: u64) {
 }
 
 /// Random commands, and what the export contains then.
-fn suite(client: &Client, seed: u64) -> Vec<u8> {
+pub(crate) fn suite(client: &Client, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let size = usize::try_from(client.size()).unwrap();
     let mut image = read(client, 0, size);

@@ -88,8 +88,13 @@ pub(crate) fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     [OptionReplyHead { magic, option, kind, len }.as_bytes(), data].concat()
 }
 
+/// The export, with one connection.
 pub(crate) fn export() -> Vec<u8> {
-    let flags = flag::HAS_FLAGS | flag::SEND_FLUSH;
+    export_with(0)
+}
+
+fn export_with(flags: u16) -> Vec<u8> {
+    let flags = flags | flag::HAS_FLAGS | flag::SEND_FLUSH;
     InfoExport { kind: 0.into(), size: SIZE.into(), flags: flags.into() }.as_bytes().to_vec()
 }
 
@@ -105,13 +110,20 @@ pub(crate) fn read_option(stream: &mut UnixStream) -> Option<u32> {
 
 /// A handshake as it should be; whether the client went through with it.
 pub(crate) fn handshake(stream: &mut UnixStream, structured: bool) -> bool {
+    handshake_with(stream, structured, 0)
+}
+
+/// As [`handshake`], with further flags of the export.
+pub(crate) fn handshake_with(stream: &mut UnixStream, structured: bool, flags: u16) -> bool {
     if !send(stream, &greeting(3)) || stream.read_exact(&mut [0; 4]).is_err() {
         return false;
     }
     while let Some(option) = read_option(stream) {
         let reply = match option {
             opt::STRUCTURED_REPLY if structured => option_reply(option, rep::ACK, &[]),
-            opt::GO => [option_reply(option, rep::INFO, &export()), option_reply(option, rep::ACK, &[])].concat(),
+            opt::GO => {
+                [option_reply(option, rep::INFO, &export_with(flags)), option_reply(option, rep::ACK, &[])].concat()
+            }
             _ => option_reply(option, rep::ERR_UNSUP, &[]),
         };
         if !send(stream, &reply) {

@@ -12,4 +12,5 @@ mod hostile_handshake;
 mod kit;
 mod outages;
 mod servers;
+mod several;
 mod tls;

@@ -2,12 +2,14 @@
 
 use std::{io::Read, time::Duration};
 
+use everdisk_harness::wait::until_true;
 use everdisk_proto::nbd::wire::{opt, rep};
 use everdisk_store_nbd::{Address, Client, Command, Config, Kind, Tls};
 use tempfile::TempDir;
 
 use crate::{
     certificates::make,
+    conformance::suite,
     honest::{Fake, greeting, option_reply, read_option, send},
     kit::{begin, pattern, read, succeed, write},
     servers::Server,
@@ -46,6 +48,39 @@ fn an_encrypted_connection_carries_many_commands_at_once() {
     assert_eq!(read(&client, 199 * 64, 64), pattern(64, 1199));
     // nbdkit keeps what memory holds for all connections: writes over one are seen over another.
     assert_eq!(client.losses(), 0);
+}
+
+#[test]
+fn the_suite_of_every_server_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = make(directory.path(), "node.example");
+    let mut server = server(&directory, "--tls=require");
+    server.address.tls = Tls::Required(files);
+    let client = server.client(Config::default());
+    suite(&client, 20);
+    assert_eq!(client.losses(), 0);
+}
+
+#[test]
+fn a_server_killed_in_the_middle_of_encrypted_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = make(directory.path(), "node.example");
+    let certificates = format!("--tls-certificates={}", directory.path().display());
+    let options = ["--tls=require", "--tls-verify-peer", &certificates, "--filter=delay", "delay-write=10ms"];
+    let mut server = Server::nbdkit_file(8 << 20, &options);
+    server.address.tls = Tls::Required(files);
+    let client = server.client(Config::default());
+    let pending: Vec<_> = (0..150).map(|index| begin(&client, write(index * 40_000, 40_000, index))).collect();
+    until_true("a write is at the server", || !client.outstanding_writes().is_empty());
+    server.kill();
+    server.start();
+    for pending in pending {
+        pending.wait().result.unwrap();
+    }
+    for index in 0..150 {
+        assert!(read(&client, index * 40_000, 40_000) == pattern(40_000, index), "write {index}");
+    }
+    assert!(client.losses() > 0);
 }
 
 #[test]
