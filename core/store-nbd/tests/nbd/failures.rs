@@ -1,9 +1,11 @@
 //! Servers that fail commands, and commands that do not fit.
 
-use everdisk_store_nbd::{Client, Command, Config, Kind};
+use std::sync::{Arc, mpsc};
+
+use everdisk_store_nbd::{Client, Command, Completion, Config, Kind, Outcome};
 
 use crate::{
-    kit::{call, fail, pattern, read, succeed, write},
+    kit::{LIMIT, call, fail, pattern, read, succeed, write},
     servers::Server,
 };
 
@@ -49,6 +51,24 @@ fn commands_that_do_not_fit_are_refused_without_the_server() {
     }
     assert_eq!(read(&client, (1 << 20) - 1, 1), [0]);
     assert!(read(&client, 1 << 20, 0).is_empty());
+}
+
+/// The client goes with the last handle, which may be that of a completion: on the thread that the client would wait for.
+#[test]
+fn a_completion_may_close_the_client() {
+    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "delay-read=50ms"]);
+    for _ in 0..5 {
+        let client = Arc::new(server.client(Config::default()));
+        let (send, receive) = mpsc::channel();
+        let last = Arc::clone(&client);
+        let then = move |outcome: Outcome| {
+            drop(last);
+            send.send(outcome.result).unwrap();
+        };
+        client.begin(Command::Read { offset: 0, memory: vec![0; 10] }, Completion::new(then));
+        drop(client);
+        receive.recv_timeout(LIMIT).unwrap().unwrap();
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -197,6 +198,29 @@ fn a_durable_write_survives_a_loss_before_its_flush() {
     outcome.result.unwrap();
     assert_eq!(outcome.memory, pattern(LEN, 1));
     assert_eq!(written.load(Relaxed), 2);
+}
+
+/// A server that lives on is given time for the writes that it had received. The bound is a lower one, so that a slow machine
+/// cannot break it.
+#[test]
+fn writes_are_not_sent_again_before_the_server_has_settled() {
+    let settle = Duration::from_millis(300);
+    let (events, event) = mpsc::channel();
+    let fake = Fake::new(Box::new(move |number, mut stream: UnixStream| {
+        if !handshake(&mut stream, false) {
+            return;
+        }
+        while let Some(request) = read_request(&mut stream) {
+            events.send((number, Instant::now())).unwrap();
+            if number == 0 || !send(&mut stream, &simple(request.cookie, 0)) {
+                return;
+            }
+        }
+    }));
+    let client = fake.client(Config { settle, ..quick() });
+    succeed(&client, write(0, LEN, 1));
+    let [(0, received), (1, again)] = [event.recv().unwrap(), event.recv().unwrap()] else { panic!("sent once each") };
+    assert!(again - received >= settle, "sent again after {:?}", again - received);
 }
 
 /// What is agreed upon is agreed upon for one connection.
