@@ -1,6 +1,6 @@
 //! Servers with which no handshake succeeds. The error says what is wrong, within the deadline.
 
-use std::{io::Read, os::unix::net::UnixStream, thread, time::Duration};
+use std::{io::Read, os::unix::net::UnixStream, sync::mpsc, thread, time::Duration};
 
 use everdisk_proto::nbd::wire::{opt, rep};
 use everdisk_store_nbd::{Client, Config, Kind};
@@ -11,7 +11,11 @@ use crate::honest::{Fake, at, export, greeting, option_reply, read_option, send}
 fn refused(serve: impl FnMut(usize, UnixStream) + Send + 'static, word: &str) {
     let fake = Fake::new(Box::new(serve));
     let config = Config { connect: Duration::from_millis(400), ..Config::default() };
-    let error = Client::connect(fake.address.clone(), config).unwrap_err();
+    let (send, receive) = mpsc::channel();
+    let address = fake.address.clone();
+    // On a thread, so that a lack of the client's deadline is seen by the test's.
+    thread::spawn(move || send.send(Client::connect(address, config)));
+    let error = receive.recv_timeout(crate::kit::LIMIT).expect("connecting has a deadline").unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
     let said = error.to_string();
     assert!(said.contains(word), "{said}");

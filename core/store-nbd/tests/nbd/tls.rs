@@ -4,7 +4,7 @@ use std::{io::Read, time::Duration};
 
 use everdisk_harness::wait::until_true;
 use everdisk_proto::nbd::wire::{opt, rep};
-use everdisk_store_nbd::{Address, Client, Command, Config, Kind, Tls};
+use everdisk_store_nbd::{Client, Command, Config, Kind, Tls};
 use tempfile::TempDir;
 
 use crate::{
@@ -116,7 +116,8 @@ fn tls_has_a_deadline_too() {
         send(&mut stream, &option_reply(option, rep::ACK, &[]));
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     }));
-    let address = Address { tls: Tls::Required(files), ..fake.address.clone() };
+    let mut address = fake.address.clone();
+    address.tls = Tls::Required(files);
     let config = Config { connect: Duration::from_millis(400), ..Config::default() };
     let error = Client::connect(address, config).unwrap_err().to_string();
     assert!(error.contains("agree on TLS") && error.contains("timed out"), "{error}");
