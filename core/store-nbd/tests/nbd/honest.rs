@@ -41,7 +41,7 @@ pub(crate) type Serve = Box<dyn FnMut(usize, UnixStream) + Send>;
 
 /// A server that runs a script.
 pub(crate) struct Fake {
-    pub(crate) address: Address,
+    address: Address,
     _directory: TempDir,
     _thread: JoinHandle<()>,
 }
@@ -61,6 +61,10 @@ impl Fake {
         // It sleeps in accept(2) when the test ends, and goes with the process.
         let thread = thread::spawn(serve_all);
         Self { address: at(&path), _directory: directory, _thread: thread }
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.address.clone()
     }
 
     pub(crate) fn client(&self, config: Config) -> Client {

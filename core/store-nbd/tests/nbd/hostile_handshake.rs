@@ -12,14 +12,14 @@ fn refused(serve: impl FnMut(usize, UnixStream) + Send + 'static, word: &str) {
     let fake = Fake::new(Box::new(serve));
     let config = Config { connect: Duration::from_millis(400), ..Config::default() };
     let (send, receive) = mpsc::channel();
-    let address = fake.address.clone();
+    let address = fake.address();
     // On a thread, so that a lack of the client's deadline is seen by the test's.
     thread::spawn(move || send.send(Client::connect(address, config)));
     let error = receive.recv_timeout(crate::kit::LIMIT).expect("connecting has a deadline").unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
     let said = error.to_string();
     assert!(said.contains(word), "{said}");
-    assert!(said.contains(&fake.address.server.to_string()), "{said}");
+    assert!(said.contains(&fake.address().server.to_string()), "{said}");
 }
 
 /// Greets with these bytes, and waits.

@@ -116,7 +116,7 @@ fn tls_has_a_deadline_too() {
         send(&mut stream, &option_reply(option, rep::ACK, &[]));
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     }));
-    let mut address = fake.address.clone();
+    let mut address = fake.address();
     address.tls = Tls::Required(files);
     let config = Config { connect: Duration::from_millis(400), ..Config::default() };
     let error = Client::connect(address, config).unwrap_err().to_string();
