@@ -15,8 +15,8 @@ pub struct Address {
     pub tls: Tls,
 }
 
-/// Whether the connection is encrypted. There is no "if the server offers it": whoever is on the way could take the
-/// offer out.
+/// Whether the connection is encrypted. There is no "if the server offers it": an attacker between the two could take
+/// the offer out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// Never.

@@ -126,7 +126,7 @@ impl Client {
         self.shared.state().trouble.map(|since| since.elapsed())
     }
 
-    /// The sockets that are connected now. For whoever keeps duplicates of them beyond the end of this process.
+    /// The sockets that are connected now. For a process that keeps duplicates of them beyond the end of this one.
     pub fn sockets(&self) -> Vec<Socket> {
         let state = self.shared.state();
         let lanes = state.slots.iter().filter_map(|slot| slot.lane.as_ref());

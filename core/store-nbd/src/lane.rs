@@ -70,7 +70,7 @@ enum Phase {
     Open,
     /// The client goes. What can be sent without waiting is sent.
     Closing,
-    /// Whatever comes is dropped.
+    /// Every further request is dropped.
     Closed,
 }
 

@@ -118,7 +118,7 @@ impl Receiver {
 
     fn serve(&mut self, shared: &Arc<Shared>) -> Result<std::convert::Infallible, Lost> {
         loop {
-            // Encrypts what was begun in the meantime.
+            // Encrypts what was begun since.
             self.send_encrypted()?;
             if self.lane.is_closing() {
                 // The farewell may have been put there a moment ago.

@@ -55,7 +55,7 @@ impl Shared {
     }
 
     pub(crate) fn notify_connector(&self) {
-        // With the lock: the connector looks and goes to sleep with it, so it does not miss this.
+        // With the lock: the connector checks and goes to sleep with it, so it does not miss this.
         let _state = self.state.lock();
         self.changed.notify_all();
     }

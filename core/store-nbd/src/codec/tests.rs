@@ -52,7 +52,7 @@ proptest! {
         }
     }
 
-    /// Whatever chunks come, a READ succeeds only if each of its bytes has come once.
+    /// A READ succeeds only if each of its bytes has come once, in any order of chunks.
     #[test]
     fn a_read_is_whole_or_fails(
         parts in vec((0_u64..2000, 0_u32..700, any::<bool>()), 0..6),

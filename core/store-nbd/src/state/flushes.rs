@@ -28,7 +28,7 @@ pub(crate) struct Flushes {
     first: u64,
     /// Changes that were answered without being durable.
     answered: u64,
-    /// So many of them are durable, the first ones.
+    /// The number of those that are durable, the first ones.
     durable: u64,
     /// Some were not durable when a connection was lost, and no flush has reported that yet.
     suspect: bool,

@@ -29,7 +29,7 @@ fn lie(structured: bool, reply: impl Fn(&Request) -> Vec<u8> + Send + 'static) {
         {
             assert_eq!((request.command, request.offset), (cmd::READ, OFFSET));
             send(&mut stream, &reply(&request));
-            // Whoever believes the reply is told nothing else; the client has to hang up by itself, or be hung up on.
+            // Nothing else follows. The client has to hang up by itself, or finds that the server has.
             let _ = stream.shutdown(std::net::Shutdown::Write);
             while read_request(&mut stream).is_some() {}
         }

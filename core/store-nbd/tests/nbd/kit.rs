@@ -7,7 +7,7 @@ use std::{
 
 use everdisk_store_nbd::{Client, Command, Completion, Done, Error, Outcome};
 
-/// Limit on whatever a test waits for.
+/// Limit on everything that a test waits for.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A command that was begun.
