@@ -35,9 +35,12 @@ pub(crate) const QEMU_STORAGE_DAEMON: Program = program(
     &["qemu-utils", "qemu-system-common"],
     "is the peer that the bench measures against",
 );
-const NBDKIT: Program = program("nbdkit", &["nbdkit"], "is an NBD server: a storage node of the tests, a peer of the bench");
-const QEMU_NBD: Program = program("qemu-nbd", &["qemu-utils"], "is an NBD server: a storage node of the tests, a peer of the bench");
-const NBD_SERVER: Program = program("nbd-server", &["nbd-server"], "is an NBD server: a storage node of the tests, a peer of the bench");
+const NBDKIT: Program =
+    program("nbdkit", &["nbdkit"], "is an NBD server: a storage node of the tests, a peer of the bench");
+const QEMU_NBD: Program =
+    program("qemu-nbd", &["qemu-utils"], "is an NBD server: a storage node of the tests, a peer of the bench");
+const NBD_SERVER: Program =
+    program("nbd-server", &["nbd-server"], "is an NBD server: a storage node of the tests, a peer of the bench");
 
 /// What the demo calls.
 pub(crate) const DEMO: &[Program] = &[FIO, FUSERMOUNT];

@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p everdisk-store-nbd --example iops [ROUNDS]`. Rounds of the two alternate; each figure is the
 //! median of its rounds.
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a bench ends by panicking when its servers do not run")]
 
 use std::{
