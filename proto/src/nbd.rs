@@ -1,4 +1,6 @@
-//! Addresses at which NBD clients are served.
+//! Addresses at which NBD clients are served, and the bytes of the protocol ([`wire`]).
+
+pub mod wire;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 

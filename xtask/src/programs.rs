@@ -35,9 +35,12 @@ pub(crate) const QEMU_STORAGE_DAEMON: Program = program(
     &["qemu-utils", "qemu-system-common"],
     "is the peer that the bench measures against",
 );
-const NBDKIT: Program = program("nbdkit", &["nbdkit"], "is a peer that the bench measures NBD against");
-const QEMU_NBD: Program = program("qemu-nbd", &["qemu-utils"], "is a peer that the bench measures NBD against");
-const NBD_SERVER: Program = program("nbd-server", &["nbd-server"], "is a peer that the bench measures NBD against");
+const NBDKIT: Program =
+    program("nbdkit", &["nbdkit"], "is an NBD server: a storage node of the tests, a peer of the bench");
+const QEMU_NBD: Program =
+    program("qemu-nbd", &["qemu-utils"], "is an NBD server: a storage node of the tests, a peer of the bench");
+const NBD_SERVER: Program =
+    program("nbd-server", &["nbd-server"], "is an NBD server: a storage node of the tests, a peer of the bench");
 
 /// What the demo calls.
 pub(crate) const DEMO: &[Program] = &[FIO, FUSERMOUNT];
@@ -63,6 +66,9 @@ pub(crate) const TESTS: &[Program] = &[
     program("qemu-img", &["qemu-utils"], "reads volumes as QEMU does"),
     program("python3", &["python3", "python3-minimal"], "speaks to sockets as another user"),
     program("qemu-io", &["qemu-utils"], "does I/O as QEMU does"),
+    NBDKIT,
+    QEMU_NBD,
+    NBD_SERVER,
     program("nbdinfo", &["libnbd-bin"], "asks NBD servers what they can do"),
     program("nbdcopy", &["libnbd-bin"], "copies to and from NBD servers"),
     program("nbdsh", &["python3-libnbd"], "sends NBD servers what no other client sends"),

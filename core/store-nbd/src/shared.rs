@@ -1,0 +1,110 @@
+//! What the client's handle, the threads of its connections and the connector share.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use everdisk_sys::robust;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::{
+    address::Address,
+    connect::{Connected, Resolver},
+    lane::{Agreed, Lane},
+    receive::{Lost, Receiver},
+    state::{Health, State, Work},
+};
+
+/// What the threads of a client share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) address: Address,
+    pub(crate) resolver: Resolver,
+    state: Mutex<State>,
+    /// The connector has something to look at.
+    changed: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(address: Address, resolver: Resolver, state: State) -> Self {
+        let (changed, threads) = (Condvar::new(), Mutex::default());
+        Self { address, resolver, state: Mutex::new(state), changed, threads }
+    }
+
+    /// Changes the state, sends what can be sent then, and completes what has ended, the last two without the lock.
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &mut Work) -> T) -> T {
+        let mut work = Work::default();
+        let mut state = self.state.lock();
+        let result = change(&mut state, &mut work);
+        state.pump(&mut work);
+        drop(state);
+        work.run();
+        result
+    }
+
+    /// The state, to look at.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(crate) const fn changed(&self) -> &Condvar {
+        &self.changed
+    }
+
+    pub(crate) fn notify_connector(&self) {
+        // With the lock: the connector checks and goes to sleep with it, so it does not miss this.
+        let _state = self.state.lock();
+        self.changed.notify_all();
+    }
+
+    /// Takes a connection into use.
+    pub(crate) fn install(self: &Arc<Self>, connected: Connected, slot: usize) -> io::Result<()> {
+        let Connected { socket, tls, offer } = connected;
+        let agreed = Agreed { structured: offer.structured, context: offer.context };
+        let id = {
+            let mut state = self.state.lock();
+            state.lanes_ever += 1;
+            state.lanes_ever
+        };
+        let lane = Arc::new(Lane::new(id, slot, socket, tls.is_some(), agreed)?);
+        let receiver = Receiver::new(Arc::clone(&lane), tls);
+        let shared = Arc::clone(self);
+        // Before the thread starts, since it may find at once that the connection is lost.
+        let is_closed = self.with(|state, _| {
+            let is_closed = matches!(state.health, Health::Closed(_));
+            if !is_closed {
+                state.connected(&lane);
+            }
+            is_closed
+        });
+        if is_closed {
+            lane.end();
+            return Ok(());
+        }
+        self.start("nbd-io", move || receiver.run(&shared)).inspect_err(|_| {
+            lane.end();
+            self.with(|state, work| state.lost(&lane, &Lost::Closed, work));
+        })
+    }
+
+    /// Starts the thread of a connection, which [`Self::join`] waits for.
+    fn start(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let mut threads = self.threads.lock();
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(robust::start(name, work)?);
+        Ok(())
+    }
+
+    /// Waits for the threads of the connections; for the calling one, which may be among them, not.
+    pub(crate) fn join(&self) {
+        loop {
+            let Some(next) = self.threads.lock().pop() else { return };
+            if next.thread().id() != thread::current().id() {
+                next.join().expect("a panic aborts");
+            }
+        }
+    }
+}

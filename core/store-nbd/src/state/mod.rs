@@ -1,0 +1,398 @@
+//! Everything the client knows, behind one lock: which commands have begun, which requests are on their way.
+//!
+//! ```text
+//! begin ─▶ queue ─▶ [waiting for blocks or changes] ─▶ ready ─▶ sent ─▶ answered ─▶ next stage, or finished
+//!                                                        ▲        │
+//!                                                        └────────┘ the connection was lost
+//! ```
+//! No method calls out: what is to be sent and completed is collected in [`Work`] and done without the lock.
+
+mod answer;
+mod flushes;
+mod plan;
+mod ranges;
+pub(crate) mod task;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use everdisk_proto::nbd::wire::cmd;
+use slab::Slab;
+
+use crate::{
+    codec::{assembly::Assembly, request},
+    command::{Command, Completion, Done, Outcome, Shape},
+    config::{Config, Offer},
+    error::{Error, Kind},
+    lane::{Lane, Outgoing},
+    receive::Lost,
+};
+use flushes::Flushes;
+use ranges::Ranges;
+use task::{Data, Memory, Part, Piece, Stage, Task};
+
+/// What is to be done without the lock.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    sends: Vec<(Arc<Lane>, Outgoing)>,
+    finished: Vec<Finished>,
+}
+
+#[derive(Debug)]
+struct Finished {
+    completion: Completion,
+    memory: Memory,
+    result: Result<Done, Error>,
+}
+
+impl Work {
+    /// Sends, then completes.
+    pub(crate) fn run(self) {
+        let mut sends = self.sends.into_iter().peekable();
+        while let Some((lane, first)) = sends.next() {
+            let same =
+                std::iter::from_fn(|| sends.next_if(|(next, _)| next.id == lane.id).map(|(_, outgoing)| outgoing));
+            lane.push(std::iter::once(first).chain(same));
+        }
+        for Finished { completion, memory, result } in self.finished {
+            let memory = match memory {
+                Memory::Here(memory) => memory,
+                // The thread that has sent it may not have let go of it yet; this is rare, and waiting could take long.
+                Memory::Shared(memory) => Arc::try_unwrap(memory).unwrap_or_else(|memory| memory.to_vec()),
+                Memory::Lent => unreachable!("a request gives the memory back when it is answered or given up"),
+            };
+            completion.complete(Outcome { memory, result });
+        }
+    }
+}
+
+/// Whether commands are accepted.
+#[derive(Debug)]
+pub(crate) enum Health {
+    /// They are, even while there is no connection.
+    Serving,
+    /// They fail with this until the server is back.
+    Down(Error),
+    /// They fail with this.
+    Closed(Error),
+}
+
+/// A place for a connection.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) lane: Option<Arc<Lane>>,
+    /// Requests in flight.
+    load: usize,
+    /// Losses and failed attempts since the last answer.
+    pub(crate) failures: u32,
+    /// When to connect, if there is no connection.
+    pub(crate) next_try: Instant,
+    /// When it was connected.
+    since: Instant,
+}
+
+/// Everything the client knows.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) node: Arc<str>,
+    pub(crate) config: Config,
+    pub(crate) offer: Offer,
+    pub(crate) health: Health,
+    pub(crate) slots: Vec<Slot>,
+    /// Commands in the order of their beginning that have no requests yet.
+    queue: VecDeque<usize>,
+    tasks: Slab<Task>,
+    /// Tasks that are not in the queue.
+    active: usize,
+    /// Requests to be sent.
+    ready: VecDeque<Piece>,
+    /// Requests to be answered, by their cookies.
+    sent: HashMap<u64, Piece>,
+    /// Bytes of the requests to be answered.
+    bytes: u64,
+    ranges: Ranges,
+    flushes: Flushes,
+    sequence: u32,
+    order: u64,
+    /// Since when there has been no connection that answers.
+    pub(crate) trouble: Option<Instant>,
+    /// Nothing is sent before.
+    pub(crate) hold: Option<Instant>,
+    pub(crate) losses: u64,
+    pub(crate) lanes_ever: u64,
+}
+
+/// A request that changes the export and has not been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutstandingWrite {
+    /// The cookie of its reply: [`Config::epoch`] in the upper half, a number of its own in the lower half.
+    pub cookie: u64,
+    /// The connection it was sent on: [`Socket::connection`](crate::Socket::connection).
+    pub connection: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl State {
+    pub(crate) fn new(node: Arc<str>, config: Config, offer: Offer, slots: usize) -> Self {
+        let now = Instant::now();
+        let slot = || Slot { lane: None, load: 0, failures: 0, next_try: now, since: now };
+        Self {
+            node,
+            config,
+            offer,
+            health: Health::Serving,
+            slots: std::iter::repeat_with(slot).take(slots).collect(),
+            queue: VecDeque::new(),
+            tasks: Slab::new(),
+            active: 0,
+            ready: VecDeque::new(),
+            sent: HashMap::new(),
+            bytes: 0,
+            ranges: Ranges::default(),
+            flushes: Flushes::default(),
+            sequence: 0,
+            order: 0,
+            trouble: None,
+            hold: None,
+            losses: 0,
+            lanes_ever: 0,
+        }
+    }
+
+    /// Begins a command.
+    pub(crate) fn begin(&mut self, command: Command, completion: Completion, work: &mut Work) {
+        let (shape, memory) = command.split();
+        let memory = Memory::Here(memory);
+        let refusal = match &self.health {
+            Health::Serving => self.check(shape).err().map(|(kind, words)| Err(Error::new(kind, &self.node, words))),
+            Health::Down(error) | Health::Closed(error) => Some(Err(error.clone())),
+        };
+        let is_empty = shape.range().is_some_and(|(_, len)| len == 0);
+        let nothing = if matches!(shape, Shape::Status { .. }) { Done::Extents(Vec::new()) } else { Done::Plain };
+        if let Some(result) = refusal.or_else(|| is_empty.then_some(Ok(nothing))) {
+            work.finished.push(Finished { completion, memory, result });
+            return;
+        }
+        let key = self.tasks.insert(Task {
+            shape,
+            completion,
+            begun: Instant::now(),
+            memory,
+            stage: Stage::Queued,
+            left: 0,
+            error: None,
+            edges: Vec::new(),
+            payload: None,
+            epoch: None,
+            mark: 0,
+            suspect: self.flushes.is_suspect(),
+            extents: None,
+        });
+        self.queue.push_back(key);
+    }
+
+    /// Sends as much as the window allows.
+    pub(crate) fn pump(&mut self, work: &mut Work) {
+        while let Some(slot) = self.pick() {
+            if let Some(piece) = self.ready.front() {
+                let fits =
+                    self.sent.len() < self.config.requests_max && self.bytes + piece.bytes() <= self.config.bytes_max;
+                if !fits && !self.sent.is_empty() {
+                    return;
+                }
+                let piece = self.ready.pop_front().expect("looked at a moment ago");
+                self.send(piece, slot, work);
+            } else if self.active < self.config.requests_max.max(1)
+                && let Some(key) = self.queue.pop_front()
+            {
+                self.admit(key, work);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The connection with the fewest requests in flight; `None`: nothing may be sent now.
+    fn pick(&mut self) -> Option<usize> {
+        if self.hold.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        self.hold = None;
+        let connected = self.slots.iter().enumerate().filter(|(_, slot)| slot.lane.is_some());
+        connected.min_by_key(|(_, slot)| slot.load).map(|(index, _)| index)
+    }
+
+    /// A task leaves the queue.
+    fn admit(&mut self, key: usize, work: &mut Work) {
+        self.active += 1;
+        let shape = self.tasks[key].shape;
+        self.tasks[key].stage = Stage::Waiting;
+        if shape == Shape::Flush {
+            for flush in self.flushes.begin_flush(key) {
+                self.start(flush, work);
+            }
+            return;
+        }
+        if shape.changes() {
+            self.tasks[key].epoch = Some(self.flushes.begin_change());
+            let (offset, len) = shape.range().expect("a change has a range");
+            if self.offer.blocks.min > 1 && !self.ranges.acquire(key, self.outward(offset, len)) {
+                return;
+            }
+        }
+        self.start(key, work);
+    }
+
+    fn send(&mut self, mut piece: Piece, slot: usize, work: &mut Work) {
+        let lane = Arc::clone(self.slots[slot].lane.as_ref().expect("picked because it is connected"));
+        let cookie = self.next_cookie();
+        self.slots[slot].load += 1;
+        self.bytes += piece.bytes();
+        (piece.lane, piece.slot) = (lane.id, slot);
+        piece.assembly = Assembly::new(piece.asked(lane.agreed));
+        if matches!(piece.data, Data::Later) {
+            piece.data = Data::Fill(vec![0; plan::index(piece.len.into())]);
+        }
+        if piece.command == cmd::FLUSH && self.tasks[piece.task].shape == Shape::Flush {
+            self.tasks[piece.task].mark = self.flushes.covers();
+        }
+        let head = request(piece.command, piece.flags, cookie, piece.offset, piece.len);
+        let payload = match &piece.data {
+            Data::Send(bytes, range) => Some((Arc::clone(bytes), range.clone())),
+            Data::None | Data::Fill(_) => None,
+            Data::Later | Data::Lent => unreachable!("a request has its memory when it is sent"),
+        };
+        self.sent.insert(cookie, piece);
+        work.sends.push((lane, Outgoing { head, payload }));
+    }
+
+    /// A cookie that no outstanding request has. After 2³² requests the numbers begin anew.
+    fn next_cookie(&mut self) -> u64 {
+        loop {
+            let cookie = u64::from(self.config.epoch) << 32 | u64::from(self.sequence);
+            self.sequence = self.sequence.wrapping_add(1);
+            if !self.sent.contains_key(&cookie) {
+                return cookie;
+            }
+        }
+    }
+
+    /// The outstanding request with this cookie, if it was sent on this connection.
+    pub(crate) fn sent_on(&mut self, cookie: u64, lane: u64) -> Option<&mut Piece> {
+        self.sent.get_mut(&cookie).filter(|piece| piece.lane == lane)
+    }
+
+    /// A connection is there.
+    pub(crate) fn connected(&mut self, lane: &Arc<Lane>) {
+        let slot = &mut self.slots[lane.slot];
+        slot.lane = Some(Arc::clone(lane));
+        slot.load = 0;
+        slot.since = Instant::now();
+        if self.tasks.is_empty() {
+            // No answer will tell whether the server is well, so the handshake has to do.
+            self.trouble = None;
+        }
+        if matches!(self.health, Health::Down(_)) {
+            self.health = Health::Serving;
+        }
+    }
+
+    /// The connection has ended. What was outstanding on it is sent again, in the order of its beginning.
+    pub(crate) fn lost(&mut self, lane: &Lane, why: &Lost, work: &mut Work) {
+        let now = Instant::now();
+        let slot = &mut self.slots[lane.slot];
+        if slot.lane.take_if(|current| current.id == lane.id).is_none() {
+            return;
+        }
+        let lived = now.saturating_duration_since(slot.since);
+        slot.failures = if lived > self.config.backoff_max { 0 } else { slot.failures };
+        slot.load = 0;
+        let delay = crate::reconnect::backoff(&self.config, slot.failures);
+        slot.next_try = now + delay;
+        slot.failures += 1;
+        let cookies: Vec<u64> =
+            self.sent.iter().filter(|(_, piece)| piece.lane == lane.id).map(|(cookie, _)| *cookie).collect();
+        let mut again: Vec<Piece> = cookies.iter().filter_map(|cookie| self.sent.remove(cookie)).collect();
+        again.sort_by_key(|piece| piece.order);
+        if again.iter().any(Piece::changes) && !self.config.settle.is_zero() {
+            self.hold = Some(now + self.config.settle);
+        }
+        let outstanding = again.len();
+        for piece in again.into_iter().rev() {
+            self.bytes -= piece.bytes();
+            self.ready.push_front(piece);
+        }
+        if self.slots.iter().all(|slot| slot.lane.is_none()) {
+            self.trouble.get_or_insert(now);
+        }
+        if let Health::Closed(error) = &self.health {
+            let error = error.clone();
+            return self.fail_if_alone(&error, work);
+        }
+        tracing::warn!(node = %self.node, outstanding, "connection to the node lost: {why}");
+        self.losses += 1;
+        if self.flushes.connection_lost() {
+            self.tasks
+                .iter_mut()
+                .filter(|(_, task)| task.shape == Shape::Flush)
+                .for_each(|(_, task)| task.suspect = true);
+        }
+    }
+
+    /// Fails everything, unless there is a connection: its thread may be filling the memory of a read.
+    pub(crate) fn fail_if_alone(&mut self, error: &Error, work: &mut Work) {
+        if self.slots.iter().any(|slot| slot.lane.is_some()) {
+            return;
+        }
+        assert!(self.sent.is_empty(), "a connection that was lost takes its requests out of the table");
+        for piece in std::mem::take(&mut self.ready) {
+            if let (Part::Whole, Data::Fill(memory)) = (piece.part, piece.data) {
+                self.tasks[piece.task].memory = Memory::Here(memory);
+            }
+        }
+        self.queue.clear();
+        self.ranges.clear();
+        self.flushes.clear();
+        self.active = 0;
+        for task in self.tasks.drain() {
+            let Task { completion, memory, .. } = task;
+            work.finished.push(Finished { completion, memory, result: Err(error.clone()) });
+        }
+    }
+
+    /// The server has been out of reach for too long: fails everything, also what comes, until it is back.
+    pub(crate) fn give_up(&mut self, error: Error, work: &mut Work) {
+        self.fail_if_alone(&error, work);
+        self.health = Health::Down(error);
+    }
+
+    /// Ends the client.
+    pub(crate) fn close(&mut self, work: &mut Work) -> Vec<Arc<Lane>> {
+        let error = Error::new(Kind::Unavailable, &self.node, "the client was closed");
+        self.fail_if_alone(&error, work);
+        self.health = Health::Closed(error);
+        self.slots.iter().filter_map(|slot| slot.lane.clone()).collect()
+    }
+
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.tasks.iter().map(|(_, task)| task.begun).min()
+    }
+
+    pub(crate) fn outstanding_writes(&self) -> Vec<OutstandingWrite> {
+        let writes = self.sent.iter().filter(|(_, piece)| piece.changes()).map(|(cookie, piece)| OutstandingWrite {
+            cookie: *cookie,
+            connection: piece.lane,
+            offset: piece.offset,
+            len: piece.len,
+        });
+        let mut writes: Vec<OutstandingWrite> = writes.collect();
+        writes.sort_by_key(|write| write.cookie);
+        writes
+    }
+}
