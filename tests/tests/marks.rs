@@ -93,8 +93,8 @@ fn d14_a_core_without_marks_is_noticed_by_its_pidfd() {
     volume.detach();
 }
 
-/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, also a stand-in,
-/// helps the sender or flushes a node.
+/// D14: every thread of a core that touches a channel, a connection or a storage node has a word, a stand-in and those of a
+/// node's pool among them.
 #[test]
 fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
     let host = Host::faulty();
@@ -125,10 +125,8 @@ fn d14_every_thread_that_touches_a_channel_or_a_node_has_a_word() {
         let mut seen = BTreeSet::new();
         until("threads of every kind with a word", || {
             seen.extend(threads(&segment, pid)[0].clone());
-            let all = ["worker", "guard", "watch", "sender", "flusher", "send", "flush"];
-            let expected = all.into_iter().filter(|name| *name != "send" || buffer::is_on());
-            let missing: Vec<_> = expected.filter(|name| !seen.contains(*name)).collect();
-            missing.is_empty().then_some(())
+            let all = ["worker", "guard", "watch", "sender", "flusher", "store"];
+            all.into_iter().all(|name| seen.contains(name)).then_some(())
         });
         drop(end);
     });

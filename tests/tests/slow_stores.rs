@@ -109,6 +109,7 @@ fn beyond4_d5_the_timeouts_of_a_volume_bound_how_long_applications_wait() {
     for (place, index) in (0..acknowledged).enumerate() {
         assert!(read(&file, PIECE, place * PIECE) == pattern(index, PIECE), "piece {index}");
     }
+    drop((faults, file));
     volume.detach();
 }
 
