@@ -68,7 +68,7 @@
 //! | peek each head, then recv each | 928 | 1286 | 739 | 866 |
 //! | peek all, then consume all | 334 | 905 | 304 | 464 |
 //!
-//! So head by head costs 440 to 690 ns for each reply. Peeking everything costs 35 to 290 ns, the most where payloads are copied twice.
+//! So head by head costs 370 to 690 ns for each reply. Peeking everything costs 35 to 290 ns, the most where payloads are copied twice.
 //! On a UNIX socket MSG_TRUNC discards nothing, so consuming copies again.
 #![forbid(unsafe_code)]
 
