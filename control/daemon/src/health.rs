@@ -19,7 +19,7 @@ use everdisk_telemetry::event;
 use tracing::{error, info, warn};
 
 use crate::{
-    look::{Heard, Look, look},
+    poll::{Heard, Polled, poll},
     record::{Attachment, Phase},
     status::{all_gone, nodes},
     volume::Volume,
@@ -57,16 +57,21 @@ pub fn worst(problems: &[Problem]) -> Health {
 }
 
 /// What is wrong with a volume.
-pub fn problems(volume: &Volume, attachment: Option<&Attachment>, look: Option<&Look>, nodes: &[Node]) -> Vec<Problem> {
+pub fn problems(
+    volume: &Volume,
+    attachment: Option<&Attachment>,
+    polled: Option<&Polled>,
+    nodes: &[Node],
+) -> Vec<Problem> {
     let mut found = of_records(volume);
-    let (Some(attachment), Some(look)) = (attachment.filter(|a| a.phase == Phase::Attached), look) else {
+    let (Some(attachment), Some(polled)) = (attachment.filter(|a| a.phase == Phase::Attached), polled) else {
         return found;
     };
-    match look.status() {
-        None => found.extend(of_interface(volume, attachment, look)),
+    match polled.status() {
+        None => found.extend(of_interface(volume, attachment, polled)),
         Some(status) => {
             found.extend(of_gate(volume, status));
-            found.extend(of_cores(volume, status, look));
+            found.extend(of_cores(volume, status, polled));
             found.extend(of_data(status));
         }
     }
@@ -104,13 +109,13 @@ fn free_bytes(path: &std::path::Path) -> rustix::io::Result<u64> {
 }
 
 /// The interface says nothing.
-fn of_interface(volume: &Volume, attachment: &Attachment, look: &Look) -> Option<Problem> {
+fn of_interface(volume: &Volume, attachment: &Attachment, polled: &Polled) -> Option<Problem> {
     let lives = attachment.live_cores().next().is_some();
-    let answers = look.cores.iter().any(|(_, nodes)| nodes.is_some());
+    let answers = polled.cores.iter().any(|(_, nodes)| nodes.is_some());
     let health = if answers { Health::Degraded } else { Health::Failed };
     let io = if answers { "I/O goes on, but" } else { "no core answers either:" };
     let without = format!("{io} the death of a core would stop it, and neither upgrade nor detach is possible");
-    match (&look.interface, attachment.interface.filter(|_| attachment.interface_alive())) {
+    match (&polled.interface, attachment.interface.filter(|_| attachment.interface_alive())) {
         (_, None) if !lives => Some(Problem::new("volume", Health::Failed, all_gone(volume, attachment))),
         (_, None) => {
             let why =
@@ -157,10 +162,10 @@ fn waiting(status: &InterfaceStatus) -> String {
     }
 }
 
-fn of_cores(volume: &Volume, status: &InterfaceStatus, look: &Look) -> Vec<Problem> {
+fn of_cores(volume: &Volume, status: &InterfaceStatus, polled: &Polled) -> Vec<Problem> {
     let mut found = Vec::new();
     let limit = volume.programs.hang_limit.as_secs_f64();
-    let silent = |pid: u32| look.answers(pid) == Some(false);
+    let silent = |pid: u32| polled.answers(pid) == Some(false);
     if let Some(pid) = status.serving.filter(|pid| silent(*pid)) {
         let health = if status.waiting == Some(0) { Health::Degraded } else { Health::Failed };
         let text = format!(
@@ -225,7 +230,7 @@ pub fn watch(volume: &Arc<Volume>) -> std::io::Result<()> {
         while !volume.operations.is_deleted() {
             volume.files.retry_record();
             let attachment = volume.attachment().filter(|attachment| attachment.phase == Phase::Attached);
-            let seen = attachment.as_ref().map(|attachment| look(&volume, attachment));
+            let seen = attachment.as_ref().map(|attachment| poll(&volume, attachment));
             let nodes = seen.as_ref().map(|seen| nodes(&volume, seen)).unwrap_or_default();
             note_silence(&volume, seen.as_ref());
             told.tell(&volume, problems(&volume, attachment.as_ref(), seen.as_ref(), &nodes), Instant::now());
@@ -236,7 +241,7 @@ pub fn watch(volume: &Arc<Volume>) -> std::io::Result<()> {
 }
 
 /// Since when each core does not answer, for the supervisor.
-fn note_silence(volume: &Volume, seen: Option<&Look>) {
+fn note_silence(volume: &Volume, seen: Option<&Polled>) {
     let cores = seen.map(|seen| seen.cores.as_slice()).unwrap_or_default();
     let silent: Vec<u32> = cores.iter().filter(|(_, nodes)| nodes.is_none()).map(|(pid, _)| *pid).collect();
     volume.findings.set_silent(&silent);

@@ -79,8 +79,8 @@ pub fn serve(listener: &UnixListener, catalogue: &Arc<Catalogue>) {
     }
 }
 
-/// The clients that have a place, by number in the order in which they came. A client is silent (and has a stream here, by
-/// which it is told to leave) until its request has come.
+/// The clients that have a place, keyed by number, in order of arrival. A client is silent until its request has arrived. Until
+/// then its stream is kept here, so that the client can be told to leave.
 #[derive(Default)]
 struct Clients(Mutex<BTreeMap<u64, Option<UnixStream>>>);
 

@@ -15,7 +15,7 @@ use everdisk_proto::{
 
 use crate::{
     health,
-    look::{Look, look},
+    poll::{Polled, poll},
     record::{Attachment, Phase},
     stage,
     volume::{Running, Volume},
@@ -29,12 +29,12 @@ pub fn status(volume: &Volume) -> VolumeStatus {
     // First of all: what an operation that has ended left behind is in everything that is asked afterwards.
     let running = volume.operations.running();
     let attachment = volume.attachment();
-    let look = attachment.as_ref().map(|attachment| look(volume, attachment));
-    let seen = look.as_ref().and_then(Look::status);
+    let polled = attachment.as_ref().map(|attachment| poll(volume, attachment));
+    let seen = polled.as_ref().and_then(Polled::status);
     let spec = volume.spec();
     let (state, reason) = judge(volume, running, attachment.as_ref(), seen);
-    let nodes = look.as_ref().map_or_else(|| unknown(&spec), |look| nodes(volume, look));
-    let problems = health::problems(volume, attachment.as_ref(), look.as_ref(), &nodes);
+    let nodes = polled.as_ref().map_or_else(|| unknown(&spec), |polled| nodes(volume, polled));
+    let problems = health::problems(volume, attachment.as_ref(), polled.as_ref(), &nodes);
     let mut status = VolumeStatus {
         state,
         health: health::worst(&problems),
@@ -87,8 +87,8 @@ fn side_by_side<T: Send>(volumes: &[Arc<Volume>], ask: impl Fn(&Volume) -> T + S
 }
 
 /// The storage nodes as the core that serves sees them, and what was found out about them before.
-pub fn nodes(volume: &Volume, look: &Look) -> Vec<Node> {
-    let seen = look.status().and_then(|status| status.serving).and_then(|pid| Some((pid, look.nodes(pid)?)));
+pub fn nodes(volume: &Volume, polled: &Polled) -> Vec<Node> {
+    let seen = polled.status().and_then(|status| status.serving).and_then(|pid| Some((pid, polled.nodes(pid)?)));
     match seen {
         Some((core, seen)) => seen.iter().map(|node| volume.findings.see_node(core, node)).collect(),
         None => unknown(&volume.spec()).into_iter().map(|node| volume.findings.recall_node(node)).collect(),

@@ -417,30 +417,23 @@ impl Engine {
 
     /// Does all the parts side by side, one of them on this thread: each in turn, because only that one shows how long the
     /// node takes. The outcomes have the order of the parts.
-    fn side_by_side(&self, parts: Vec<Part<'_>>) -> Vec<Result<Option<u64>, IoError>> {
+    fn side_by_side(&self, mut parts: Vec<Part<'_>>) -> Vec<Result<Option<u64>, IoError>> {
+        let Some((.., first)) = parts.first() else { return Vec::new() };
         // A counter for each kind: two kinds in turn would have each of them done here at always the same nodes.
-        let turn = parts.first().map_or(0, |(.., op)| self.turns[kind(op) as usize].fetch_add(1, Ordering::Relaxed));
-        let here = turn.checked_rem(parts.len());
-        let begin = |(place, (node, at, op)): (usize, &Part<'_>)| {
-            (Some(place) != here).then(|| self.nodes[*node].begin(*at, op.to_owned()))
-        };
-        let begun: Vec<_> = parts.iter().enumerate().map(begin).collect();
-        let begun: Vec<_> = parts.into_iter().zip(begun).collect();
-        // The one that is done here comes first, so that no other is waited for before it.
-        let mut outcomes: Vec<_> = begun.iter().map(|_| None).collect();
-        let mut others = Vec::with_capacity(begun.len());
-        for (place, ((node, at, op), begun)) in begun.into_iter().enumerate() {
-            match begun {
-                Some(begun) => others.push((place, op, begun)),
-                None => outcomes[place] = Some(self.nodes[node].perform(at, op)),
-            }
-        }
-        for (place, mut op, begun) in others {
+        let turn = self.turns[kind(first) as usize].fetch_add(1, Ordering::Relaxed) % parts.len();
+        let (node, at, op) = parts.remove(turn);
+        let begin = |(node, at, op): &mut Part<'_>| self.nodes[*node].begin(*at, op.copied());
+        let begun: Vec<_> = parts.iter_mut().map(begin).collect();
+        let here = self.nodes[node].perform(at, op);
+        // Every part is waited for, also after one has failed.
+        let ended = parts.into_iter().zip(begun).map(|((.., mut op), begun)| {
             let (copy, outcome) = begun.wait();
             op.take_over(&copy);
-            outcomes[place] = Some(outcome.map_err(IoError::from));
-        }
-        outcomes.into_iter().map(|outcome| outcome.expect("every part was done")).collect()
+            outcome.map_err(IoError::from)
+        });
+        let mut outcomes: Vec<_> = ended.collect();
+        outcomes.insert(turn, here);
+        outcomes
     }
 }
 

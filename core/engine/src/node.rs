@@ -101,8 +101,8 @@ impl Node {
         pending
     }
 
-    /// Begins to read the block at `offset`, and notes when that has succeeded. A failure is not noted: whoever needs the
-    /// block reads it again. `done` is called at the end in either case.
+    /// Begins to read `len` bytes at `offset`. The time of a success is recorded. A failure is not recorded, because the probe
+    /// reads the node again. `done` is called at the end in either case.
     pub(crate) fn probe_ahead(self: &Arc<Self>, offset: u64, len: usize, done: impl FnOnce() + Send + 'static) {
         let node = Arc::clone(self);
         let ended = Completion::new(move |_, outcome| {

@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     pub(crate) address: Address,
     pub(crate) resolver: Resolver,
     state: Mutex<State>,
-    /// The connector has something to look at.
+    /// Signalled when the state has changed in a way that concerns the connector.
     changed: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -45,7 +45,7 @@ impl Shared {
         result
     }
 
-    /// The state, to look at.
+    /// Locks the state.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }

@@ -26,12 +26,12 @@ pub enum Op<R, W> {
     /// Makes everything written so far durable. After an error it is unknown what has become durable since the last flush
     /// that succeeded. The offset says nothing.
     Flush,
-    /// Makes so many bytes read as zero and gives their space back. Fails with EOPNOTSUPP where the node cannot give space back.
+    /// Makes this number of bytes read as zero and frees their space. Fails with EOPNOTSUPP where the node cannot free space.
     Discard(u64),
-    /// Makes so many bytes read as zero and keeps their space where the node can.
+    /// Makes this number of bytes read as zero. Their space stays reserved where the node can do that.
     WriteZeroes(u64),
-    /// Reserves space for so many bytes, so that writes there do not run out of it. No byte changes. Fails with EOPNOTSUPP
-    /// where the node cannot reserve.
+    /// Reserves space for this number of bytes, so that writes there do not run out of space. No byte changes. Fails with
+    /// EOPNOTSUPP where the node cannot reserve space.
     Allocate(u64),
     /// Finds the next data or hole at or after the offset: the outcome is its offset, or `None` when there is none before
     /// the node's end. From inside the node a hole is always found, because the node's end counts as one.
@@ -50,12 +50,12 @@ pub type Owned = Op<Vec<u8>, Vec<u8>>;
 /// How an operation ended. `Some` is the offset that an [`Op::Seek`] found.
 pub type Outcome = Result<Option<u64>, StoreError>;
 
-impl Owned {
-    /// The same operation on the memory of this one.
-    pub fn lend(&mut self) -> Lent<'_> {
+impl<R, W> Op<R, W> {
+    /// The same operation on other memory.
+    fn on<'a, S, X>(&'a mut self, read: impl FnOnce(&'a mut R) -> S, write: impl FnOnce(&'a mut W) -> X) -> Op<S, X> {
         match self {
-            Self::Read(memory) => Op::Read(memory),
-            Self::Write(data) => Op::Write(data),
+            Self::Read(memory) => Op::Read(read(memory)),
+            Self::Write(data) => Op::Write(write(data)),
             Self::Flush => Op::Flush,
             Self::Discard(len) => Op::Discard(*len),
             Self::WriteZeroes(len) => Op::WriteZeroes(*len),
@@ -66,19 +66,17 @@ impl Owned {
     }
 }
 
+impl Owned {
+    /// The same operation on the memory of this one.
+    pub fn lend(&mut self) -> Lent<'_> {
+        self.on(|memory| &mut memory[..], |data| &data[..])
+    }
+}
+
 impl Lent<'_> {
     /// The same operation with memory of its own: a copy of what is written.
-    pub fn to_owned(&self) -> Owned {
-        match self {
-            Self::Read(memory) => Op::Read(vec![0; memory.len()]),
-            Self::Write(data) => Op::Write(data.to_vec()),
-            Self::Flush => Op::Flush,
-            Self::Discard(len) => Op::Discard(*len),
-            Self::WriteZeroes(len) => Op::WriteZeroes(*len),
-            Self::Allocate(len) => Op::Allocate(*len),
-            Self::Seek(sought) => Op::Seek(*sought),
-            Self::Identify => Op::Identify,
-        }
+    pub fn copied(&mut self) -> Owned {
+        self.on(|memory| vec![0; memory.len()], |data| data.to_vec())
     }
 
     /// Takes over what the copy has read.
@@ -115,7 +113,7 @@ impl Completion {
 }
 
 impl Drop for Completion {
-    /// Whoever waits for the operation would wait for ever, and the count of writes under way would never fall.
+    /// Without its end, the thread that waits for the operation would wait for ever.
     fn drop(&mut self) {
         assert!(self.0.is_none() || thread::panicking(), "a store ends every operation that it has begun");
     }
@@ -170,13 +168,13 @@ mod tests {
     fn a_copy_reads_for_the_caller_and_writes_what_the_caller_wrote() {
         let mut memory = [0; 3];
         let mut read: Lent<'_> = Op::Read(&mut memory);
-        let mut copy = read.to_owned();
+        let mut copy = read.copied();
         let Op::Read(into) = copy.lend() else { unreachable!() };
         into.copy_from_slice(&[1, 2, 3]);
         read.take_over(&copy);
         assert_eq!(memory, [1, 2, 3]);
         let mut write: Lent<'_> = Op::Write(&[4, 5]);
-        let copy = write.to_owned();
+        let copy = write.copied();
         assert_eq!(copy, Op::Write(vec![4, 5]));
         write.take_over(&copy);
     }

@@ -1,4 +1,4 @@
-//! Polls the processes of a volume once. All are asked at the same time. One that does not answer delays no other.
+//! Polls all processes of a volume in parallel. A process that does not answer delays no other.
 
 use std::time::{Duration, Instant};
 
@@ -22,14 +22,14 @@ pub enum Heard {
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Polled {
     /// The interface.
     pub interface: Heard,
     /// The cores by process id, and their storage nodes; none where a core does not answer.
     pub cores: Vec<(u32, Option<Vec<NodeStatus>>)>,
 }
 
-impl Look {
+impl Polled {
     /// The interface's status.
     pub fn status(&self) -> Option<&InterfaceStatus> {
         match &self.interface {
@@ -66,7 +66,7 @@ impl<S: Body, R: Body> Question<S, R> {
 }
 
 /// Asks the interface and every core that runs. Takes [`STATUS_DEADLINE`] at most.
-pub fn look(volume: &Volume, attachment: &Attachment) -> Look {
+pub fn poll(volume: &Volume, attachment: &Attachment) -> Polled {
     let until = Instant::now() + STATUS_DEADLINE;
     let socket = volume.paths.interface_socket();
     let interface = Question::<ToInterface, FromInterface>::ask(&socket, ToInterface::Request(Request::Status));
@@ -88,5 +88,5 @@ pub fn look(volume: &Volume, attachment: &Attachment) -> Look {
         Some(CoreAnswer::Status { nodes }) => (pid, Some(nodes)),
         _ => (pid, None),
     });
-    Look { interface, cores: cores.collect() }
+    Polled { interface, cores: cores.collect() }
 }
