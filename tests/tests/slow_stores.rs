@@ -21,6 +21,7 @@ use everdisk_tests::{
     volume::Volume,
     wait::{SOON, until_true},
 };
+use rustix::fs::{FallocateFlags, fallocate};
 
 const MIB: usize = 1 << 20;
 const PIECE: usize = 64 << 10;
@@ -76,6 +77,39 @@ fn carry(volume: &Volume<'_>) -> u64 {
     assert_eq!((output.code(), report.outcome()), (0, "committed"), "{report:?}\n{}", output.stderr);
     assert_ne!(volume.status().version(), before);
     report.suspended_us().unwrap()
+}
+
+/// M7, D5: discards that are sent side by side with writes, to slow nodes that cannot discard: zeros are written there.
+#[test]
+fn m7_d5_slow_nodes_that_cannot_discard_get_zeros() {
+    const PIECES: usize = 512;
+    let host = host("16M");
+    let volume = Volume::new(&host, "v");
+    let file = volume.open();
+    let data = |index: usize| pattern(index as u64, 4096);
+    // Pieces with gaps between them: each is a write or a discard of its own.
+    let place = |index: usize| (index * 8192) as u64;
+    (0..PIECES).for_each(|index| file.write_all_at(&data(index), place(index)).unwrap());
+    volume.ask("flush", &[]).ok();
+    let faults = Faults::new(&volume);
+    faults.set("write delay_us=2000\ndiscard fail=EOPNOTSUPP");
+    for index in 0..PIECES {
+        match index % 2 {
+            0 => fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, place(index), 4096).unwrap(),
+            _ => file.write_all_at(&data(PIECES + index), place(index)).unwrap(),
+        }
+    }
+    // What is durable is read from the nodes.
+    volume.ask("flush", &[]).ok();
+    faults.clear();
+    for index in 0..PIECES {
+        let expected = if index % 2 == 0 { vec![0; 4096] } else { data(PIECES + index) };
+        let mut found = vec![0xEE; 4096];
+        file.read_exact_at(&mut found, place(index)).unwrap();
+        assert!(found == expected, "piece {index}");
+    }
+    drop((faults, file));
+    volume.detach();
 }
 
 /// beyond 4, D5: how long an application waits for storage nodes that hang is the operator's choice. What has timed out was
