@@ -17,6 +17,7 @@ pub mod journal;
 pub mod limits;
 pub mod nbd;
 pub mod node;
+mod node_url;
 pub mod segment;
 pub mod superblock;
 pub mod version;

@@ -1,9 +1,11 @@
 //! The description of a volume: its size, layout and storage nodes, as the control module keeps it and a core reads it.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use crate::node_url::{BadUrl, NbdExport, NodeUrl};
 
 use crate::{
     ids::VolumeName,
@@ -172,61 +174,6 @@ pub enum BadSpec {
     /// The same node twice.
     #[error("storage node {0} is named twice")]
     Twice(NodeUrl),
-}
-
-/// Address of a storage node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum NodeUrl {
-    /// `dir:/absolute/path`: a local directory.
-    Dir(PathBuf),
-}
-
-impl FromStr for NodeUrl {
-    type Err = BadUrl;
-    fn from_str(text: &str) -> Result<Self, BadUrl> {
-        match text.split_once(':') {
-            Some(("dir", path)) if path.starts_with('/') && !path.contains('\0') => Ok(Self::Dir(PathBuf::from(path))),
-            Some(("dir", _)) => Err(BadUrl::Relative(text.to_owned())),
-            Some((scheme @ ("rbd" | "s3" | "nbd" | "nbd+unix"), _)) => Err(BadUrl::NotYet(scheme.to_owned())),
-            _ => Err(BadUrl::Scheme(text.chars().take(80).collect())),
-        }
-    }
-}
-
-impl TryFrom<String> for NodeUrl {
-    type Error = BadUrl;
-    fn try_from(text: String) -> Result<Self, BadUrl> {
-        text.parse()
-    }
-}
-
-impl From<NodeUrl> for String {
-    fn from(url: NodeUrl) -> Self {
-        url.to_string()
-    }
-}
-
-impl fmt::Display for NodeUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dir(path) => write!(f, "dir:{}", path.display()),
-        }
-    }
-}
-
-/// The text is no address of a storage node.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum BadUrl {
-    /// A directory needs an absolute path.
-    #[error("{0}: a directory is given by its absolute path, dir:/path")]
-    Relative(String),
-    /// Known, but not supported in this version.
-    #[error("storage nodes of kind {0} are not in this version; use dir:/path")]
-    NotYet(String),
-    /// Unknown.
-    #[error("{0:?} is no storage node: use dir:/path")]
-    Scheme(String),
 }
 
 #[cfg(test)]
