@@ -358,18 +358,3 @@ fn closing_completes_everything_even_if_the_server_hangs() {
     }
     drop(frozen);
 }
-
-#[test]
-fn cookies_and_sockets_can_be_handed_to_a_successor() {
-    let server = Server::nbdkit_file(SIZE, &["--filter=delay", "delay-write=200ms"]);
-    let client = server.client(Config { epoch: 77, connections: 2, ..quick() });
-    let pending = writes_under_way(&client, 10);
-    let writes = client.outstanding_writes();
-    let sockets = client.sockets();
-    assert!(writes.iter().all(|write| write.cookie >> 32 == 77));
-    assert!(writes.iter().all(|write| sockets.iter().any(|socket| socket.connection == write.connection)));
-    for pending in pending {
-        pending.wait().result.unwrap();
-    }
-    assert!(client.outstanding_writes().is_empty());
-}

@@ -84,6 +84,15 @@ impl Server {
         Self::new(line, None).started()
     }
 
+    /// qemu-nbd in front of the export of another server.
+    pub(crate) fn qemu_nbd_on(disk: &Self) -> Self {
+        need("qemu-nbd");
+        let NbdAddress::Unix(socket) = &disk.address.server else { unreachable!("it is on a UNIX socket") };
+        let disk = format!("nbd+unix:///?socket={}", socket.display());
+        let all = ["qemu-nbd", "--persistent", "--shared=8", "--format=raw", "--socket=@/socket", &disk];
+        Self::new(|directory| fill(directory, all.iter()), None).started()
+    }
+
     /// nbd-server that serves a file of this size.
     pub(crate) fn nbd_server(size: u64) -> Self {
         need("nbd-server");
@@ -175,6 +184,11 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
+}
+
+/// The default export of a server.
+pub(crate) fn parse(server: &str) -> Address {
+    Address { server: server.parse().unwrap(), export: String::new(), tls: Tls::Off }
 }
 
 fn free_port() -> u16 {
