@@ -99,9 +99,9 @@ pub struct GateArea {
     /// to a node. The interface counts up before it frees the dead core's tickets. 0 under earlier builds of ABI 4, which have no such nodes.
     pub undrained: AtomicU32,
     _pad3: AtomicU32,
-    /// Connections of dead cores to NBD storage nodes that broke before everything in flight on them was answered: the
-    /// server may have lost what it had not flushed.
-    pub broken_drains: AtomicU64,
+    /// Bit i: the server of node i ended a dead core's connection. What was not flushed may be lost. The core that has reported
+    /// that by a failed flush clears the bit.
+    pub lost_nodes: AtomicU64,
     _pad2: [AtomicU64; 18],
 }
 
