@@ -11,11 +11,11 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
-use everdisk_store::{Lent, Op, Pending, Sought, Store};
+use everdisk_store::{Keeper, Lent, Op, Pending, Sought, Store};
 use everdisk_sys::file::FileRange;
 
 use crate::{
-    IoError,
+    IoError, OpenError,
     health::Kind,
     layout::{Extent, Layout},
     node::{Node, kind},
@@ -63,6 +63,19 @@ impl Engine {
     pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Arc<dyn Store>>) -> Self {
         let nodes = stores.into_iter().map(|store| Arc::new(Node::new(store))).collect();
         Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())), turns: Default::default() }
+    }
+
+    /// Before the first operation of a core that serves: connects to the nodes that have connections. `keeper`: what keeps those of
+    /// a node, by its index, beyond the death of this process.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first node that is something else.
+    pub fn serve(&self, keeper: impl Fn(u8) -> Arc<dyn Keeper>) -> Result<(), OpenError> {
+        let nodes = self.nodes.iter().enumerate();
+        Ok(nodes.into_iter().try_for_each(|(index, node)| {
+            let index = u8::try_from(index).expect("a volume has at most 64 nodes");
+            Arc::clone(&node.store).serve(keeper(index))
+        })?)
     }
 
     /// Bytes of the volume.

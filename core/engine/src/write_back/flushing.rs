@@ -281,9 +281,16 @@ impl WriteBack {
         if may_change {
             self.gate.leave(Work::Flushing);
         }
-        let flushed = self.engine.flush();
+        let lost = self.gate.lost_nodes();
+        let flushed = match self.engine.flush() {
+            Ok(()) if lost == 0 => Ok(()),
+            Ok(()) => Err(NotFlushed { nodes: lost, error: IoError::Unflushed }),
+            Err(failure) => Err(NotFlushed { nodes: failure.nodes | lost, ..failure }),
+        };
         if let Err(failure) = flushed {
-            return Some(self.flush_failed(&failure, taken));
+            let failed = self.flush_failed(&failure, taken);
+            self.gate.lost_nodes_reported(lost);
+            return Some(failed);
         }
         let may_change = self.gate.enter(Work::Flushing, taken);
         let retired = buffer.write_book().flushed(&buffer.area, &mark, may_change);
