@@ -50,7 +50,7 @@ pub struct FaultStore {
 
 /// The file that commands the node at `url`.
 pub fn fault_file(url: &NodeUrl) -> PathBuf {
-    let NodeUrl::Dir(path) = url;
+    let path = url.as_directory().expect("tests give faults to directories alone");
     beside(path, ".faults")
 }
 
