@@ -20,7 +20,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::panic, reason = "a harness fails by panicking")]
 
-pub use everdisk_harness::{processes, run, wait, watchdog};
+pub use everdisk_harness::{processes, run, servers, wait, watchdog};
 
 pub mod buffer;
 pub mod bytes;
