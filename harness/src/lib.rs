@@ -8,7 +8,6 @@
 //!  processes.rs   which processes run, what is mounted, ending a process
 //!  fio.rs         fio: what its load goes to, and its report
 //!  nbd.rs         NBD: where a server awaits clients, the bytes of the protocol; nbd/client.rs is a client
-//!  servers.rs     NBD servers of others, for storage nodes
 //!  wait.rs        waiting for a condition, never for a time
 //!  watchdog.rs    a limit on every test
 //!  interrupt.rs   Ctrl-C and its kin
@@ -25,7 +24,6 @@ pub mod nbd;
 pub mod processes;
 pub mod programs;
 pub mod run;
-pub mod servers;
 pub mod wait;
 pub mod watchdog;
 

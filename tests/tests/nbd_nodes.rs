@@ -73,7 +73,7 @@ fn m7_g_beyond4_a_volume_lies_on_exports_of_three_servers_and_in_a_directory() {
         volume.upgrade_by(handover, &volume.other_core());
         loads.iter_mut().for_each(fio::Load::check);
     }
-    loads.map(fio::Load::stop);
+    loads.into_iter().for_each(|load| assert!(load.stop() > 0));
     let data = pattern(1, 64 * MIB);
     let file = volume.open();
     file.write_all_at(&data, 0).unwrap();
@@ -123,7 +123,10 @@ fn m7_g_exports_that_cannot_be_storage_nodes_are_refused_and_nothing_of_the_volu
     refused(bad.node(), &["16777216 bytes", "needs 17825792", "Enlarge the export"]);
     refused(bad.export("another"), &["cannot connect", "unknown export", "correct the storage node's address"]);
     refused("nbd://127.0.0.1:1/disk".to_owned(), &["cannot connect", "Start the server"]);
-    refused(format!("nbd+unix:///disk?socket={}", host.file("none").display()), &["cannot connect", "Start the server"]);
+    refused(
+        format!("nbd+unix:///disk?socket={}", host.file("none").display()),
+        &["cannot connect", "Start the server"],
+    );
     bad.kill();
     bad.set_len(17 * MIB as u64);
     bad.make_read_only();
@@ -303,7 +306,7 @@ fn m7_g_beyond4_an_everdisk_is_the_storage_node_of_another_one_and_both_are_upgr
     let inner = host.create("inner", "33M", 1);
     inner.attach(&["--nbd", "tcp:127.0.0.1:0"]);
     let uri = fronts(&inner)[0].uri_of("inner");
-    let volume = create(&host, "32M", &[uri.clone()], &["--buffer", &buffer::size("8M")]);
+    let volume = create(&host, "32M", std::slice::from_ref(&uri), &["--buffer", &buffer::size("8M")]);
     volume.attach(&[]);
     let load = Load::start(&volume, 4);
     for handover in ["carry", "flush"] {

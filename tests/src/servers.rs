@@ -8,12 +8,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use everdisk_harness::{Error, pass, programs::need};
 use tempfile::TempDir;
 
 use crate::{
-    Error, pass,
     processes::{self, Frozen},
-    programs::need,
     wait::{SOON, until_true},
     watchdog::Watchdog,
 };
@@ -108,7 +107,10 @@ impl Server {
         assert_eq!(self.processes(), [0; 0], "it runs");
         // nbdkit and qemu-nbd leave it when they are killed.
         let removed = fs::remove_file(self.socket());
-        assert!(removed.is_ok() || removed.is_err_and(|e| e.kind() == ErrorKind::NotFound), "the socket can be removed");
+        assert!(
+            removed.is_ok() || removed.is_err_and(|e| e.kind() == ErrorKind::NotFound),
+            "the socket can be removed"
+        );
         let mut command = pass(self.command().map_err(Error::io("describe the export to nbd-server")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = pass(command.spawn().map_err(Error::io(format!("start {}", self.kind.program()))));
