@@ -114,8 +114,12 @@ pub enum OpenError {
         /// Bytes asked for.
         new_size: u64,
     },
-    /// Two nodes of a volume that is being made are one directory.
-    #[error("{0}: another storage node of this volume is the same directory. Give each a directory of its own")]
+    /// Two nodes of a volume that is being made are one directory, or one export.
+    #[error(
+        "{0}: another storage node of this volume is the same {kind}. Give each {article} {kind} of its own",
+        kind = if .0.as_directory().is_some() { "directory" } else { "export" },
+        article = if .0.as_directory().is_some() { "a" } else { "an" },
+    )]
     SameNode(NodeUrl),
     /// A resize failed on one node and could not be undone on another.
     #[error("{refused}. Nor could the resize be undone: {stuck}")]

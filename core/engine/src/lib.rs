@@ -31,7 +31,7 @@ mod sender;
 mod tests;
 mod write_back;
 
-pub use everdisk_store::Sought;
+pub use everdisk_store::{Creation, Sought};
 
 pub use crate::{
     engine::{Engine, NotFlushed},

@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::Parser;
-use everdisk_engine::Engine;
+use everdisk_engine::{Creation, Engine};
 use everdisk_proto::{identity::Identity, volume::VolumeSpec};
 use everdisk_store::Store;
 use everdisk_sys::privileges;
@@ -128,7 +128,7 @@ fn create(spec: &VolumeSpec, create_dir: bool, force: bool) -> Result<(), everdi
     if !create_dir {
         Engine::check_directories(spec)?;
     }
-    Engine::create(spec)?.iter().for_each(|place| println!("made {place}"));
+    Engine::create_with(spec, Creation { force })?.iter().for_each(|place| println!("made {place}"));
     tell_shortages(spec, spec.size);
     Ok(())
 }

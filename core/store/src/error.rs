@@ -1,8 +1,12 @@
 //! Errors of a storage node: [`StoreError`] while it serves, [`OpenError`] before.
 
-use std::{io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use everdisk_proto::{superblock::BadSuperblock, volume::NodeUrl};
+use everdisk_store_nbd as nbd;
 use everdisk_sys::lock::Holders;
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -54,28 +58,120 @@ pub enum StoreError {
         /// What was found instead.
         source: Box<OpenError>,
     },
+    /// The NBD server reported an error, or was not there.
+    #[error("{node}: {}", .source.reason())]
+    Nbd {
+        /// The node.
+        node: NodeUrl,
+        /// The client's error.
+        source: everdisk_store_nbd::Error,
+    },
+}
+
+/// What the caller of an operation that failed may conclude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The node (or its quota) is full. With more space the same operation may succeed.
+    Full,
+    /// The node cannot do this, neither now nor later. It says nothing about the node's health.
+    Unsupported,
+    /// The node is out of reach. Whether the operation was done is unknown.
+    Unavailable,
+    /// This core may no longer write to the node: another one has taken over.
+    Fenced,
+    /// The node is not what was opened: cut off, replaced, of another size.
+    Damaged,
+    /// The node failed. After a flush: what was written since the last flush that succeeded may be lost.
+    Fault,
+    /// The arguments are invalid. It says nothing about the node's health.
+    Invalid,
 }
 
 impl StoreError {
+    /// What the caller may conclude.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } => ErrorKind::Invalid,
+            Self::Io { source, .. } => match Errno::from_io_error(source) {
+                Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::Full,
+                Some(Errno::OPNOTSUPP) => ErrorKind::Unsupported,
+                _ => ErrorKind::Fault,
+            },
+            Self::Truncated { .. } | Self::Changed { .. } => ErrorKind::Damaged,
+            Self::Nbd { source, .. } => match source.kind() {
+                nbd::Kind::Full => ErrorKind::Full,
+                nbd::Kind::Unsupported => ErrorKind::Unsupported,
+                nbd::Kind::Unavailable => ErrorKind::Unavailable,
+                nbd::Kind::Changed => ErrorKind::Damaged,
+                // The store has checked the arguments, so a server that finds them invalid is at fault.
+                nbd::Kind::Invalid | nbd::Kind::Unflushed | nbd::Kind::Fault(_) => ErrorKind::Fault,
+            },
+        }
+    }
+
     /// The `errno` for the application: EINVAL for invalid arguments, ENOSPC when the node (or its quota) is full,
     /// EOPNOTSUPP when the node does not support the operation, else EIO.
     pub fn errno(&self) -> i32 {
-        let errno = match self {
-            Self::OutOfRange { .. } => Errno::INVAL,
-            Self::Io { source, .. } => match Errno::from_io_error(source) {
-                Some(Errno::NOSPC | Errno::DQUOT) => Errno::NOSPC,
-                Some(Errno::OPNOTSUPP) => Errno::OPNOTSUPP,
-                _ => Errno::IO,
-            },
-            Self::Truncated { .. } | Self::Changed { .. } => Errno::IO,
+        let errno = match self.kind() {
+            ErrorKind::Invalid => Errno::INVAL,
+            ErrorKind::Full => Errno::NOSPC,
+            ErrorKind::Unsupported => Errno::OPNOTSUPP,
+            ErrorKind::Unavailable | ErrorKind::Fenced | ErrorKind::Damaged | ErrorKind::Fault => Errno::IO,
         };
         errno.raw_os_error()
     }
 
     /// Whether the node is at fault. Invalid arguments and unsupported operations say nothing about its health.
     pub fn is_fault(&self) -> bool {
-        let errno = self.errno();
-        errno != EINVAL && errno != Errno::OPNOTSUPP.raw_os_error()
+        !matches!(self.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
+    }
+}
+
+/// Where a storage node is, as errors say it: a path, or the address of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The node's directory, or a file in it.
+    Path(PathBuf),
+    /// The address of an export.
+    Export(String),
+}
+
+impl Place {
+    const fn advice(&self, path: &'static str, export: &'static str) -> &'static str {
+        match self {
+            Self::Path(_) => path,
+            Self::Export(_) => export,
+        }
+    }
+}
+
+impl From<&Path> for Place {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.to_owned())
+    }
+}
+
+impl From<PathBuf> for Place {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl From<&NodeUrl> for Place {
+    fn from(url: &NodeUrl) -> Self {
+        match url {
+            NodeUrl::Dir(path) => Self::Path(path.clone()),
+            NodeUrl::Nbd(export) => Self::Export(export.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Export(url) => f.write_str(url),
+        }
     }
 }
 
@@ -102,47 +198,54 @@ pub enum OpenError {
         /// The path.
         path: PathBuf,
     },
-    /// A directory without superblock.
+    /// A place without superblock.
     #[error(
-        "{path}: it holds no superblock, so it is no storage node. Mount the disk it is on, or correct the address"
+        "{place}: it holds no superblock, so it is no storage node. {}",
+        .place.advice(
+            "Mount the disk it is on, or correct the address",
+            "Correct the address; if the export had another size when the node was made, restore that size",
+        )
     )]
     NoSuperblock {
-        /// The node's directory.
-        path: PathBuf,
+        /// The node.
+        place: Place,
     },
     /// The superblock is damaged or of another format.
-    #[error("{path}: {source}. Restore this file from a backup")]
+    #[error(
+        "{place}: {source}. {}",
+        .place.advice("Restore this file from a backup", "Restore the last MiB of the export from a backup")
+    )]
     BadSuperblock {
-        /// The superblock.
-        path: PathBuf,
+        /// The superblock's file, or the node.
+        place: Place,
         /// What is wrong with it.
         source: BadSuperblock,
     },
     /// The node belongs to another volume.
-    #[error("{path}: it belongs to volume {found}, not {expected}. Correct the storage node's address")]
+    #[error("{place}: it belongs to volume {found}, not {expected}. Correct the storage node's address")]
     OtherVolume {
-        /// The node's directory.
-        path: PathBuf,
+        /// The node.
+        place: Place,
         /// The one in the superblock.
         found: Uuid,
         /// The volume asked for.
         expected: Uuid,
     },
     /// Another node of the same volume.
-    #[error("{path}: it is storage node {found} of this volume, not {expected}. Correct the storage node's address")]
+    #[error("{place}: it is storage node {found} of this volume, not {expected}. Correct the storage node's address")]
     OtherNode {
-        /// The node's directory.
-        path: PathBuf,
+        /// The node.
+        place: Place,
         /// The one in the superblock.
         found: Uuid,
         /// The expected node.
         expected: Uuid,
     },
     /// The layout on the node differs from the volume's.
-    #[error("{path}: its superblock says {what} {found}, the volume has {expected}. {advice}")]
+    #[error("{place}: its superblock says {what} {found}, the volume has {expected}. {advice}")]
     OtherLayout {
-        /// The node's directory.
-        path: PathBuf,
+        /// The node.
+        place: Place,
         /// Which property.
         what: &'static str,
         /// The one in the superblock.
@@ -172,12 +275,12 @@ pub enum OpenError {
     },
     /// There is data above the end of the volume, which a resize would cut off.
     #[error(
-        "{path}: it holds data above its first {len} bytes, where the volume would end. The volume was larger when they were written: resize \
+        "{place}: it holds data above its first {len} bytes, where the volume would end. The volume was larger when they were written: resize \
          it to that size, or restore the volume's description of that time"
     )]
     Beyond {
-        /// The data file.
-        path: PathBuf,
+        /// The data file, or the node.
+        place: Place,
         /// The bytes it should have.
         len: u64,
     },
@@ -220,11 +323,17 @@ pub enum OpenError {
         /// Superblock or data file.
         path: PathBuf,
     },
-    /// The directory is a node already.
-    #[error("{path}: it is a storage node of volume {volume} already. Choose another directory")]
+    /// The place is a node already.
+    #[error(
+        "{place}: it is a storage node of volume {volume} already. {}",
+        .place.advice(
+            "Choose another directory",
+            "Choose another export; if that volume is no longer wanted, delete it, or write zeros over the last MiB of the export",
+        )
+    )]
     InUse {
-        /// The node's directory.
-        path: PathBuf,
+        /// The node.
+        place: Place,
         /// The volume it belongs to.
         volume: Uuid,
     },
@@ -253,5 +362,74 @@ pub enum OpenError {
         action: &'static str,
         /// Why it failed.
         source: io::Error,
+    },
+    /// No connection to the NBD server, or it does not agree to what is needed.
+    #[error("{place}: cannot connect: {}. Start the server, or correct the storage node's address", .source.reason())]
+    Unreachable {
+        /// The node.
+        place: Place,
+        /// The client's error.
+        source: nbd::Error,
+    },
+    /// The NBD server failed, or the connection to it.
+    #[error("{place}: cannot {action}: {}. See that its server is sound and has space, then try again", .source.reason())]
+    Nbd {
+        /// The node.
+        place: Place,
+        /// What was tried.
+        action: &'static str,
+        /// The client's error.
+        source: nbd::Error,
+    },
+    /// The export may only be read.
+    #[error("{place}: its server offers it for reading only. Have it exported for writing")]
+    ReadOnlyExport {
+        /// The node.
+        place: Place,
+    },
+    /// Nothing that is written to the export would be known to be durable.
+    #[error(
+        "{place}: its server offers no flush, so nothing that is written there is known to be durable. Have it exported with flush \
+         (nbd-server: flush = true)"
+    )]
+    NoFlush {
+        /// The node.
+        place: Place,
+    },
+    /// The export cannot hold the node.
+    #[error(
+        "{place}: it has {found} bytes, the storage node needs {needed}: the volume's share, and 1 MiB of its own. Enlarge the export, use \
+         more storage nodes or a smaller volume"
+    )]
+    TooSmall {
+        /// The node.
+        place: Place,
+        /// Bytes of the export.
+        found: u64,
+        /// Bytes it should have at least.
+        needed: u64,
+    },
+    /// The export has been cut off or extended.
+    #[error("{place}: the export has {found} bytes and had {had}: restore its size")]
+    ExportSize {
+        /// The node.
+        place: Place,
+        /// Its bytes.
+        found: u64,
+        /// Its bytes when the node was made.
+        had: u64,
+    },
+    /// The export bears something else.
+    #[error(
+        "{place}: it is not empty, the byte at {offset} is {byte:#04x}. Choose an empty export, or have everything on this one \
+         overwritten with --force"
+    )]
+    UsedExport {
+        /// The node.
+        place: Place,
+        /// The first byte that is not zero.
+        offset: u64,
+        /// That byte.
+        byte: u8,
     },
 }

@@ -14,18 +14,19 @@
 pub mod conformance;
 pub mod dir;
 mod error;
+pub mod nbd;
 mod op;
 pub mod pool;
 pub mod room;
+pub mod superblock;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use everdisk_sys::file::FileRange;
 use uuid::Uuid;
 
-pub use crate::dir::Created;
-pub use crate::error::{EINVAL, EIO, OpenError, StoreError};
+pub use crate::error::{EINVAL, EIO, ErrorKind, OpenError, Place, StoreError};
 pub use crate::op::{Completion, Lent, Op, Outcome, Owned, Pending, Sought, pending};
 
 /// What is known of a node that is open.
@@ -175,24 +176,62 @@ pub struct NodeFormat {
     pub len: u64,
 }
 
+/// What the operator has said about a node that is to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Creation {
+    /// Whatever an export holds is overwritten, unless it is a storage node. A directory has to be empty in any case.
+    pub force: bool,
+}
+
+/// A node that was made. That is undone on drop, unless [`Created::confirm`] was called. What was overwritten by force stays so.
+#[derive(Debug)]
+#[must_use = "what was created is removed again unless it is confirmed"]
+pub enum Created {
+    /// In a directory.
+    Dir(dir::Created),
+    /// On an export.
+    Nbd(nbd::Created),
+}
+
+impl Created {
+    /// Whether the node's directory was made for it.
+    pub const fn made_directory(&self) -> bool {
+        match self {
+            Self::Dir(created) => created.made_directory(),
+            Self::Nbd(_) => false,
+        }
+    }
+
+    /// Keeps what was created.
+    pub fn confirm(self) {
+        match self {
+            Self::Dir(created) => created.confirm(),
+            Self::Nbd(created) => created.confirm(),
+        }
+    }
+}
+
 /// Makes a node ready, with nothing but its superblock and bytes that read as zero. It is undone unless the caller
 /// confirms.
 ///
 /// # Errors
 /// [`OpenError`]; then the node is as it was before.
-pub fn create(url: &NodeUrl, format: &NodeFormat) -> Result<Created, OpenError> {
+pub fn create(url: &NodeUrl, format: &NodeFormat, how: Creation) -> Result<Created, OpenError> {
     match url {
-        NodeUrl::Dir(path) => dir::create(path, format),
+        NodeUrl::Dir(path) => dir::create(path, format).map(Created::Dir),
+        NodeUrl::Nbd(export) => nbd::create(export, format, how).map(Created::Nbd),
     }
 }
 
-/// Opens a node that bears exactly this format.
+/// Opens a node that bears exactly this format. `unavailable_after`: how long a node that is reached over a network may be out of reach
+/// before operations on it fail; zero: for ever.
 ///
 /// # Errors
 /// [`OpenError`] says what was found instead.
-pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Arc<dyn Store>, OpenError> {
+pub fn open(url: &NodeUrl, format: &NodeFormat, unavailable_after: Duration) -> Result<Arc<dyn Store>, OpenError> {
     match url {
         NodeUrl::Dir(path) => Ok(Arc::new(dir::DirStore::open(path, format)?)),
+        NodeUrl::Nbd(export) => Ok(Arc::new(nbd::NbdStore::open(export, format, unavailable_after)?)),
     }
 }
 
@@ -203,6 +242,7 @@ pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Arc<dyn Store>, OpenEr
 pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_resize(path, old, new),
+        NodeUrl::Nbd(export) => nbd::check_resize(export, old, new),
     }
 }
 
@@ -214,6 +254,7 @@ pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result
 pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::resize(path, old, new),
+        NodeUrl::Nbd(export) => nbd::resize(export, old, new),
     }
 }
 
@@ -224,6 +265,7 @@ pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), O
 pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_open(path, format),
+        NodeUrl::Nbd(export) => nbd::check_open(export, format),
     }
 }
 
@@ -234,6 +276,7 @@ pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
 pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_destroy(path, volume, node),
+        NodeUrl::Nbd(export) => nbd::check_destroy(export, volume, node),
     }
 }
 
@@ -245,5 +288,6 @@ pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), Open
 pub fn destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::destroy(path, volume, node),
+        NodeUrl::Nbd(export) => nbd::destroy(export, volume, node),
     }
 }
