@@ -73,12 +73,14 @@ pub struct Timeouts {
     pub full_node_ms: u64,
     /// A flush fails when it has not ended after this time.
     pub flush_ms: u64,
+    /// A read, or a write past the buffer, fails with EIO when its storage node has been out of reach for this time.
+    pub io_ms: u64,
 }
 
 impl Default for Timeouts {
-    /// 60 s is below the kernel's warning about hung tasks (120 s).
+    /// 60 s is below the kernel's warning about hung tasks (120 s). The restart of a server's machine may take 120 s.
     fn default() -> Self {
-        Self { room_ms: 60_000, full_node_ms: 2_000, flush_ms: 60_000 }
+        Self { room_ms: 60_000, full_node_ms: 2_000, flush_ms: 60_000, io_ms: 120_000 }
     }
 }
 
@@ -101,6 +103,11 @@ impl Timeouts {
     /// [`Timeouts::flush_ms`].
     pub const fn flush(&self) -> Duration {
         Duration::from_millis(self.flush_ms)
+    }
+
+    /// [`Timeouts::io_ms`].
+    pub const fn io(&self) -> Duration {
+        Duration::from_millis(self.io_ms)
     }
 }
 
@@ -132,8 +139,8 @@ impl VolumeSpec {
         {
             return Err(BadSpec::Buffer(self.buffer));
         }
-        let Timeouts { room_ms, full_node_ms, flush_ms } = self.timeouts;
-        if let Some(ms) = [room_ms, full_node_ms, flush_ms].into_iter().find(|ms| !TIMEOUT_MS.contains(ms)) {
+        let Timeouts { room_ms, full_node_ms, flush_ms, io_ms } = self.timeouts;
+        if let Some(ms) = [room_ms, full_node_ms, flush_ms, io_ms].into_iter().find(|ms| !TIMEOUT_MS.contains(ms)) {
             return Err(BadSpec::Timeout(ms));
         }
         if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
@@ -212,6 +219,7 @@ pub(crate) mod tests {
         assert_eq!(fault(|s| s.timeouts.room_ms = 99), BadSpec::Timeout(99));
         assert_eq!(fault(|s| s.timeouts.full_node_ms = 0), BadSpec::Timeout(0));
         assert_eq!(fault(|s| s.timeouts.flush_ms = 3_600_001), BadSpec::Timeout(3_600_001));
+        assert_eq!(fault(|s| s.timeouts.io_ms = 99), BadSpec::Timeout(99));
         assert_eq!(fault(|s| s.nodes.clear()), BadSpec::Nodes(0));
         assert!(matches!(fault(|s| s.nodes[1] = s.nodes[0].clone()), BadSpec::Twice(_)));
     }
@@ -220,7 +228,11 @@ pub(crate) mod tests {
     fn timeouts_are_written_where_they_are_unusual_and_a_missing_one_is_the_usual() {
         let unusual = Timeouts { room_ms: 500, ..Timeouts::default() };
         let text = serde_json::to_string(&VolumeSpec { timeouts: unusual, ..spec() }).unwrap();
-        assert!(text.contains(r#""timeouts":{"room_ms":500,"full_node_ms":2000,"flush_ms":60000}"#), "{text}");
+        assert!(
+            text.contains(r#""timeouts":{"room_ms":500,"full_node_ms":2000,"flush_ms":60000,"io_ms":120000}"#),
+            "{text}"
+        );
+        // As a build wrote it that knows room_ms alone.
         assert_eq!(serde_json::from_str::<Timeouts>(r#"{"room_ms":500}"#).unwrap(), unusual);
         assert!(!serde_json::to_string(&spec()).unwrap().contains("timeouts"));
     }

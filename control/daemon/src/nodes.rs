@@ -92,6 +92,15 @@ fn mebibytes(bytes: u64) -> String {
     if bytes < 1 << 20 { show_size(bytes) } else { show_size(bytes >> 20 << 20) }
 }
 
+/// What a creation may do to storage nodes, beside formatting them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct May {
+    /// Make the directories that are not there.
+    pub create_dir: bool,
+    /// Overwrite exports that are not empty.
+    pub force: bool,
+}
+
 /// What was made.
 #[derive(Debug)]
 pub struct Made {
@@ -105,12 +114,13 @@ pub struct Made {
 ///
 /// # Errors
 /// Why not; after [`Error::Killed`] it is not known what was made.
-pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, create_dir: bool) -> Result<Made> {
+pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, may: May) -> Result<Made> {
     let mut arguments = vec!["--volume".into(), file.as_os_str().to_owned(), "--create".into()];
-    arguments.extend(create_dir.then(|| OsString::from("--create-dir")));
+    arguments.extend(may.create_dir.then(|| OsString::from("--create-dir")));
+    arguments.extend(may.force.then(|| OsString::from("--force")));
     let told = told(&run_well(core, &arguments, WITHIN)?);
     let directory = |told: &Told| match told {
-        Told::Made(place) => url(spec, *place).map(|NodeUrl::Dir(path)| path.clone()),
+        Told::Made(place) => url(spec, *place)?.as_directory().cloned(),
         _ => None,
     };
     Ok(Made { directories: told.iter().filter_map(directory).collect(), warnings: shortages(spec, &told) })
@@ -265,7 +275,13 @@ pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<S
         _ => None,
     });
     let left = gone.map(|url| {
-        format!("{url} had nothing of the volume: if its disk is not mounted, the volume's data on it stay there")
+        let otherwise = match url {
+            NodeUrl::Dir(_) => "if its disk is not mounted, the volume's data on it stay there",
+            NodeUrl::Nbd(_) => {
+                "if its server exports another disk than before, the volume's data on that one stay there"
+            }
+        };
+        format!("{url} had nothing of the volume: {otherwise}")
     });
     Ok(left.collect())
 }

@@ -1,6 +1,6 @@
 //! Opening, creating, growing and removing a volume: what each of its nodes must bear, and the order over them.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use everdisk_proto::{
     superblock::Superblock,
@@ -12,9 +12,6 @@ use everdisk_store::{
 };
 
 use crate::{Engine, OpenError, layout::Layout};
-
-/// How long a storage node that is reached over a network may be out of reach before operations on it fail.
-const UNAVAILABLE_AFTER: Duration = Duration::from_secs(120);
 
 fn layout(spec: &VolumeSpec) -> Layout {
     Layout::new(spec.stripe, spec.nodes.len())
@@ -46,7 +43,7 @@ impl Engine {
     pub fn open_with(spec: &VolumeSpec, wrap: &dyn Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Result<Self, OpenError> {
         spec.validate()?;
         let stores = formats(spec, spec.size)
-            .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format, UNAVAILABLE_AFTER)?)))
+            .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format, spec.timeouts.io())?)))
             .collect::<Result<_, OpenError>>()?;
         Ok(Self::new(spec.size, layout(spec), stores))
     }

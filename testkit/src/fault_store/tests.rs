@@ -205,7 +205,7 @@ fn what_was_done_is_counted_outside() {
 /// A volatile node of 1 MiB that holds nines, flushed, as two processes have it open; its directory, what commands it.
 fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Arc<dyn Store>, Arc<dyn Store>) {
     let url = url(parent, "n");
-    let NodeUrl::Dir(node) = url.clone();
+    let node = url.as_directory().unwrap().clone();
     let file = fault_file(&url);
     let one = store(&url, 1 << 20);
     make_volatile(&file).unwrap();
@@ -305,6 +305,6 @@ fn a_node_that_is_not_volatile_drops_nothing() {
     let store = store(&url, 1 << 20);
     fs::write(fault_file(&url), "flush drop=EIO").unwrap();
     assert!(store.flush().unwrap_err().to_string().contains("volatile"));
-    let NodeUrl::Dir(node) = &url;
+    let node = url.as_directory().unwrap();
     assert_eq!(lose_power(&fault_file(&url), node).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
