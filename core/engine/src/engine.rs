@@ -12,7 +12,7 @@ use std::{
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
 use everdisk_store::{Keeper, Lent, Op, Pending, Sought, Store};
-use everdisk_sys::file::FileRange;
+use everdisk_sys::{file::FileRange, robust};
 
 use crate::{
     IoError, OpenError,
@@ -70,12 +70,20 @@ impl Engine {
     ///
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
-    pub fn serve(&self, keeper: impl Fn(u8) -> Arc<dyn Keeper>) -> Result<(), OpenError> {
-        let nodes = self.nodes.iter().enumerate();
-        Ok(nodes.into_iter().try_for_each(|(index, node)| {
-            let index = u8::try_from(index).expect("a volume has at most 64 nodes");
-            Arc::clone(&node.store).serve(keeper(index))
-        })?)
+    pub fn serve(&self, keeper: impl Fn(u8) -> Option<Arc<dyn Keeper>>) -> Result<(), OpenError> {
+        // Side by side: a server that is out of reach is waited for.
+        std::thread::scope(|scope| {
+            let begun = self.nodes.iter().enumerate().map(|(index, node)| {
+                let index = u8::try_from(index).expect("a volume has at most 64 nodes");
+                let (store, keeper) = (Arc::clone(&node.store), keeper(index));
+                robust::start_scoped(scope, "nodes", move || store.serve(keeper))
+            });
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().try_for_each(|begun| {
+                let served = begun.map_err(OpenError::Thread)?;
+                Ok(served.join().expect("a panic ends the process")?)
+            })
+        })
     }
 
     /// Bytes of the volume.

@@ -87,7 +87,12 @@ impl IoError {
         match self {
             Self::OutOfRange { .. } => EINVAL,
             Self::Unsent { errno, .. } | Self::NotDurable { errno, .. } => *errno,
-            Self::Late { .. } | Self::FailedBefore | Self::ManyLost | Self::DataLost { .. } | Self::Unflushed | Self::NoGate => EIO,
+            Self::Late { .. }
+            | Self::FailedBefore
+            | Self::ManyLost
+            | Self::DataLost { .. }
+            | Self::Unflushed
+            | Self::NoGate => EIO,
             Self::Store(e) => e.errno(),
         }
     }
@@ -126,6 +131,9 @@ pub enum OpenError {
         article = if .0.as_directory().is_some() { "a" } else { "an" },
     )]
     SameNode(NodeUrl),
+    /// No thread could be started to open a storage node.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// A resize failed on one node and could not be undone on another.
     #[error("{refused}. Nor could the resize be undone: {stuck}")]
     HalfResized {

@@ -84,8 +84,7 @@ impl Gate for CoreGate {
     fn may_write(&self) -> bool {
         let others = Slot::all().filter(|slot| *slot != self.slot);
         let others = others.map(|slot| &self.segment.cores[slot.index()]);
-        let tickets =
-            others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender]));
+        let tickets = others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender]));
         // In this order: the interface counts up before it frees a dead core's tickets.
         ticket::may_write(tickets) && self.segment.gate.undrained.load(SeqCst) == 0
     }

@@ -185,7 +185,7 @@ fn join(
     }
     let keepers = Keepers::new(&segment, slot, &link);
     // Only now: the threads of their connections have words.
-    engine.serve(|node| keepers.of(node))?;
+    engine.serve(|node| Some(keepers.of(node)))?;
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
     let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass, spec.timeouts)
         .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;
@@ -193,7 +193,8 @@ fn join(
     let disk =
         VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
     let workers = Workers::new(&segment, slot, &Arc::new(disk))?;
-    let mut lent = Lent { slot, segment, file: None, nbd: None, locks: Vec::new(), waiting: Vec::new(), workers, keepers };
+    let mut lent =
+        Lent { slot, segment, file: None, nbd: None, locks: Vec::new(), waiting: Vec::new(), workers, keepers };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
         if let Some(other) = take(&mut lent, frame.body, fds)? {

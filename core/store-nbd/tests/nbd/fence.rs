@@ -62,7 +62,8 @@ fn victim() {
 /// Writes to a place, for ever.
 fn again(client: &Arc<Client>, place: u64, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let len = random.u64(1..=if random.u8(..) < 32 { PLACE } else { 9000 });
+    let longest = if random.u8(..) < 32 { PLACE } else { 9000 };
+    let len = random.u64(1..=longest);
     let offset = place * PLACE + random.u64(0..=PLACE - len);
     let memory = vec![DEAD; usize::try_from(len).unwrap()];
     let next = Arc::downgrade(client);

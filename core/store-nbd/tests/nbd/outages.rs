@@ -77,13 +77,13 @@ fn killed_in_the_middle(server: &mut Server, config: Config, is_quick: bool, end
 #[test]
 fn nbdkit_killed_in_the_middle_of_writes() {
     let mut server = Server::nbdkit_file(SIZE, &["--filter=delay", "delay-write=10ms"]);
-    killed_in_the_middle(&mut server, quick(), false, Server::kill);
+    killed_in_the_middle(&mut server, quick(), false, |server| server.kill());
 }
 
 #[test]
 fn nbdkit_ended_in_the_middle_of_writes() {
     let mut server = Server::nbdkit_file(SIZE, &["--filter=delay", "delay-write=10ms"]);
-    killed_in_the_middle(&mut server, quick(), false, Server::terminate);
+    killed_in_the_middle(&mut server, quick(), false, |server| server.terminate());
 }
 
 #[test]
@@ -99,12 +99,12 @@ fn nbdkit_killed_in_the_middle_of_writes_of_parts_of_blocks() {
             "blocksize-error-policy=error",
         ],
     );
-    killed_in_the_middle(&mut server, quick(), false, Server::kill);
+    killed_in_the_middle(&mut server, quick(), false, |server| server.kill());
 }
 
 #[test]
 fn qemu_nbd_killed_in_the_middle_of_writes() {
-    killed_in_the_middle(&mut Server::qemu_nbd(SIZE), Config { requests_max: 8, ..quick() }, true, Server::kill);
+    killed_in_the_middle(&mut Server::qemu_nbd(SIZE), Config { requests_max: 8, ..quick() }, true, |server| server.kill());
 }
 
 #[test]
