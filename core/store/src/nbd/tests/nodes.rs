@@ -262,7 +262,7 @@ fn destroy_wipes_the_node_and_can_be_repeated() {
 }
 
 fn store_zeroes(server: &Server) -> bool {
-    let client = node::connect(server.export(), Config::default()).unwrap();
+    let client = node::connect(server.export(), Config::default(), None).unwrap();
     offers(&client, flag::SEND_WRITE_ZEROES)
 }
 

@@ -118,7 +118,7 @@ fn a_server_that_stays_away_is_unavailable() {
 #[test]
 fn what_is_lost_between_a_change_and_its_flush_is_changed_again() {
     let mut server = forgetful();
-    let client = node::connect(server.export(), Config::default()).unwrap();
+    let client = node::connect(server.export(), Config::default(), None).unwrap();
     plain(&client, Command::Write { offset: 0, memory: vec![7; 4096], fua: true }).unwrap();
     let times = std::cell::Cell::new(0);
     let server = std::cell::RefCell::new(&mut server);
