@@ -11,7 +11,7 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
-use everdisk_store::{Keeper, Lent, Op, Pending, Sought, Store};
+use everdisk_store::{ErrorKind, Keeper, Lent, Op, Pending, Sought, Store};
 use everdisk_sys::{file::FileRange, robust};
 
 use crate::{
@@ -42,6 +42,8 @@ const ENOSPC: i32 = 28;
 pub struct NotFlushed {
     /// Which: bit i stands for node i.
     pub nodes: u64,
+    /// Whether each of them works, and has only lost what was not durable.
+    pub only_forgot: bool,
     /// The first one's error.
     pub error: IoError,
 }
@@ -187,9 +189,18 @@ impl Engine {
         };
         let mut failure: Option<NotFlushed> = None;
         for (node, error) in outcomes.into_iter().enumerate().filter_map(|(node, done)| Some((node, done.err()?))) {
-            failure.get_or_insert(NotFlushed { nodes: 0, error }).nodes |= 1 << node;
+            let forgot = matches!(&error, IoError::Store(e) if e.kind() == ErrorKind::Unflushed);
+            let failure = failure.get_or_insert(NotFlushed { nodes: 0, only_forgot: true, error });
+            failure.nodes |= 1 << node;
+            failure.only_forgot &= forgot;
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a node can lose what it has acknowledged and not made durable, see
+    /// [`Store::may_forget`].
+    pub(crate) fn may_forget(&self) -> bool {
+        self.nodes.iter().any(|node| node.store.may_forget())
     }
 
     /// Whether a range lies on any of these nodes: bit i stands for node i.

@@ -86,6 +86,12 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
+    /// Whether the node can lose what it has acknowledged and not made durable while this machine goes on, and only the core that
+    /// wrote it is told. Then what cannot be written again is made durable before it is acknowledged.
+    fn may_forget(&self) -> bool {
+        false
+    }
+
     /// From now on a flush does not report an error that another opening of the node has been told of already.
     /// It does report one that no opening was told of. (Linux keeps one error for each file and reports it once to each
     /// opening. An opening made after the error was reported to another does not get it: lib/errseq.c.)

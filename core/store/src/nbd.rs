@@ -212,9 +212,8 @@ impl Store for NbdStore {
     }
 
     fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
-        match len(&op) {
-            Some(len) => self.inside(offset, len)?,
-            None => {}
+        if let Some(len) = len(&op) {
+            self.inside(offset, len)?;
         }
         match op {
             Op::Read(buf) => self.read_at(offset, buf),
@@ -230,6 +229,11 @@ impl Store for NbdStore {
             Op::Seek(sought) => self.next(offset, sought),
             Op::Identify => self.identify(),
         }
+    }
+
+    /// With its server.
+    fn may_forget(&self) -> bool {
+        true
     }
 
     fn begin(self: Arc<Self>, offset: u64, mut op: Owned, completion: Completion) {

@@ -32,7 +32,7 @@ fn d5_what_a_dead_server_has_lost_comes_out_of_flush() {
     assert_eq!(read(&*store, 65_536, 4096), [0; 4096], "the server has lost it; else this test shows nothing");
     let error = store.flush().unwrap_err();
     assert!(error.to_string().contains("may have lost them"), "{error}");
-    assert_eq!((error.kind(), error.errno(), error.is_fault()), (ErrorKind::Fault, 5, true));
+    assert_eq!((error.kind(), error.errno(), error.is_fault()), (ErrorKind::Unflushed, 5, true));
     store.write_at(65_536, &[2; 4096]).unwrap();
     store.flush().unwrap();
     server.kill();
