@@ -298,7 +298,7 @@ impl WriteBack {
         let lost = self.gate.lost_nodes();
         let flushed = match self.engine.flush() {
             Ok(()) if lost == 0 => Ok(()),
-            Ok(()) => Err(NotFlushed { nodes: lost, error: IoError::Unflushed }),
+            Ok(()) => Err(NotFlushed { nodes: lost, error: IoError::Unflushed, only_forgot: true }),
             Err(failure) => Err(NotFlushed { nodes: failure.nodes | lost, ..failure }),
         };
         if let Err(failure) = flushed {
