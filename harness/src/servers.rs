@@ -102,6 +102,15 @@ impl Server {
         Self::new(line, None).started()
     }
 
+    /// qemu-nbd in front of the export of another server, which is on a UNIX socket.
+    pub fn qemu_nbd_on(disk: &Self) -> Self {
+        need("qemu-nbd");
+        let NbdAddress::Unix(socket) = &disk.export.server else { panic!("the other server is on TCP") };
+        let disk = format!("nbd+unix:///?socket={}", socket.display());
+        let all = ["qemu-nbd", "--persistent", "--shared=8", "--format=raw", "--socket=@/socket", &disk];
+        Self::new(|directory| fill(directory, all.iter()), None).started()
+    }
+
     /// nbd-server that serves a file of this size.
     pub fn nbd_server(size: u64) -> Self {
         Self::nbd_server_with(size, "flush = true\nfua = true\ntrim = true\n")

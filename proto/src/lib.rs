@@ -13,6 +13,7 @@ pub mod frame;
 pub mod gate_word;
 pub mod identity;
 pub mod ids;
+pub mod in_flight;
 pub mod journal;
 pub mod limits;
 pub mod nbd;

@@ -14,6 +14,7 @@ mod args;
 mod control;
 mod disk;
 mod gate;
+mod keeper;
 mod membership;
 mod nodes;
 mod workers;

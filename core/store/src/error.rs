@@ -81,7 +81,10 @@ pub enum ErrorKind {
     Fenced,
     /// The node is not what was opened: cut off, replaced, of another size.
     Damaged,
-    /// The node failed. After a flush: what was written since the last flush that succeeded may be lost.
+    /// Of a flush: the node works, and may have lost what it had acknowledged and not made durable. What was written since the
+    /// last flush that succeeded is to be written again.
+    Unflushed,
+    /// The node failed.
     Fault,
     /// The arguments are invalid. It says nothing about the node's health.
     Invalid,
@@ -104,7 +107,8 @@ impl StoreError {
                 nbd::Kind::Unavailable => ErrorKind::Unavailable,
                 nbd::Kind::Changed => ErrorKind::Damaged,
                 // The store has checked the arguments, so a server that finds them invalid is at fault.
-                nbd::Kind::Invalid | nbd::Kind::Unflushed | nbd::Kind::Fault(_) => ErrorKind::Fault,
+                nbd::Kind::Invalid | nbd::Kind::Fault(_) => ErrorKind::Fault,
+                nbd::Kind::Unflushed => ErrorKind::Unflushed,
             },
         }
     }
@@ -116,7 +120,11 @@ impl StoreError {
             ErrorKind::Invalid => Errno::INVAL,
             ErrorKind::Full => Errno::NOSPC,
             ErrorKind::Unsupported => Errno::OPNOTSUPP,
-            ErrorKind::Unavailable | ErrorKind::Fenced | ErrorKind::Damaged | ErrorKind::Fault => Errno::IO,
+            ErrorKind::Unavailable
+            | ErrorKind::Fenced
+            | ErrorKind::Damaged
+            | ErrorKind::Unflushed
+            | ErrorKind::Fault => Errno::IO,
         };
         errno.raw_os_error()
     }

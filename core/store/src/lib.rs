@@ -27,6 +27,8 @@ use everdisk_sys::file::FileRange;
 use uuid::Uuid;
 
 pub use crate::error::{EINVAL, EIO, ErrorKind, OpenError, Place, StoreError};
+pub use everdisk_store_nbd::Keeper;
+
 pub use crate::op::{Completion, Lent, Op, Outcome, Owned, Pending, Sought, pending};
 
 /// What is known of a node that is open.
@@ -68,10 +70,26 @@ pub trait Store: Send + Sync + 'static {
     /// Begins the operation, without waiting. `completion` is used when it has ended, on any thread, this one included.
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion);
 
+    /// Before the first operation of a core that serves: connects to a node that is reached over a network, and checks that it bears the
+    /// format. `keeper`: what keeps the connections beyond the death of this process; `None` where no other process takes over. Where the
+    /// server is out of reach, that is logged, it is tried again, and operations wait.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what was found instead.
+    fn serve(self: Arc<Self>, _keeper: Option<Arc<dyn Keeper>>) -> Result<(), OpenError> {
+        Ok(())
+    }
+
     /// The bytes as a part of a file, if they are one range there and lie in memory. Then they can be sent from it
     /// (sendfile(2)) without a copy, and without reading from the node. `None`: read them.
     fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {
         None
+    }
+
+    /// Whether the node can lose what it has acknowledged and not made durable while this machine goes on, and only the core that
+    /// wrote it is told. Then what cannot be written again is made durable before it is acknowledged.
+    fn may_forget(&self) -> bool {
+        false
     }
 
     /// From now on a flush does not report an error that another opening of the node has been told of already.
@@ -223,7 +241,8 @@ pub fn create(url: &NodeUrl, format: &NodeFormat, how: Creation) -> Result<Creat
     }
 }
 
-/// Opens a node that bears exactly this format. `unavailable_after`: how long a node that is reached over a network may be out of reach
+/// Opens a node that bears exactly this format. One that is reached over a network is connected to by [`Store::serve`].
+/// `unavailable_after`: how long a node that is reached over a network may be out of reach
 /// before operations on it fail; zero: for ever.
 ///
 /// # Errors
@@ -231,7 +250,7 @@ pub fn create(url: &NodeUrl, format: &NodeFormat, how: Creation) -> Result<Creat
 pub fn open(url: &NodeUrl, format: &NodeFormat, unavailable_after: Duration) -> Result<Arc<dyn Store>, OpenError> {
     match url {
         NodeUrl::Dir(path) => Ok(Arc::new(dir::DirStore::open(path, format)?)),
-        NodeUrl::Nbd(export) => Ok(Arc::new(nbd::NbdStore::open(export, format, unavailable_after)?)),
+        NodeUrl::Nbd(export) => Ok(Arc::new(nbd::LateStore::new(export, format, unavailable_after))),
     }
 }
 

@@ -22,6 +22,7 @@
 //! writes again what it has not seen durable.
 
 mod extents;
+mod late;
 pub mod node;
 mod record;
 mod tail;
@@ -34,10 +35,11 @@ use everdisk_proto::{
     nbd::wire::transmission_flag as flag,
     volume::{NbdExport, NodeUrl},
 };
-use everdisk_store_nbd::{self as client, Client, Command, Config, Done, Kind};
+use everdisk_store_nbd::{self as client, Client, Command, Config, Done, Keeper, Kind};
 use rustix::io::Errno;
 
 use self::extents::{Extents, clear, offers, plain};
+pub use self::late::LateStore;
 pub use self::node::{Created, check_destroy, check_open, check_resize, create, destroy, resize};
 use crate::{
     About, Completion, Lent, NodeFormat, Op, OpenError, Outcome, Owned, Sought, Store, StoreError, pool::Pool,
@@ -60,7 +62,20 @@ impl NbdStore {
     /// # Errors
     /// [`OpenError`] says what was found instead.
     pub fn open(export: &NbdExport, format: &NodeFormat, unavailable_after: Duration) -> Result<Self, OpenError> {
-        let client = node::connect(export, Config { unavailable_after, ..Config::default() })?;
+        Self::open_kept(export, format, Config { unavailable_after, ..Config::default() }, None)
+    }
+
+    /// As [`NbdStore::open`], with connections that are kept beyond the death of this process.
+    ///
+    /// # Errors
+    /// As [`NbdStore::open`].
+    pub fn open_kept(
+        export: &NbdExport,
+        format: &NodeFormat,
+        config: Config,
+        keeper: Option<Arc<dyn Keeper>>,
+    ) -> Result<Self, OpenError> {
+        let client = node::connect(export, config, keeper)?;
         node::check(&client, &node::place(export), format)?;
         let about = About { url: NodeUrl::Nbd(export.clone()), uuid: format.superblock.node, size: format.len };
         Ok(Self { about, format: *format, client, pool: Pool::default() })
@@ -197,9 +212,8 @@ impl Store for NbdStore {
     }
 
     fn perform(&self, offset: u64, op: Lent<'_>) -> Outcome {
-        match len(&op) {
-            Some(len) => self.inside(offset, len)?,
-            None => {}
+        if let Some(len) = len(&op) {
+            self.inside(offset, len)?;
         }
         match op {
             Op::Read(buf) => self.read_at(offset, buf),
@@ -215,6 +229,11 @@ impl Store for NbdStore {
             Op::Seek(sought) => self.next(offset, sought),
             Op::Identify => self.identify(),
         }
+    }
+
+    /// With its server.
+    fn may_forget(&self) -> bool {
+        true
     }
 
     fn begin(self: Arc<Self>, offset: u64, mut op: Owned, completion: Completion) {

@@ -28,6 +28,10 @@ impl Server {
         servers::Server::qemu_nbd(size).into()
     }
 
+    pub(crate) fn qemu_nbd_on(disk: &Self) -> Self {
+        servers::Server::qemu_nbd_on(&disk.server).into()
+    }
+
     pub(crate) fn nbd_server(size: u64) -> Self {
         servers::Server::nbd_server(size).into()
     }
@@ -42,6 +46,11 @@ impl From<servers::Server> for Server {
         let export = server.export().clone();
         Self { server, address: Address { server: export.server, export: export.name, tls: Tls::Off } }
     }
+}
+
+/// The default export of a server.
+pub(crate) fn parse(server: &str) -> Address {
+    Address { server: server.parse().unwrap(), export: String::new(), tls: Tls::Off }
 }
 
 impl Deref for Server {

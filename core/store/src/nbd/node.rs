@@ -3,14 +3,14 @@
 //!
 //! The whole export is the node's. When it is made, everything in it reads as zeros, and only the volume's data change that.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use everdisk_proto::{
     nbd::wire::transmission_flag as flag,
     superblock::{BadSuperblock, Superblock},
     volume::NbdExport,
 };
-use everdisk_store_nbd::{Address, Client, Command, Config, Error, Kind, Tls};
+use everdisk_store_nbd::{Address, Client, Command, Config, Error, Keeper, Kind, Tls};
 use uuid::Uuid;
 
 use super::{
@@ -29,10 +29,14 @@ const UNAVAILABLE_AFTER: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// [`OpenError`].
-pub(super) fn connect(export: &NbdExport, config: Config) -> Result<Client, OpenError> {
+pub(super) fn connect(
+    export: &NbdExport,
+    config: Config,
+    keeper: Option<Arc<dyn Keeper>>,
+) -> Result<Client, OpenError> {
     let place = place(export);
     let address = Address { server: export.server.clone(), export: export.name.clone(), tls: Tls::Off };
-    let client = match Client::connect(address, config) {
+    let client = match Client::connect_kept(address, config, keeper) {
         Ok(client) => client,
         Err(source) => return Err(OpenError::Unreachable { place, source }),
     };
@@ -51,7 +55,7 @@ pub(super) fn place(export: &NbdExport) -> Place {
 }
 
 fn connect_for_a_while(export: &NbdExport) -> Result<Client, OpenError> {
-    connect(export, Config { unavailable_after: UNAVAILABLE_AFTER, connections: 1, ..Config::default() })
+    connect(export, Config { unavailable_after: UNAVAILABLE_AFTER, connections: 1, ..Config::default() }, None)
 }
 
 /// Makes a node of the export. An export that is not empty is refused; what is not known to read as zeros is read, all of

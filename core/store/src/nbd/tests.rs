@@ -2,6 +2,7 @@
 
 mod nodes;
 mod outages;
+mod sizes;
 
 use everdisk_harness::servers::Server;
 use everdisk_proto::{nbd::wire::transmission_flag as flag, superblock::Superblock};
