@@ -105,8 +105,7 @@ pub struct May {
 
 /// A task on the storage nodes of a volume of `size` bytes ends within this time.
 fn within(spec: &VolumeSpec, size: u64) -> Duration {
-    let has_exports = spec.nodes.iter().any(|node| node.url.as_directory().is_none());
-    WITHIN + Duration::from_secs(if has_exports { size / EXPORT_BYTES_A_SECOND } else { 0 })
+    WITHIN + Duration::from_secs(if has_exports(spec) { size / EXPORT_BYTES_A_SECOND } else { 0 })
 }
 
 /// What was made.
@@ -186,6 +185,23 @@ fn task(volume: &Volume, task: &[&str]) -> Result<Vec<Told>> {
     let spec = volume.spec();
     let size = spec.size.max(volume.record().nodes.resizing.unwrap_or(0));
     Ok(told(&run_well(&volume.programs.core(), &arguments, within(&spec, size))?))
+}
+
+/// Whether a core could serve a volume with exports among its nodes. A core connects to them when it has joined the interface
+/// already, and could then only say that it does not serve.
+///
+/// # Errors
+/// What is in the way, with the node's address.
+pub fn check_exports(volume: &Volume, progress: &Progress) -> Result<()> {
+    if !has_exports(&volume.spec()) {
+        return Ok(());
+    }
+    progress.step("inspect the exports");
+    check_serve(volume)
+}
+
+fn has_exports(spec: &VolumeSpec) -> bool {
+    spec.nodes.iter().any(|node| node.url.as_directory().is_none())
 }
 
 /// Whether a core could serve the volume from its nodes. The nodes may be in use while this is checked.
