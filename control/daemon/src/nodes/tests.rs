@@ -199,6 +199,15 @@ fn g_what_is_made_of_exports_is_no_directory_and_what_is_left_on_them_is_told_in
 }
 
 #[test]
+fn g_a_task_has_the_time_that_reading_an_export_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = volume(dir.path()).spec();
+    assert_eq!(within(&spec, 1 << 50), WITHIN);
+    spec.nodes[1].url = "nbd://host/x".parse().unwrap();
+    assert_eq!((within(&spec, 1 << 20), within(&spec, 500 << 30)), (WITHIN, WITHIN + Duration::from_secs(10_240)));
+}
+
+#[test]
 fn what_a_core_says_of_its_nodes_is_read_and_nonsense_is_left_out() {
     let text = "made 0\nwarning: x\nshort 1 10 20\nshort 1 10\ngone 2\ngone\nmade x\n\n";
     assert_eq!(told(text), [Told::Made(0), Told::Short { place: 1, free: 10, needed: 20 }, Told::Gone(2)]);
