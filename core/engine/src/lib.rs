@@ -16,6 +16,8 @@ mod area;
 mod bypasses;
 mod engine;
 mod error;
+#[cfg(test)]
+mod exports;
 mod gate;
 mod health;
 pub mod layout;

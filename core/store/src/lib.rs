@@ -17,6 +17,7 @@ mod error;
 pub mod nbd;
 mod op;
 pub mod pool;
+mod refusal;
 pub mod room;
 pub mod superblock;
 
@@ -26,10 +27,11 @@ use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use everdisk_sys::file::FileRange;
 use uuid::Uuid;
 
-pub use crate::error::{EINVAL, EIO, ErrorKind, OpenError, Place, StoreError};
 pub use everdisk_store_nbd::Keeper;
 
+pub use crate::error::{EINVAL, EIO, ErrorKind, StoreError};
 pub use crate::op::{Completion, Lent, Op, Outcome, Owned, Pending, Sought, pending};
+pub use crate::refusal::{OpenError, Place};
 
 /// What is known of a node that is open.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use everdisk_proto::{
 use uuid::Uuid;
 
 use super::{
-    linux::{Front, KIB64, Place, SIZE, front, give, synchronous},
+    linux::{self, Front, KIB64, Place, SIZE, front, give, synchronous},
     *,
 };
 use crate::sender::Destaged;
@@ -141,4 +141,21 @@ fn d5_without_a_buffer_nothing_is_acknowledged_that_the_server_can_lose() {
         assert_eq!((bench.byte(0), bench.byte(4096)), (0, 2));
         bench.core.flush(&front()).unwrap();
     }
+}
+
+/// A write that has to pass is written again when its own flush fails, and succeeds when the node works again.
+#[test]
+fn d5_a_write_that_never_bypasses_is_written_again_when_its_own_flush_failed() {
+    let bench = linux::Bench::with(0, Bypass::Never, 1);
+    bench.fails(true);
+    let file = Arc::clone(&bench.files[0]);
+    let second = Arc::clone(&file);
+    // The first flush fails, with what was written before it.
+    *file.in_flush.lock() = Some(Box::new(move || {
+        let works = Arc::clone(&second);
+        *second.in_flush.lock() = Some(Box::new(move || works.fails.store(false, std::sync::atomic::Ordering::SeqCst)));
+    }));
+    bench.core.write(&front(), 4096, &[7; 4096]).unwrap();
+    assert_eq!(bench.byte(4096).unwrap(), 7);
+    assert!(file.before.lock().is_empty(), "it is durable");
 }

@@ -229,7 +229,8 @@ fn writes_are_not_sent_again_before_the_server_has_settled() {
 #[test]
 fn a_server_that_returns_with_more_is_used_with_more() {
     let mut server = Server::nbdkit_file(SIZE, &["--no-sr"]);
-    let client = server.client(quick());
+    // Each connection is a loss of its own.
+    let client = server.client(Config { connections: 1, ..quick() });
     succeed(&client, write(0, LEN, 1));
     server.kill();
     let line: Vec<String> = server.line().into_iter().filter(|part| part != "--no-sr").collect();

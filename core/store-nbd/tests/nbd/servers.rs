@@ -36,6 +36,14 @@ impl Server {
         servers::Server::nbd_server(size).into()
     }
 
+    pub(crate) fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    pub(crate) fn terminate(&mut self) {
+        self.server.terminate();
+    }
+
     pub(crate) fn client(&self, config: Config) -> Client {
         Client::connect(self.address.clone(), config).unwrap()
     }

@@ -234,7 +234,7 @@ fn destroy_wipes_the_node_and_can_be_repeated() {
     for server in servers() {
         let url = server.export();
         let store: Arc<dyn Store> = made(&server, LEN);
-        store.write_at(4096, &[7; 100_000]).unwrap();
+        store.write_at(4096, &vec![7; 100_000]).unwrap();
         store.flush().unwrap();
         for result in [check_destroy(url, other, node), destroy(url, other, node).map(drop)] {
             refused(&server, result, "belongs to volume");
