@@ -105,8 +105,7 @@ impl Server {
     /// qemu-nbd in front of the export of another server, which is on a UNIX socket.
     pub fn qemu_nbd_on(disk: &Self) -> Self {
         need("qemu-nbd");
-        let NbdAddress::Unix(socket) = &disk.export.server else { panic!("the other server is on TCP") };
-        let disk = format!("nbd+unix:///?socket={}", socket.display());
+        let disk = disk.url().to_string();
         let all = ["qemu-nbd", "--persistent", "--shared=8", "--format=raw", "--socket=@/socket", &disk];
         Self::new(|directory| fill(directory, all.iter()), None).started()
     }

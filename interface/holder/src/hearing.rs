@@ -50,7 +50,7 @@ impl Holder {
                         self.take_back(lent, fds);
                     }
                     Ok((frame, fds)) if matches!(frame.body, ToInterface::KeepNode(_) | ToInterface::DropNode(_)) => {
-                        self.note_node(slot, frame.body, fds);
+                        self.note_node(slot, &frame.body, fds);
                     }
                     Ok((frame, _)) => {
                         tracing::warn!(pid = self.pid_of(slot), body = ?frame.body, "a core said what it may not say now");
@@ -103,8 +103,8 @@ impl Holder {
     }
 
     /// What a core says of its connections to storage nodes.
-    fn note_node(&mut self, slot: Slot, body: ToInterface, fds: Vec<OwnedFd>) {
-        match body {
+    fn note_node(&mut self, slot: Slot, body: &ToInterface, fds: Vec<OwnedFd>) {
+        match *body {
             ToInterface::KeepNode(connection) => self.kept.keep(slot, connection, fds),
             ToInterface::DropNode(connection) => self.kept.drop(slot, connection),
             _ => unreachable!("the caller has seen that it is one of these"),
@@ -115,7 +115,7 @@ impl Holder {
     pub(crate) fn hear_last_words(&mut self, slot: Slot, core: &Core) {
         while let Some(Ok((frame, fds))) = core.link.as_ref().and_then(hear) {
             if matches!(frame.body, ToInterface::KeepNode(_) | ToInterface::DropNode(_)) {
-                self.note_node(slot, frame.body, fds);
+                self.note_node(slot, &frame.body, fds);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use everdisk_proto::superblock::Superblock;
 use everdisk_store::{
-    NodeFormat, Sought,
+    Creation, NodeFormat, Sought,
     conformance::{self, Fixture},
     create, open,
 };
@@ -36,8 +36,8 @@ fn store(url: &NodeUrl, len: u64) -> Arc<dyn Store> {
         nodes: 1,
     };
     let format = NodeFormat { superblock, len };
-    create(url, &format).unwrap().confirm();
-    FaultStore::wrap(open(url, &format).unwrap())
+    create(url, &format, Creation::default()).unwrap().confirm();
+    FaultStore::wrap(open(url, &format, Duration::ZERO).unwrap())
 }
 
 struct Directories {
@@ -222,7 +222,7 @@ fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Arc<dyn Store>, Arc<dyn Stor
         },
         len: 1 << 20,
     };
-    let other = FaultStore::wrap(open(&url, &format).unwrap());
+    let other = FaultStore::wrap(open(&url, &format, Duration::ZERO).unwrap());
     (node, file, one, other)
 }
 

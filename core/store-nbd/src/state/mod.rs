@@ -183,12 +183,13 @@ pub struct OutstandingWrite {
 }
 
 impl State {
-    pub(crate) fn new(node: Arc<str>, config: Config, offer: Offer, slots: usize) -> Self {
+    pub(crate) fn new(node: Arc<str>, mut config: Config, offer: Offer, slots: usize) -> Self {
+        config.requests_max = config.requests_max.clamp(1, ENTRIES);
         let now = Instant::now();
         let slot = || Slot { lane: None, load: 0, entries: Vec::new(), failures: 0, next_try: now, since: now };
         Self {
             node,
-            config: Config { requests_max: config.requests_max.clamp(1, ENTRIES), ..config },
+            config,
             offer,
             health: Health::Serving,
             slots: std::iter::repeat_with(slot).take(slots).collect(),

@@ -105,7 +105,7 @@ fn nbdkit_killed_in_the_middle_of_writes_of_parts_of_blocks() {
 #[test]
 fn qemu_nbd_killed_in_the_middle_of_writes() {
     killed_in_the_middle(&mut Server::qemu_nbd(SIZE), Config { requests_max: 8, ..quick() }, true, |server| {
-        server.kill()
+        server.kill();
     });
 }
 
