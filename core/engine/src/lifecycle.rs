@@ -33,7 +33,9 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
     pub fn open(spec: &VolumeSpec) -> Result<Self, OpenError> {
-        Self::open_with(spec, &|store| store)
+        let engine = Self::open_with(spec, &|store| store)?;
+        engine.serve(|_| None)?;
+        Ok(engine)
     }
 
     /// [`Self::open`], with every store passed through `wrap`: tests put stores that fail around the real ones.

@@ -147,7 +147,7 @@ mod tests {
             let mut stream = Vec::new();
             for (cookie, (is_simple, data)) in answered.iter().zip(&answers) {
                 stream.extend(if *is_simple { simple(*cookie) } else { chunk(1, *cookie, data) });
-                stream.extend(chunk(1, missing ^ 1, data));
+                stream.extend(chunk(1, !missing, data));
             }
             let cut = cut.index(stream.len());
             // Heads of earlier replies are old bytes too.

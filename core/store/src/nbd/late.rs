@@ -166,6 +166,10 @@ impl Store for LateStore {
         }
     }
 
+    fn may_forget(&self) -> bool {
+        true
+    }
+
     fn serve(self: Arc<Self>, keeper: Option<Arc<dyn Keeper>>) -> Result<(), OpenError> {
         match self.open(keeper.clone(), FIRST_LIMIT) {
             Err(OpenError::Unreachable { place, source }) => {
