@@ -8,6 +8,7 @@
 //!  processes.rs   which processes run, what is mounted, ending a process
 //!  fio.rs         fio: what its load goes to, and its report
 //!  nbd.rs         NBD: where a server awaits clients, the bytes of the protocol; nbd/client.rs is a client
+//!  servers.rs     NBD servers of others: nbdkit, qemu-nbd, nbd-server
 //!  wait.rs        waiting for a condition, never for a time
 //!  watchdog.rs    a limit on every test
 //!  interrupt.rs   Ctrl-C and its kin
@@ -24,6 +25,7 @@ pub mod nbd;
 pub mod processes;
 pub mod programs;
 pub mod run;
+pub mod servers;
 pub mod wait;
 pub mod watchdog;
 

@@ -15,6 +15,7 @@ const FILES: &[(&str, Check)] = &[
     ("frames-v2.jsonl", frame::tests::golden_frames_of_abi_2),
     ("frames-v3-owners.jsonl", frame::tests::golden_frames_about_owners),
     ("frames-v3.jsonl", frame::tests::golden_frames_of_abi_3),
+    ("frames-v4-nodes.jsonl", frame::tests::golden_frames_about_nodes),
     ("frames-v4.jsonl", frame::tests::golden_frames_of_abi_4),
     ("journal-v1.jsonl", journal::tests::golden_journal_of_version_1_is_read),
     ("journal-v2.jsonl", journal::tests::golden_journal_of_version_2_reads_and_writes_the_same_bytes),

@@ -36,6 +36,22 @@ pub const THREADS_MAX: usize = 256;
 pub const LISTENERS_MAX: usize = 8;
 /// NBD connections of one volume at once. Each has a worker in every core.
 pub const CONNECTIONS_MAX: usize = 63;
+/// Connections of one core to NBD storage nodes that the interface keeps: those in use ([`node_connections`]), and those that
+/// were lost a moment ago.
+pub const NODE_CONNECTIONS_MAX: usize = 256;
+/// A server that has lost a connection and lives on has executed what it received on it after this time.
+pub const NODE_SETTLE: Duration = Duration::from_secs(5);
+
+/// Connections to one NBD storage node of a volume with this many nodes, where its server allows several. Each has a thread, and
+/// [`THREADS_MAX`] bounds these.
+pub const fn node_connections(nodes: usize) -> usize {
+    match nodes {
+        0..=8 => 4,
+        9..=16 => 2,
+        _ => 1,
+    }
+}
+
 /// Smallest write buffer: two of the largest requests, so that one may be filled while the other is sent.
 pub const BUFFER_MIN: u64 = 2 << 20;
 /// Largest write buffer: its memory is reserved for as long as the volume is attached.

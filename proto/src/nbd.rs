@@ -29,6 +29,13 @@ pub struct BadNbdAddress {
     why: &'static str,
 }
 
+impl BadNbdAddress {
+    /// What is wrong with it.
+    pub const fn why(&self) -> &'static str {
+        self.why
+    }
+}
+
 /// `sun_path` holds 108 bytes, the last of which is a zero (unix(7)).
 const UNIX_PATH_MAX: usize = 107;
 

@@ -95,7 +95,14 @@ pub struct GateArea {
     /// Flushes of the storage nodes that failed after something new had been written. Each front end and NBD connection
     /// reports each of them once to its client (as errseq_t does for files, lib/errseq.c). Since ABI 4.
     pub flush_errors: AtomicU64,
-    _pad2: [AtomicU64; 20],
+    /// Connections of dead cores to NBD storage nodes on which changes may still be in flight. While it is not 0, no core writes
+    /// to a node. The interface counts up before it frees the dead core's tickets. 0 under earlier builds of ABI 4, which have no such nodes.
+    pub undrained: AtomicU32,
+    _pad3: AtomicU32,
+    /// Bit i: the server of node i ended a dead core's connection. What was not flushed may be lost. The core that has reported
+    /// that by a failed flush clears the bit.
+    pub lost_nodes: AtomicU64,
+    _pad2: [AtomicU64; 18],
 }
 
 /// What a core needs to know of the file front end.
@@ -126,7 +133,11 @@ pub struct CoreArea {
     pub wake: AtomicU32,
     /// When the process was started, field 22 of /proc/PID/stat: distinguishes it from a later one with the same id.
     pub started: AtomicU64,
-    _pad1: [AtomicU64; 6],
+    /// Connections to NBD storage nodes on which this core may have changes in flight. An interface that was started anew, and
+    /// finds the core dead, has no duplicates of their sockets.
+    pub node_connections: AtomicU32,
+    _pad4: AtomicU32,
+    _pad1: [AtomicU64; 5],
     /// As the state of a ticket, for the thread that sends buffered data to the storage nodes: `WRITING`, `BUSY` or `PARKED`.
     pub sender: AtomicU32,
     /// The same for the thread that flushes the storage nodes: `BUSY` or `PARKED`. Since ABI 4.

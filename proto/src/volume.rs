@@ -1,9 +1,11 @@
 //! The description of a volume: its size, layout and storage nodes, as the control module keeps it and a core reads it.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use crate::node_url::{BadUrl, NbdExport, NodeUrl};
 
 use crate::{
     ids::VolumeName,
@@ -71,12 +73,14 @@ pub struct Timeouts {
     pub full_node_ms: u64,
     /// A flush fails when it has not ended after this time.
     pub flush_ms: u64,
+    /// A read, or a write past the buffer, fails with EIO when its storage node has been out of reach for this time.
+    pub io_ms: u64,
 }
 
 impl Default for Timeouts {
-    /// 60 s is below the kernel's warning about hung tasks (120 s).
+    /// 60 s is below the kernel's warning about hung tasks (120 s). The restart of a server's machine may take 120 s.
     fn default() -> Self {
-        Self { room_ms: 60_000, full_node_ms: 2_000, flush_ms: 60_000 }
+        Self { room_ms: 60_000, full_node_ms: 2_000, flush_ms: 60_000, io_ms: 120_000 }
     }
 }
 
@@ -99,6 +103,11 @@ impl Timeouts {
     /// [`Timeouts::flush_ms`].
     pub const fn flush(&self) -> Duration {
         Duration::from_millis(self.flush_ms)
+    }
+
+    /// [`Timeouts::io_ms`].
+    pub const fn io(&self) -> Duration {
+        Duration::from_millis(self.io_ms)
     }
 }
 
@@ -130,8 +139,8 @@ impl VolumeSpec {
         {
             return Err(BadSpec::Buffer(self.buffer));
         }
-        let Timeouts { room_ms, full_node_ms, flush_ms } = self.timeouts;
-        if let Some(ms) = [room_ms, full_node_ms, flush_ms].into_iter().find(|ms| !TIMEOUT_MS.contains(ms)) {
+        let Timeouts { room_ms, full_node_ms, flush_ms, io_ms } = self.timeouts;
+        if let Some(ms) = [room_ms, full_node_ms, flush_ms, io_ms].into_iter().find(|ms| !TIMEOUT_MS.contains(ms)) {
             return Err(BadSpec::Timeout(ms));
         }
         if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
@@ -174,61 +183,6 @@ pub enum BadSpec {
     Twice(NodeUrl),
 }
 
-/// Address of a storage node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum NodeUrl {
-    /// `dir:/absolute/path`: a local directory.
-    Dir(PathBuf),
-}
-
-impl FromStr for NodeUrl {
-    type Err = BadUrl;
-    fn from_str(text: &str) -> Result<Self, BadUrl> {
-        match text.split_once(':') {
-            Some(("dir", path)) if path.starts_with('/') && !path.contains('\0') => Ok(Self::Dir(PathBuf::from(path))),
-            Some(("dir", _)) => Err(BadUrl::Relative(text.to_owned())),
-            Some((scheme @ ("rbd" | "s3" | "nbd" | "nbd+unix"), _)) => Err(BadUrl::NotYet(scheme.to_owned())),
-            _ => Err(BadUrl::Scheme(text.chars().take(80).collect())),
-        }
-    }
-}
-
-impl TryFrom<String> for NodeUrl {
-    type Error = BadUrl;
-    fn try_from(text: String) -> Result<Self, BadUrl> {
-        text.parse()
-    }
-}
-
-impl From<NodeUrl> for String {
-    fn from(url: NodeUrl) -> Self {
-        url.to_string()
-    }
-}
-
-impl fmt::Display for NodeUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dir(path) => write!(f, "dir:{}", path.display()),
-        }
-    }
-}
-
-/// The text is no address of a storage node.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum BadUrl {
-    /// A directory needs an absolute path.
-    #[error("{0}: a directory is given by its absolute path, dir:/path")]
-    Relative(String),
-    /// Known, but not supported in this version.
-    #[error("storage nodes of kind {0} are not in this version; use dir:/path")]
-    NotYet(String),
-    /// Unknown.
-    #[error("{0:?} is no storage node: use dir:/path")]
-    Scheme(String),
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -265,6 +219,7 @@ pub(crate) mod tests {
         assert_eq!(fault(|s| s.timeouts.room_ms = 99), BadSpec::Timeout(99));
         assert_eq!(fault(|s| s.timeouts.full_node_ms = 0), BadSpec::Timeout(0));
         assert_eq!(fault(|s| s.timeouts.flush_ms = 3_600_001), BadSpec::Timeout(3_600_001));
+        assert_eq!(fault(|s| s.timeouts.io_ms = 99), BadSpec::Timeout(99));
         assert_eq!(fault(|s| s.nodes.clear()), BadSpec::Nodes(0));
         assert!(matches!(fault(|s| s.nodes[1] = s.nodes[0].clone()), BadSpec::Twice(_)));
     }
@@ -273,7 +228,11 @@ pub(crate) mod tests {
     fn timeouts_are_written_where_they_are_unusual_and_a_missing_one_is_the_usual() {
         let unusual = Timeouts { room_ms: 500, ..Timeouts::default() };
         let text = serde_json::to_string(&VolumeSpec { timeouts: unusual, ..spec() }).unwrap();
-        assert!(text.contains(r#""timeouts":{"room_ms":500,"full_node_ms":2000,"flush_ms":60000}"#), "{text}");
+        assert!(
+            text.contains(r#""timeouts":{"room_ms":500,"full_node_ms":2000,"flush_ms":60000,"io_ms":120000}"#),
+            "{text}"
+        );
+        // As a build wrote it that knows room_ms alone.
         assert_eq!(serde_json::from_str::<Timeouts>(r#"{"room_ms":500}"#).unwrap(), unusual);
         assert!(!serde_json::to_string(&spec()).unwrap().contains("timeouts"));
     }

@@ -7,19 +7,16 @@ use std::{
     ops::Deref,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
-    },
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
 };
 
-use everdisk_proto::connection::{
-    BYTES, CALL_LEN, Cursor, INPUT_BYTES, MAGIC, OUTPUT_BYTES, PAGE_BYTES, Page, VERSION,
-};
+use everdisk_proto::connection::{BYTES, INPUT_BYTES, MAGIC, OUTPUT_BYTES, PAGE_BYTES, Page, VERSION};
 use rustix::{
     fs::{MemfdFlags, SealFlags},
     mm::{Advice, MapFlags, MlockFlags, ProtFlags},
 };
+
+use crate::cursor::{finish, message, position, prepare};
 
 const INPUT_AT: usize = PAGE_BYTES;
 const OUTPUT_AT: usize = INPUT_AT + 2 * INPUT_BYTES;
@@ -27,15 +24,6 @@ const MAPPED_BYTES: usize = OUTPUT_AT + 2 * OUTPUT_BYTES;
 
 /// The part of the input ring that small requests keep to.
 const POPULATED_INPUT_BYTES: usize = 256 << 10;
-
-/// The layout that the words of a call have in `everdisk_proto::connection`.
-const _: () = {
-    assert!(cfg!(target_pointer_width = "64") && cfg!(target_endian = "little"));
-    assert!(size_of::<libc::mmsghdr>() == 64);
-    assert!(core::mem::offset_of!(libc::mmsghdr, msg_len) == CALL_LEN * 8);
-    assert!(core::mem::offset_of!(libc::msghdr, msg_iov) == 16);
-    assert!(core::mem::offset_of!(libc::msghdr, msg_iovlen) == 24);
-};
 
 /// The memory of a connection. The gate decides which worker may write which part of it, and when: one worker at a time
 /// is admitted to each stream.
@@ -152,8 +140,8 @@ impl ConnectionMemory {
     /// The operating system's, EAGAIN among them; `InvalidInput` for a place outside of the ring.
     pub fn receive(&self, socket: BorrowedFd<'_>, at: usize, max: usize) -> io::Result<usize> {
         let into = self.ring(INPUT_AT, INPUT_BYTES, at, max).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut part = libc::iovec { iov_base: into.as_ptr().cast(), iov_len: max };
-        let call = prepare(&self.received, message(&raw mut part));
+        let part = libc::iovec { iov_base: into.as_ptr().cast(), iov_len: max };
+        let call = prepare(&self.received, message(&raw const part, 1));
         // SAFETY: `call` is a message header in the live page whose one iovec is `part`, which lives on the stack beyond the
         // call, and whose bytes lie inside the input ring, which no Rust reference covers.
         let done = unsafe { libc::recvmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
@@ -196,8 +184,8 @@ impl ConnectionMemory {
         finish(&self.sent, i32::from(done >= 0) - 1)
     }
 
-    fn send_part(&self, socket: BorrowedFd<'_>, mut part: libc::iovec) -> io::Result<usize> {
-        let call = prepare(&self.sent, message(&raw mut part));
+    fn send_part(&self, socket: BorrowedFd<'_>, part: libc::iovec) -> io::Result<usize> {
+        let call = prepare(&self.sent, message(&raw const part, 1));
         // SAFETY: `call` is a message header in the live page whose one iovec is `part`, which lives on the stack beyond the
         // call, and whose bytes are live and are only read by the kernel.
         let done = unsafe { libc::sendmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
@@ -228,48 +216,6 @@ impl ConnectionMemory {
         // SAFETY: at < bytes, so inside the first of the ring's two mappings; with len <= bytes it ends inside the second.
         (at < bytes && len <= bytes).then(|| unsafe { self.base.add(start + at) })
     }
-}
-
-/// The position that a stream has reached.
-fn position(cursor: &Cursor) -> u64 {
-    let current = current(cursor);
-    cursor.base[current].load(Acquire).wrapping_add(moved(&cursor.calls[current]))
-}
-
-/// Bytes that a call has moved, as the kernel wrote it down. For a message it is the `msg_len`. For a sendfile it is
-/// the distance of the offset from its start; both stand in words that are equal for a message.
-fn moved(call: &[AtomicU64; 8]) -> u64 {
-    let [begin, offset] = [0, 1].map(|word: usize| call[word].load(Acquire));
-    (call[CALL_LEN].load(Acquire) & 0xffff_ffff).wrapping_add(offset.wrapping_sub(begin))
-}
-
-fn current(cursor: &Cursor) -> usize {
-    usize::from(cursor.current.load(Acquire) & 1 == 1)
-}
-
-/// The words of a message of one part: name, name's length, iovec, number of them, control, its length, flags, msg_len.
-fn message(part: *mut libc::iovec) -> [u64; 8] {
-    [0, 0, part.expose_provenance() as u64, 1, 0, 0, 0, 0]
-}
-
-/// Makes a call the current one that begins where the last one ended.
-fn prepare(cursor: &Cursor, words: [u64; 8]) -> *mut libc::mmsghdr {
-    let (begin, next) = (position(cursor), 1 - current(cursor));
-    let call = &cursor.calls[next];
-    for (word, value) in call.iter().zip(words) {
-        word.store(value, Relaxed);
-    }
-    cursor.base[next].store(begin, Release);
-    cursor.current.store(u32::from(next == 1), Release);
-    call.as_ptr().cast_mut().cast()
-}
-
-/// The value that the kernel wrote.
-fn finish(cursor: &Cursor, done: i32) -> io::Result<usize> {
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    usize::try_from(moved(&cursor.calls[current(cursor)])).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 impl Deref for ConnectionMemory {

@@ -5,8 +5,10 @@
 pub mod cache;
 pub mod clock;
 pub mod connection;
+mod cursor;
 pub mod file;
 pub mod fuse;
+pub mod in_flight;
 pub mod link;
 pub mod lock;
 pub mod loop_device;

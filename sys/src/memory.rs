@@ -21,15 +21,15 @@ use rustix::{
 
 /// A mapping of `len` bytes that is unmapped on drop.
 #[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
+pub(crate) struct Mapping {
+    pub(crate) base: NonNull<u8>,
+    pub(crate) len: usize,
 }
 
 // SAFETY: the mapping is plain memory that belongs to this value; nothing about it is bound to a thread.
 unsafe impl Send for Mapping {}
 // SAFETY: shared access happens only through the owners below, which hand out either `&Segment` (all atomics) or
-// slices under Rust's borrow rules.
+// slices under Rust's borrow rules, and [`crate::in_flight`], which does the same.
 unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {

@@ -48,10 +48,9 @@ pub struct FaultStore {
     volatile: Volatile,
 }
 
-/// The file that commands the node at `url`.
+/// The file that commands the node at `url`, which is a directory.
 pub fn fault_file(url: &NodeUrl) -> PathBuf {
-    let NodeUrl::Dir(path) = url;
-    beside(path, ".faults")
+    beside(url.as_directory().expect("an export is commanded by its server"), ".faults")
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -66,8 +65,11 @@ pub fn counts(file: &Path) -> Vec<(u32, Counts)> {
 }
 
 impl FaultStore {
-    /// Puts a store under the command of [`fault_file`] of its address.
+    /// Puts a store under the command of [`fault_file`] of its address, if it is a directory.
     pub fn wrap(inner: Arc<dyn Store>) -> Arc<dyn Store> {
+        if inner.url().as_directory().is_none() {
+            return inner;
+        }
         let file = fault_file(inner.url());
         let volatile = Volatile::new(&file).expect("the file of what is unflushed can be read");
         Arc::new(Self { counter: Counter::new(&file), pool: Pool::default(), inner, file, volatile })

@@ -7,6 +7,7 @@
 //!  status.rs      `status` and upgrade reports, read
 //!  programs.rs    cores that misbehave
 //!  disks.rs       disks of their own for storage nodes
+//!  servers.rs     NBD servers of others for storage nodes
 //!  faults.rs      storage nodes that lose what they have not flushed
 //!  fio.rs         fio as a load that verifies
 //!  nbd.rs         a volume with NBD front ends, and foreign NBD clients
@@ -35,5 +36,6 @@ pub mod nbd;
 pub mod programs;
 pub mod promises;
 pub mod second;
+pub mod servers;
 pub mod status;
 pub mod volume;

@@ -27,6 +27,7 @@ mod nbd_clients;
 mod nbd_guest;
 mod nbd_hostile;
 mod nbd_kills;
+mod nbd_nodes;
 mod nbd_upgrades;
 mod ownership;
 mod ownership_paths;

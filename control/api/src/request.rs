@@ -41,6 +41,9 @@ pub enum Request {
         /// Make their directories too.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         create_dir: bool,
+        /// Make it although an export of an NBD server is not empty.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
     },
     /// All volumes in short.
     VolumeList,

@@ -178,12 +178,16 @@ pub(crate) struct Create {
     /// Size of the volume, such as 10G (powers of 1024)
     #[arg(long, value_parser = quantity::volume_size)]
     pub(crate) size: u64,
-    /// A storage node, such as dir:/srv/a. Repeat the option to stripe over several nodes
+    /// A storage node: a directory (dir:/srv/a), or an export of an NBD server (nbd://host/export, nbd://host:port/export,
+    /// nbd+unix:///export?socket=/path). Repeat the option to stripe over several nodes
     #[arg(long = "node", value_name = "URL", required = true)]
     pub(crate) nodes: Vec<NodeUrl>,
     /// Also create the directories of the storage nodes. `volume delete` removes directories that were created this way
     #[arg(long)]
     pub(crate) create_dir: bool,
+    /// Make the volume although an export is not empty (its data are lost). A storage node of another volume is refused all the same
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Stripe unit: size of the pieces in which the volume is distributed over its nodes
     #[arg(long, value_parser = quantity::stripe, default_value = "4M")]
     pub(crate) stripe: u64,
@@ -208,6 +212,9 @@ pub(crate) struct Create {
     /// A flush (fsync) that has not ended after this time fails
     #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "60s")]
     pub(crate) flush_timeout: Duration,
+    /// A read, or a write past the buffer, fails with EIO when its storage node has been out of reach for this time
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "120s")]
+    pub(crate) io_timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -383,6 +390,8 @@ mod tests {
             "everdisk volume create v --size 1G --node dir:/a --create-dir",
             "everdisk detach v --force --yes",
             "everdisk attach v --file /srv/v --allow-other --mode 0640 --owner 10:20",
+            "everdisk volume create v --size 10G --node nbd://host/a --node nbd://[::1]:99/b --node dir:/c --io-timeout 30s",
+            "everdisk volume create v --size 10G --node nbd+unix:///?socket=/run/a.sock --force",
             "everdisk attach v --nbd unix:/run/v.sock --mode 0660",
             "everdisk attach v --file f --nbd unix:v.sock --nbd tcp:localhost:10809 --nbd tcp:[::1]:0",
             "everdisk detach v --force",
@@ -403,6 +412,9 @@ mod tests {
             "everdisk volume create v --size ten --node dir:/a",
             "everdisk volume create ../v --size 10G --node dir:/a",
             "everdisk volume create v --size 10G --node dir:a",
+            "everdisk volume create v --size 10G --node nbd:host/a",
+            "everdisk volume create v --size 10G --node nbds://host/a",
+            "everdisk volume create v --size 10G --node nbd://host/a --io-timeout 30",
             "everdisk attach v",
             "everdisk attach v --nbd /run/v.sock",
             "everdisk attach v --nbd unix:",

@@ -225,14 +225,15 @@ impl Session {
     }
 
     fn create(&self, create: Create) -> Result<(), Failure> {
-        let Create { name, size, stripe, buffer, bypass, nodes, create_dir, .. } = create;
+        let Create { name, size, stripe, buffer, bypass, nodes, create_dir, force, .. } = create;
         let timeouts = Timeouts {
             room_ms: ms(create.room_timeout),
             full_node_ms: ms(create.full_node_timeout),
             flush_ms: ms(create.flush_timeout),
+            io_ms: ms(create.io_timeout),
         };
         let words = format!("{name} is made");
-        let request = Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir };
+        let request = Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir, force };
         self.status_after(&request, &words)
     }
 

@@ -104,7 +104,8 @@ fn buffered(v: &VolumeStatus) -> String {
 
 /// How long requests wait for storage nodes.
 fn timeouts(timeouts: &Timeouts) -> String {
-    format!("room {:?}, full node {:?}, flush {:?}", timeouts.room(), timeouts.full_node(), timeouts.flush())
+    let [room, full_node, flush, io] = [timeouts.room(), timeouts.full_node(), timeouts.flush(), timeouts.io()];
+    format!("room {room:?}, full node {full_node:?}, flush {flush:?}, I/O {io:?}")
 }
 
 /// `status` of one volume.

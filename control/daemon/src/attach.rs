@@ -69,6 +69,7 @@ pub fn attach(
     // Before anything is done, and again once no other attach can claim a place at the same time.
     places::look_at(file, nbd, &volume.name, &catalogue.territory())?;
     nodes::settle(volume)?;
+    nodes::check_exports(volume, progress)?;
     progress.step("stage the programs");
     let (staged, interface, core) = Staged::for_attach(volume)?;
     let claim = catalogue.claim();

@@ -21,7 +21,8 @@ use uuid::Uuid;
 use crate::{
     durable,
     error::{Doing, Error, Result},
-    health, nodes,
+    exports, health,
+    nodes::{self, May},
     paths::VolumePaths,
     process::of_volume,
     programs::Programs,
@@ -141,6 +142,12 @@ impl Catalogue {
         self.claims.lock()
     }
 
+    /// The descriptions of the volumes, and of those that are being made.
+    fn specs(&self) -> Vec<VolumeSpec> {
+        let known = self.all().into_iter().map(|volume| volume.spec());
+        known.chain(self.drafts.lock().values().cloned()).collect()
+    }
+
     /// What volumes have of the file system.
     pub fn territory(&self) -> Territory {
         let volumes = self.all().into_iter().map(|volume| (volume.spec(), volume.attachment()));
@@ -165,8 +172,7 @@ impl Catalogue {
         }
     }
 
-    /// Makes a volume: formats its storage nodes, then enters it. `create_dir`: makes their directories too. With what the operator should
-    /// know of it.
+    /// Makes a volume: formats its storage nodes, then enters it. With what the operator should know of it.
     ///
     /// # Errors
     /// Why not; nothing is entered then.
@@ -175,7 +181,7 @@ impl Catalogue {
         name: &VolumeName,
         shape: Shape,
         nodes: Vec<NodeUrl>,
-        create_dir: bool,
+        may: May,
         progress: &Progress,
     ) -> Result<(Arc<Volume>, Vec<String>)> {
         let Shape { size, stripe, buffer, bypass, timeouts } = shape;
@@ -198,7 +204,7 @@ impl Catalogue {
         let file = draft.path.join("volume.json");
         durable::write(&file, &text).doing(|| format!("write {}", file.display()))?;
         progress.step("format the storage nodes");
-        let made = nodes::create(&self.programs.core(), &file, &spec, create_dir).map_err(|e| {
+        let made = nodes::create(&self.programs.core(), &file, &spec, may).map_err(|e| {
             // A core that ended by itself has undone what it did.
             draft.unclear = matches!(e, Error::Killed(_));
             self.named(e)
@@ -417,6 +423,7 @@ impl<'a> Draft<'a> {
             if catalogue.drafts.lock().contains_key(&name) {
                 return Err(Error::State(format!("a volume {name} is being made at this moment")));
             }
+            exports::refuse(spec, &catalogue.specs())?;
             catalogue.territory().refuse_nodes(spec)?;
             catalogue.drafts.lock().insert(name.clone(), spec.clone());
         }

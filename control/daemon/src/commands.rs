@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     flush::{Patience, flush},
     give_up::Force,
+    nodes::May,
     progress::Progress,
     status,
     upgrade::{self, Wish},
@@ -28,9 +29,9 @@ use crate::{
 pub fn carry_out(catalogue: &Catalogue, request: Request, progress: &Progress) -> Result<Value> {
     match request {
         Request::Version => Ok(json!({ "version": PRODUCT, "pid": std::process::id() })),
-        Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir } => {
+        Request::VolumeCreate { name, size, stripe, buffer, bypass, timeouts, nodes, create_dir, force } => {
             let shape = Shape { size, stripe, buffer, bypass, timeouts };
-            let (volume, warnings) = catalogue.create(&name, shape, nodes, create_dir, progress)?;
+            let (volume, warnings) = catalogue.create(&name, shape, nodes, May { create_dir, force }, progress)?;
             with(&status::describe(&volume), "warnings", json!(warnings))
         }
         Request::VolumeList => {

@@ -149,6 +149,7 @@ impl Interface {
             last_suspension: Suspension::default(),
             buffer: None,
             deaths: Vec::new(),
+            undrained: 0,
         };
         let script = Script {
             status,

@@ -11,7 +11,7 @@
 //!  supervise                                  one thread a volume: interface and standby are there
 //!  health                                     one thread a volume: what is wrong, in `status` and in the log (look, audit, limits)
 //!  volume                                     what they share of a volume: files, operations, supervision, findings, children
-//!  owner · territory · peers · places · start · stage · child · process · programs · origin · durable · paths      what all of them stand on
+//!  owner · territory · exports · peers · places · start · stage · child · process · programs · origin · durable · paths      what all of them stand on
 //! ```
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod commands;
 pub mod detach;
 pub mod durable;
 pub mod error;
+pub mod exports;
 pub mod flush;
 pub mod give_up;
 pub mod health;

@@ -22,8 +22,10 @@ use crate::{
     volume::Volume,
 };
 
-/// A task on the storage nodes ends within this time.
+/// A task on storage nodes ends within this time, if they are directories.
 const WITHIN: Duration = Duration::from_secs(60);
+/// All of an export may have to be read (to see that it is empty) or written (to empty it). A slow server does that at this speed.
+const EXPORT_BYTES_A_SECOND: u64 = 50 << 20;
 
 /// What is on record of a volume's nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +94,20 @@ fn mebibytes(bytes: u64) -> String {
     if bytes < 1 << 20 { show_size(bytes) } else { show_size(bytes >> 20 << 20) }
 }
 
+/// What a creation may do to storage nodes, beside formatting them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct May {
+    /// Make the directories that are not there.
+    pub create_dir: bool,
+    /// Overwrite exports that are not empty.
+    pub force: bool,
+}
+
+/// A task on the storage nodes of a volume of `size` bytes ends within this time.
+fn within(spec: &VolumeSpec, size: u64) -> Duration {
+    WITHIN + Duration::from_secs(if has_exports(spec) { size / EXPORT_BYTES_A_SECOND } else { 0 })
+}
+
 /// What was made.
 #[derive(Debug)]
 pub struct Made {
@@ -105,12 +121,13 @@ pub struct Made {
 ///
 /// # Errors
 /// Why not; after [`Error::Killed`] it is not known what was made.
-pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, create_dir: bool) -> Result<Made> {
+pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, may: May) -> Result<Made> {
     let mut arguments = vec!["--volume".into(), file.as_os_str().to_owned(), "--create".into()];
-    arguments.extend(create_dir.then(|| OsString::from("--create-dir")));
-    let told = told(&run_well(core, &arguments, WITHIN)?);
+    arguments.extend(may.create_dir.then(|| OsString::from("--create-dir")));
+    arguments.extend(may.force.then(|| OsString::from("--force")));
+    let told = told(&run_well(core, &arguments, within(spec, spec.size))?);
     let directory = |told: &Told| match told {
-        Told::Made(place) => url(spec, *place).map(|NodeUrl::Dir(path)| path.clone()),
+        Told::Made(place) => url(spec, *place)?.as_directory().cloned(),
         _ => None,
     };
     Ok(Made { directories: told.iter().filter_map(directory).collect(), warnings: shortages(spec, &told) })
@@ -122,7 +139,10 @@ pub fn create(core: &Path, file: &Path, spec: &VolumeSpec, create_dir: bool) -> 
 /// Why not.
 pub fn undo_creation(core: &Path, file: &Path, cores: &Path) -> Result<()> {
     end_tasks(file, cores)?;
-    run_well(core, &["--volume".into(), file.as_os_str().to_owned(), OsString::from("--destroy")], WITHIN).map(drop)
+    let spec = std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<VolumeSpec>(&text).ok());
+    // One that cannot be read cannot be undone by the core either, which says so.
+    let limit = spec.map_or(WITHIN, |spec| within(&spec, spec.size));
+    run_well(core, &["--volume".into(), file.as_os_str().to_owned(), OsString::from("--destroy")], limit).map(drop)
 }
 
 /// Ends the tasks on a volume's nodes that a control module left when it died. Processes that may serve it are left alone, and are an error.
@@ -162,7 +182,26 @@ fn task(volume: &Volume, task: &[&str]) -> Result<Vec<Told>> {
     let mut arguments = vec![OsString::from("--volume"), volume.paths.spec().into_os_string()];
     arguments.extend(task.iter().map(OsString::from));
     // The core that came with this control module: it knows these tasks, which one that the volume was attached with may not.
-    Ok(told(&run_well(&volume.programs.core(), &arguments, WITHIN)?))
+    let spec = volume.spec();
+    let size = spec.size.max(volume.record().nodes.resizing.unwrap_or(0));
+    Ok(told(&run_well(&volume.programs.core(), &arguments, within(&spec, size))?))
+}
+
+/// Whether a core could serve a volume with exports among its nodes. A core connects to them when it has joined the interface
+/// already, and could then only say that it does not serve.
+///
+/// # Errors
+/// What is in the way, with the node's address.
+pub fn check_exports(volume: &Volume, progress: &Progress) -> Result<()> {
+    if !has_exports(&volume.spec()) {
+        return Ok(());
+    }
+    progress.step("inspect the exports");
+    check_serve(volume)
+}
+
+fn has_exports(spec: &VolumeSpec) -> bool {
+    spec.nodes.iter().any(|node| node.url.as_directory().is_none())
 }
 
 /// Whether a core could serve the volume from its nodes. The nodes may be in use while this is checked.
@@ -265,7 +304,13 @@ pub fn delete(volume: &Volume, force: bool, progress: &Progress) -> Result<Vec<S
         _ => None,
     });
     let left = gone.map(|url| {
-        format!("{url} had nothing of the volume: if its disk is not mounted, the volume's data on it stay there")
+        let otherwise = match url {
+            NodeUrl::Dir(_) => "if its disk is not mounted, the volume's data on it stay there",
+            NodeUrl::Nbd(_) => {
+                "if its server exports another disk than before, the volume's data on that one stay there"
+            }
+        };
+        format!("{url} had nothing of the volume: {otherwise}")
     });
     Ok(left.collect())
 }

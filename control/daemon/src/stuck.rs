@@ -31,13 +31,10 @@ fn descriptor(call: &str) -> Option<u32> {
     u32::from_str_radix(argument, 16).ok().filter(|fd| i32::try_from(*fd).is_ok())
 }
 
-/// The node that a file lies in.
+/// The node that a file lies in. None lies in an export: a thread that waits for a server can be killed.
 pub fn node<'a>(spec: &'a VolumeSpec, file: &Path) -> Option<&'a NodeUrl> {
-    let inside = spec.nodes.iter().find(|node| {
-        let NodeUrl::Dir(path) = &node.url;
-        // As it is written: to follow its links would be to wait for it too.
-        file.starts_with(path)
-    });
+    // As it is written: to follow its links would be to wait for it too.
+    let inside = spec.nodes.iter().find(|node| node.url.as_directory().is_some_and(|path| file.starts_with(path)));
     inside.map(|node| &node.url)
 }
 
@@ -57,6 +54,14 @@ mod tests {
             assert_ne!(descriptor(none), Some(9), "{none}");
         }
         assert_eq!(descriptor("257 0xffffffffffffff9c 0x7ffd 0x0"), None);
+    }
+
+    #[test]
+    fn g_a_file_lies_in_a_directory_and_never_in_an_export() {
+        let mut spec: VolumeSpec = serde_json::from_str(include_str!("../../../proto/golden/volume-v2.json")).unwrap();
+        spec.nodes[0].url = "nbd+unix:///x?socket=/srv/1/s".parse().unwrap();
+        assert_eq!(node(&spec, Path::new("/srv/1/s")), None);
+        assert_eq!(node(&spec, Path::new("/srv/2/data")), Some(&spec.nodes[1].url));
     }
 
     /// Not of this process: other tests beside this one make files durable.

@@ -1,6 +1,8 @@
 //! The parts of the file system that volumes use, and their conflicts: a storage node lies in no other node, and neither in nor over a file
 //! that a volume is attached at; no file or socket lies in a node.
 //!
+//! An export of an NBD server is no part of it ([`crate::exports`] is about those).
+//!
 //! Every volume counts that this control module knows, attached or not, and those that are being made. A place is identified by its file
 //! system and the path in it ([`Ground`]), so bind mounts, links and `..` lead nowhere else.
 
@@ -11,11 +13,7 @@ use std::{
     time::Duration,
 };
 
-use everdisk_proto::{
-    ids::VolumeName,
-    nbd::NbdAddress,
-    volume::{NodeUrl, VolumeSpec},
-};
+use everdisk_proto::{ids::VolumeName, nbd::NbdAddress, volume::VolumeSpec};
 use everdisk_sys::mounts::{self, Ground};
 
 use crate::{
@@ -69,7 +67,8 @@ impl Territory {
     pub fn of(volumes: &[(VolumeSpec, Option<Attachment>)]) -> Self {
         let mut wanted = Vec::new();
         for (spec, attachment) in volumes {
-            wanted.extend(spec.nodes.iter().map(|node| (spec.name.clone(), What::Node, directory(&node.url))));
+            let directories = spec.nodes.iter().filter_map(|node| node.url.as_directory());
+            wanted.extend(directories.map(|path| (spec.name.clone(), What::Node, path.clone())));
             let front_ends = attachment.as_ref().map(front_ends).unwrap_or_default();
             wanted.extend(front_ends.into_iter().map(|path| (spec.name.clone(), What::FrontEnd, path)));
         }
@@ -144,11 +143,6 @@ impl Territory {
         }
         Ok(())
     }
-}
-
-fn directory(url: &NodeUrl) -> PathBuf {
-    let NodeUrl::Dir(path) = url;
-    path.clone()
 }
 
 /// The paths of an attachment whose processes live. Those of a dead one are free, as far as nothing is mounted there.

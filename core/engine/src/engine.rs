@@ -11,11 +11,11 @@ use std::{
 };
 
 use everdisk_proto::{frame::NodeStatus, limits::BLOCK, node::NodeState};
-use everdisk_store::{Lent, Op, Pending, Sought, Store};
-use everdisk_sys::file::FileRange;
+use everdisk_store::{ErrorKind, Keeper, Lent, Op, Pending, Sought, Store};
+use everdisk_sys::{file::FileRange, robust};
 
 use crate::{
-    IoError,
+    IoError, OpenError,
     health::Kind,
     layout::{Extent, Layout},
     node::{Node, kind},
@@ -42,6 +42,8 @@ const ENOSPC: i32 = 28;
 pub struct NotFlushed {
     /// Which: bit i stands for node i.
     pub nodes: u64,
+    /// Whether each of them works, and has only lost what was not durable.
+    pub only_forgot: bool,
     /// The first one's error.
     pub error: IoError,
 }
@@ -63,6 +65,27 @@ impl Engine {
     pub(crate) fn new(size: u64, layout: Layout, stores: Vec<Arc<dyn Store>>) -> Self {
         let nodes = stores.into_iter().map(|store| Arc::new(Node::new(store))).collect();
         Self { size, layout, nodes, probes: AtomicU64::new(u64::from(std::process::id())), turns: Default::default() }
+    }
+
+    /// Before the first operation of a core that serves: connects to the nodes that have connections. `keeper`: what keeps those of
+    /// a node, by its index, beyond the death of this process.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first node that is something else.
+    pub fn serve(&self, keeper: impl Fn(u8) -> Option<Arc<dyn Keeper>>) -> Result<(), OpenError> {
+        // Side by side: a server that is out of reach is waited for.
+        std::thread::scope(|scope| {
+            let begun = self.nodes.iter().enumerate().map(|(index, node)| {
+                let index = u8::try_from(index).expect("a volume has at most 64 nodes");
+                let (store, keeper) = (Arc::clone(&node.store), keeper(index));
+                robust::start_scoped(scope, "nodes", move || store.serve(keeper))
+            });
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().try_for_each(|begun| {
+                let served = begun.map_err(OpenError::Thread)?;
+                Ok(served.join().expect("a panic ends the process")?)
+            })
+        })
     }
 
     /// Bytes of the volume.
@@ -166,9 +189,18 @@ impl Engine {
         };
         let mut failure: Option<NotFlushed> = None;
         for (node, error) in outcomes.into_iter().enumerate().filter_map(|(node, done)| Some((node, done.err()?))) {
-            failure.get_or_insert(NotFlushed { nodes: 0, error }).nodes |= 1 << node;
+            let forgot = matches!(&error, IoError::Store(e) if e.kind() == ErrorKind::Unflushed);
+            let failure = failure.get_or_insert(NotFlushed { nodes: 0, only_forgot: true, error });
+            failure.nodes |= 1 << node;
+            failure.only_forgot &= forgot;
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a node can lose what it has acknowledged and not made durable, see
+    /// [`Store::may_forget`].
+    pub(crate) fn may_forget(&self) -> bool {
+        self.nodes.iter().any(|node| node.store.may_forget())
     }
 
     /// Whether a range lies on any of these nodes: bit i stands for node i.

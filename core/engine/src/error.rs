@@ -67,6 +67,11 @@ pub enum IoError {
         /// How many ranges of the volume are concerned.
         ranges: usize,
     },
+    /// A server of a storage node may have lost what a core that is dead had written and not flushed.
+    #[error(
+        "the server of a storage node ended the connection of a core that has died: what was written to it and not flushed may be lost"
+    )]
+    Unflushed,
     /// This core may not write.
     #[error("this core does not have the gate")]
     NoGate,
@@ -82,7 +87,12 @@ impl IoError {
         match self {
             Self::OutOfRange { .. } => EINVAL,
             Self::Unsent { errno, .. } | Self::NotDurable { errno, .. } => *errno,
-            Self::Late { .. } | Self::FailedBefore | Self::ManyLost | Self::DataLost { .. } | Self::NoGate => EIO,
+            Self::Late { .. }
+            | Self::FailedBefore
+            | Self::ManyLost
+            | Self::DataLost { .. }
+            | Self::Unflushed
+            | Self::NoGate => EIO,
             Self::Store(e) => e.errno(),
         }
     }
@@ -114,9 +124,16 @@ pub enum OpenError {
         /// Bytes asked for.
         new_size: u64,
     },
-    /// Two nodes of a volume that is being made are one directory.
-    #[error("{0}: another storage node of this volume is the same directory. Give each a directory of its own")]
+    /// Two nodes of a volume that is being made are one directory, or one export.
+    #[error(
+        "{0}: another storage node of this volume is the same {kind}. Give each {article} {kind} of its own",
+        kind = if .0.as_directory().is_some() { "directory" } else { "export" },
+        article = if .0.as_directory().is_some() { "a" } else { "an" },
+    )]
     SameNode(NodeUrl),
+    /// No thread could be started to open a storage node.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// A resize failed on one node and could not be undone on another.
     #[error("{refused}. Nor could the resize be undone: {stuck}")]
     HalfResized {

@@ -29,6 +29,14 @@ pub trait Gate: Send + Sync {
     /// After [`Gate::enter`].
     fn leave(&self, work: Work);
 
+    /// Bit i: the server of node i ended the connection of a core that is dead, and may have lost what was not flushed.
+    fn lost_nodes(&self) -> u64 {
+        0
+    }
+
+    /// A flush has failed because of these.
+    fn lost_nodes_reported(&self, _nodes: u64) {}
+
     /// The buffer was adopted, with this many bytes in it.
     fn taken_over(&self, bytes: u64);
 }

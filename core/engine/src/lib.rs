@@ -16,6 +16,8 @@ mod area;
 mod bypasses;
 mod engine;
 mod error;
+#[cfg(test)]
+mod exports;
 mod gate;
 mod health;
 pub mod layout;
@@ -31,7 +33,7 @@ mod sender;
 mod tests;
 mod write_back;
 
-pub use everdisk_store::Sought;
+pub use everdisk_store::{Creation, Sought};
 
 pub use crate::{
     engine::{Engine, NotFlushed},

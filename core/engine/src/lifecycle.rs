@@ -7,7 +7,7 @@ use everdisk_proto::{
     volume::{NodeSpec, VolumeSpec},
 };
 use everdisk_store::{
-    Created, NodeFormat, Store,
+    Created, Creation, NodeFormat, Store,
     room::{self, Room},
 };
 
@@ -33,7 +33,9 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] names the first node that is something else.
     pub fn open(spec: &VolumeSpec) -> Result<Self, OpenError> {
-        Self::open_with(spec, &|store| store)
+        let engine = Self::open_with(spec, &|store| store)?;
+        engine.serve(|_| None)?;
+        Ok(engine)
     }
 
     /// [`Self::open`], with every store passed through `wrap`: tests put stores that fail around the real ones.
@@ -43,21 +45,29 @@ impl Engine {
     pub fn open_with(spec: &VolumeSpec, wrap: &dyn Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Result<Self, OpenError> {
         spec.validate()?;
         let stores = formats(spec, spec.size)
-            .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format)?)))
+            .map(|(node, format)| Ok(wrap(everdisk_store::open(&node.url, &format, spec.timeouts.io())?)))
             .collect::<Result<_, OpenError>>()?;
         Ok(Self::new(spec.size, layout(spec), stores))
+    }
+
+    /// [`Self::create_with`] nothing particular.
+    ///
+    /// # Errors
+    /// As [`Self::create_with`].
+    pub fn create(spec: &VolumeSpec) -> Result<Vec<usize>, OpenError> {
+        Self::create_with(spec, Creation::default())
     }
 
     /// Makes every node ready, and its directory where that is missing. Returns the indices of the nodes whose
     /// directory was made.
     ///
     /// # Errors
-    /// [`OpenError`]; then the nodes that were made are removed again.
-    pub fn create(spec: &VolumeSpec) -> Result<Vec<usize>, OpenError> {
+    /// [`OpenError`]; then the nodes that were made are removed again. What was overwritten by force is lost.
+    pub fn create_with(spec: &VolumeSpec, how: Creation) -> Result<Vec<usize>, OpenError> {
         spec.validate()?;
         let mut created = Vec::new();
         for (node, format) in formats(spec, spec.size) {
-            match everdisk_store::create(&node.url, &format) {
+            match everdisk_store::create(&node.url, &format, how) {
                 Ok(made) => created.push(made),
                 Err(everdisk_store::OpenError::InUse { volume, .. }) if volume == spec.uuid => {
                     return Err(OpenError::SameNode(node.url.clone()));

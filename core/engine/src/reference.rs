@@ -170,7 +170,7 @@ proptest! {
         prop_assert!(both.engine.nodes().iter().all(|node| node.state == everdisk_proto::node::NodeState::InStep && node.error.is_none()));
         Engine::destroy(&both.spec).unwrap();
         for node in &both.spec.nodes {
-            let NodeUrl::Dir(path) = &node.url;
+            let path = node.url.as_directory().expect("it was made so");
             prop_assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
         }
     }

@@ -124,6 +124,9 @@ impl WriteBack {
     ) -> Option<Self> {
         let area = SegmentArea::of(segment)?;
         let buffers = area.geometry().capacity > 0;
+        // What passes the buffer cannot be written again. Where a node may lose it, and no other core would know, it does not pass,
+        // or is durable before it is acknowledged.
+        let bypass = if engine.may_forget() { Bypass::Never } else { bypass };
         let flushes = Flushes::new(area.flush_errors().load(Acquire));
         let buffer = Buffer::new(area, engine.size());
         Some(Self {
@@ -429,6 +432,8 @@ mod through;
 
 #[cfg(test)]
 mod durability;
+#[cfg(test)]
+mod forgetful;
 #[cfg(test)]
 mod linux;
 #[cfg(test)]

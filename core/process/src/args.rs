@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// With --create: make the directories of the storage nodes too.
     #[arg(long, requires = "create")]
     pub(crate) create_dir: bool,
+    /// With --create: format exports that are not empty too; their data are lost.
+    #[arg(long, requires = "create")]
+    pub(crate) force: bool,
     /// Say whether the volume could be served, or deleted, and end. Changes nothing.
     #[arg(long, group = "task", value_name = "WHAT")]
     pub(crate) check: Option<Check>,

@@ -4,7 +4,7 @@ use std::sync::{
     Arc,
     atomic::{
         AtomicU32,
-        Ordering::{Acquire, Relaxed, SeqCst},
+        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
     },
 };
 
@@ -84,7 +84,17 @@ impl Gate for CoreGate {
     fn may_write(&self) -> bool {
         let others = Slot::all().filter(|slot| *slot != self.slot);
         let others = others.map(|slot| &self.segment.cores[slot.index()]);
-        ticket::may_write(others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender])))
+        let tickets = others.flat_map(|core| core.tickets.iter().map(|ticket| &ticket.state).chain([&core.sender]));
+        // In this order: the interface counts up before it frees a dead core's tickets.
+        ticket::may_write(tickets) && self.segment.gate.undrained.load(SeqCst) == 0
+    }
+
+    fn lost_nodes(&self) -> u64 {
+        self.segment.gate.lost_nodes.load(Acquire)
+    }
+
+    fn lost_nodes_reported(&self, nodes: u64) {
+        self.segment.gate.lost_nodes.fetch_and(!nodes, AcqRel);
     }
 
     fn taken_over(&self, bytes: u64) {

@@ -14,6 +14,7 @@ mod args;
 mod control;
 mod disk;
 mod gate;
+mod keeper;
 mod membership;
 mod nodes;
 mod workers;
@@ -26,7 +27,7 @@ use std::{
 };
 
 use clap::Parser;
-use everdisk_engine::Engine;
+use everdisk_engine::{Creation, Engine};
 use everdisk_proto::{identity::Identity, volume::VolumeSpec};
 use everdisk_store::Store;
 use everdisk_sys::privileges;
@@ -107,7 +108,7 @@ fn dispatch(arguments: &args::Arguments, identity: &Identity, wrap: Wrap<'_>) ->
 /// stdout, one line each: a word, the index of the storage node, and numbers.
 fn task(arguments: &args::Arguments, spec: &VolumeSpec) -> Option<Result<(), Fatal>> {
     let done = if arguments.create {
-        create(spec, arguments.create_dir)
+        create(spec, arguments.create_dir, arguments.force)
     } else if let Some(size) = arguments.resize {
         Engine::resize(spec, size).map(|()| tell_shortages(spec, size))
     } else if arguments.destroy {
@@ -124,11 +125,11 @@ fn task(arguments: &args::Arguments, spec: &VolumeSpec) -> Option<Result<(), Fat
     Some(done.map_err(Fatal::from))
 }
 
-fn create(spec: &VolumeSpec, create_dir: bool) -> Result<(), everdisk_engine::OpenError> {
+fn create(spec: &VolumeSpec, create_dir: bool, force: bool) -> Result<(), everdisk_engine::OpenError> {
     if !create_dir {
         Engine::check_directories(spec)?;
     }
-    Engine::create(spec)?.iter().for_each(|place| println!("made {place}"));
+    Engine::create_with(spec, Creation { force })?.iter().for_each(|place| println!("made {place}"));
     tell_shortages(spec, spec.size);
     Ok(())
 }

@@ -16,7 +16,7 @@ use everdisk_proto::{
     identity::Identity,
     ids::Slot,
     limits::{FRAME_FDS_MAX, PEER_DEADLINE},
-    volume::VolumeSpec,
+    volume::{NodeUrl, VolumeSpec},
 };
 use everdisk_sys::{
     link::{Link, LinkError},
@@ -24,9 +24,9 @@ use everdisk_sys::{
     robust::{self, Entered},
 };
 
-use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, workers::Workers};
+use crate::{Fatal, disk::VolumeDisk, gate::CoreGate, keeper::Keepers, workers::Workers};
 
-type InterfaceLink = Link<ToInterface, FromInterface>;
+pub(crate) type InterfaceLink = Link<ToInterface, FromInterface>;
 
 /// When a core starts, the interface is there already, or comes within this time.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ struct Lent {
     /// Connections that wait for a worker, and what was lent with them.
     waiting: Vec<(LentConnection, [OwnedFd; 2])>,
     workers: Workers,
+    keepers: Arc<Keepers>,
 }
 
 impl Lent {
@@ -105,10 +106,13 @@ pub(crate) fn serve(
     loop {
         match attend(&link, &mut lent)? {
             Next::Quit => break,
-            Next::Reconnect => match reconnect(identity, &mut lent, socket) {
-                Some(new) => link = new,
-                None => break,
-            },
+            Next::Reconnect => {
+                lent.keepers.interface_lost();
+                match reconnect(identity, &mut lent, socket) {
+                    Some(new) => link = new,
+                    None => break,
+                }
+            }
         }
     }
     lent.workers.stop();
@@ -147,11 +151,11 @@ fn join(
     identity: &Identity,
     engine: &Arc<Engine>,
     socket: &Path,
-) -> Result<(InterfaceLink, Lent, Arc<WriteBack>, Entered), Fatal> {
+) -> Result<(Arc<InterfaceLink>, Lent, Arc<WriteBack>, Entered), Fatal> {
     let deadline = Instant::now() + JOIN_LIMIT;
     let link = loop {
         match InterfaceLink::connect(socket) {
-            Ok(link) => break link,
+            Ok(link) => break Arc::new(link),
             Err(error) if Instant::now() > deadline => return Err(refused(error)),
             Err(_) => thread::sleep(RECONNECT),
         }
@@ -159,8 +163,8 @@ fn join(
     link.send(1, ToInterface::Hello { identity: identity.clone(), slot: None, keeps_locks: true }, &[])
         .map_err(refused)?;
     let (frame, mut fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
-    let (slot, fronts) = match frame.body {
-        FromInterface::Welcome { slot, fronts } => (slot, fronts),
+    let (slot, fronts, keeps_nodes) = match frame.body {
+        FromInterface::Welcome { slot, fronts, keeps_nodes } => (slot, fronts, keeps_nodes),
         FromInterface::Refused { reason } => return Err(Fatal::Interface(reason)),
         other => return Err(Fatal::Interface(format!("answered the introduction with {other:?}"))),
     };
@@ -174,6 +178,14 @@ fn join(
     robust::join(&segment, slot);
     // Before a channel is lent to it.
     let entered = robust::enter();
+    if !keeps_nodes && spec.nodes.iter().any(|node| matches!(node.url, NodeUrl::Nbd(_))) {
+        return Err(Fatal::Interface(
+            "is of a build that does not know of NBD storage nodes: detach the volume, and attach it again".to_owned(),
+        ));
+    }
+    let keepers = Keepers::new(&segment, slot, &link);
+    // Only now: the threads of their connections have words.
+    engine.serve(|node| Some(keepers.of(node)))?;
     let gate = Box::new(CoreGate { segment: Arc::clone(&segment), slot });
     let volume = WriteBack::new(Arc::clone(engine), &segment, gate, spec.bypass, spec.timeouts)
         .ok_or_else(|| Fatal::Interface("keeps a write buffer of a version that this core does not know".to_owned()))?;
@@ -181,7 +193,8 @@ fn join(
     let disk =
         VolumeDisk { volume: Arc::clone(&volume), name: spec.name.to_string(), version: identity.version.clone() };
     let workers = Workers::new(&segment, slot, &Arc::new(disk))?;
-    let mut lent = Lent { slot, segment, file: None, nbd: None, locks: Vec::new(), waiting: Vec::new(), workers };
+    let mut lent =
+        Lent { slot, segment, file: None, nbd: None, locks: Vec::new(), waiting: Vec::new(), workers, keepers };
     for _ in 0..fronts {
         let (frame, fds) = link.recv_within(PEER_DEADLINE).map_err(refused)?;
         if let Some(other) = take(&mut lent, frame.body, fds)? {
@@ -243,7 +256,7 @@ fn is_fuse_device(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Executes the interface's frames until the connection or the core ends.
-fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
+fn attend(link: &Arc<InterfaceLink>, lent: &mut Lent) -> Result<Next, Fatal> {
     loop {
         let (frame, fds) = match link.recv_within(TICK) {
             Ok(received) => received,
@@ -273,6 +286,8 @@ fn attend(link: &InterfaceLink, lent: &mut Lent) -> Result<Next, Fatal> {
                 if give_back(link, lent).is_err() {
                     return Ok(Next::Reconnect);
                 }
+                // Once more: an interface that was being restored has not heard it before.
+                lent.keepers.interface_found(link);
             }
             FromInterface::Quit => return Ok(Next::Quit),
             FromInterface::Refused { reason } => {
@@ -320,7 +335,7 @@ fn give_back(link: &InterfaceLink, lent: &Lent) -> Result<(), LinkError> {
 }
 
 /// Finds the interface that replaces the dead one, while the workers go on. `None`: the core is to end.
-fn reconnect(identity: &Identity, lent: &mut Lent, socket: &Path) -> Option<InterfaceLink> {
+fn reconnect(identity: &Identity, lent: &mut Lent, socket: &Path) -> Option<Arc<InterfaceLink>> {
     let since = Instant::now();
     loop {
         thread::sleep(RECONNECT);
@@ -338,6 +353,8 @@ fn reconnect(identity: &Identity, lent: &mut Lent, socket: &Path) -> Option<Inte
         let Ok(link) = InterfaceLink::connect(socket) else { continue };
         let hello = ToInterface::Hello { identity: identity.clone(), slot: Some(lent.slot), keeps_locks: true };
         if link.send(1, hello, &[]).is_ok() && link.send(2, armed(lent), &[]).is_ok() {
+            let link = Arc::new(link);
+            lent.keepers.interface_found(&link);
             return Some(link);
         }
     }

@@ -1,7 +1,6 @@
 //! The client's handle.
 
 use std::{
-    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -15,6 +14,7 @@ use crate::{
     config::{Config, Offer},
     connect::{Resolver, open},
     error::{Error, Kind},
+    keeper::Keeper,
     reconnect,
     shared::Shared,
     state::{OutstandingWrite, State},
@@ -51,21 +51,20 @@ pub struct Client {
     offer: Offer,
 }
 
-/// A socket of a client.
-#[derive(Clone, Debug)]
-pub struct Socket {
-    /// The number of the connection: of its socket there is never another one in this client.
-    pub connection: u64,
-    /// The socket; the client uses it too.
-    pub socket: Arc<OwnedFd>,
-}
-
 impl Client {
     /// Connects to an export. Waits for at most [`Config::connect`].
     ///
     /// # Errors
     /// [`Kind::Unavailable`]: the server cannot be reached, or does not agree to what is needed. The words say what.
     pub fn connect(address: Address, config: Config) -> Result<Self, Error> {
+        Self::connect_kept(address, config, None)
+    }
+
+    /// As [`Client::connect`]. Every connection is kept beyond the death of this process.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], also where the connection cannot be kept.
+    pub fn connect_kept(address: Address, config: Config, keeper: Option<Arc<dyn Keeper>>) -> Result<Self, Error> {
         let (node, resolver) = (Arc::<str>::from(address.to_string()), Resolver::default());
         let unavailable = |why: &dyn std::fmt::Display| Error::new(Kind::Unavailable, &node, why);
         let connected = open(&address, &resolver, Instant::now() + config.connect).map_err(|why| unavailable(&why))?;
@@ -73,7 +72,7 @@ impl Client {
         let several = offer.has(flag::CAN_MULTI_CONN);
         let slots = if several { config.connections.max(1) } else { 1 };
         let state = State::new(Arc::clone(&node), config, offer, slots);
-        let client = Self { shared: Arc::new(Shared::new(address, resolver, state)), offer };
+        let client = Self { shared: Arc::new(Shared::new(address, resolver, keeper, state)), offer };
         client.shared.install(connected, 0).map_err(|why| unavailable(&why))?;
         let shared = Arc::clone(&client.shared);
         // It makes the further connections too.
@@ -124,13 +123,6 @@ impl Client {
     /// Since when there has been no connection on which the server answers; `None` if there is one.
     pub fn out_of_reach(&self) -> Option<Duration> {
         self.shared.state().trouble.map(|since| since.elapsed())
-    }
-
-    /// The sockets that are connected now. For a process that keeps duplicates of them beyond the end of this one.
-    pub fn sockets(&self) -> Vec<Socket> {
-        let state = self.shared.state();
-        let lanes = state.slots.iter().filter_map(|slot| slot.lane.as_ref());
-        lanes.map(|lane| Socket { connection: lane.id, socket: Arc::clone(&lane.socket) }).collect()
     }
 
     /// The changes that were sent and have not been answered.

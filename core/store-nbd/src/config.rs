@@ -16,7 +16,7 @@ pub struct Config {
     pub unavailable_after: Duration,
     /// Most connections, at least 1. More than one is made only to a server that offers `NBD_FLAG_CAN_MULTI_CONN`.
     pub connections: usize,
-    /// Most requests in flight, over all connections, at least 1.
+    /// Most requests in flight, over all connections, from 1 to 256 ([`everdisk_proto::in_flight::ENTRIES`]).
     pub requests_max: usize,
     /// Most bytes of reads and writes in flight, over all connections. One request is always allowed.
     pub bytes_max: u64,
@@ -24,12 +24,12 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Longest time between two attempts.
     pub backoff_max: Duration,
-    /// Time between the loss of a connection and the resending of the writes that were in flight on it. Within it, a server that
-    /// lives on finishes what it had received. See [`Client`](crate::Client), "Late writes".
+    /// Time between the loss of a connection and the resending of the changes that were in flight on it. Within it, a server that
+    /// lives on finishes what it had received. Everything else goes on. See [`Client`](crate::Client), "Late writes".
     pub settle: Duration,
-    /// The upper half of every cookie: the number of the process among those that have used the node. See the crate's notes
-    /// on the fence.
-    pub epoch: u32,
+    /// Other processes write to the node as well, and leave it to this one to flush. Then the next flush after each loss of a
+    /// connection fails with [`Kind::Unflushed`](crate::Kind::Unflushed), whatever this client itself has written.
+    pub others_write: bool,
 }
 
 impl Default for Config {
@@ -43,7 +43,7 @@ impl Default for Config {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(5),
             settle: Duration::ZERO,
-            epoch: 0,
+            others_write: false,
         }
     }
 }

@@ -28,12 +28,16 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     kind: Kind,
+    /// The node, a colon, a space, the reason.
     words: String,
+    /// Where in the words the reason begins.
+    reason: usize,
 }
 
 impl Error {
     pub(crate) fn new(kind: Kind, node: &str, words: impl fmt::Display) -> Self {
-        Self { kind, words: format!("{node}: {words}") }
+        let words = format!("{node}: {words}");
+        Self { kind, words, reason: node.len() + 2 }
     }
 
     /// An error that the server gave.
@@ -56,6 +60,11 @@ impl Error {
     /// What the caller may conclude.
     pub const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The words without the node, for a caller that names it in its own way.
+    pub fn reason(&self) -> &str {
+        &self.words[self.reason..]
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use everdisk_sys::in_flight;
 use rustix::{
     io::retry_on_intr,
     net::{RecvAncillaryBuffer, RecvFlags, recvmsg},
@@ -13,20 +14,17 @@ use rustls::ClientConnection;
 
 use crate::connect::Raw;
 
-/// Bytes that are received ahead: some dozens of replies of 4 KiB.
-const INBOX_BYTES: usize = 256 << 10;
-
 /// Bytes that were received and not read yet.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    bytes: Box<[u8]>,
+    bytes: in_flight::Inbox,
     start: usize,
     end: usize,
 }
 
 impl Inbox {
-    pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; INBOX_BYTES].into_boxed_slice(), start: 0, end: 0 }
+    pub(crate) fn new(bytes: in_flight::Inbox) -> Self {
+        Self { bytes, start: 0, end: 0 }
     }
 
     pub(crate) fn unread(&self) -> &[u8] {

@@ -5,18 +5,21 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice, Write},
+    io::{self, ErrorKind, IoSlice, Write},
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, Release},
+    },
 };
 
-use everdisk_proto::nbd::wire::cmd;
+use everdisk_proto::{in_flight::NOT_QUEUED, nbd::wire::cmd};
+use everdisk_sys::in_flight::InFlight;
 use parking_lot::Mutex;
 use rustix::{
     event::{EventfdFlags, eventfd},
-    io::{Errno, retry_on_intr},
-    net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown},
+    net::{Shutdown, shutdown},
 };
 
 use crate::codec::{REQUEST_BYTES, request};
@@ -36,6 +39,7 @@ pub(crate) struct Lane {
     wake: OwnedFd,
     encrypted: bool,
     pub(crate) agreed: Agreed,
+    table: InFlight,
     outbox: Mutex<Outbox>,
 }
 
@@ -52,11 +56,15 @@ pub(crate) struct Agreed {
 pub(crate) struct Outgoing {
     pub(crate) head: [u8; REQUEST_BYTES],
     pub(crate) payload: Option<(Arc<Vec<u8>>, Range<usize>)>,
+    /// The entry of a change in the in-flight table.
+    pub(crate) entry: Option<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Outbox {
     queue: VecDeque<Outgoing>,
+    /// Bytes of all requests that were ever queued.
+    queued: u64,
     /// Bytes of the first one that were sent.
     sent: usize,
     /// The socket takes no more at the moment.
@@ -75,9 +83,32 @@ enum Phase {
 }
 
 impl Lane {
-    pub(crate) fn new(id: u64, slot: usize, socket: OwnedFd, encrypted: bool, agreed: Agreed) -> io::Result<Self> {
+    pub(crate) fn new(
+        id: u64,
+        slot: usize,
+        socket: OwnedFd,
+        encrypted: bool,
+        agreed: Agreed,
+        table: InFlight,
+    ) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { id, slot, socket: Arc::new(socket), wake, encrypted, agreed, outbox: Mutex::default() })
+        Ok(Self { id, slot, socket: Arc::new(socket), wake, encrypted, agreed, table, outbox: Mutex::default() })
+    }
+
+    pub(crate) fn table(&self) -> BorrowedFd<'_> {
+        self.table.as_fd()
+    }
+
+    /// Notes a change that is about to be sent.
+    pub(crate) fn note(&self, entry: usize, cookie: u64) {
+        let entry = &self.table.entries[entry];
+        entry.end.store(NOT_QUEUED, Relaxed);
+        entry.cookie.store(cookie, Release);
+    }
+
+    /// The change has been answered.
+    pub(crate) fn forget(&self, entry: usize) {
+        self.table.entries[entry].cookie.store(0, Release);
     }
 
     /// Sends requests, now or as soon as the socket takes them. They are dropped if the connection was lost: the
@@ -87,7 +118,9 @@ impl Lane {
         if outbox.state != Phase::Open {
             return;
         }
-        outbox.queue.extend(requests);
+        for outgoing in requests {
+            outbox.queue(outgoing, &self.table);
+        }
         if self.encrypted {
             drop(outbox);
             self.wake();
@@ -114,9 +147,10 @@ impl Lane {
 
     fn send(&self, outbox: &mut Outbox) {
         while !outbox.queue.is_empty() {
-            match outbox.send_once(self.socket.as_fd()) {
+            match outbox.send_once(self.socket.as_fd(), &self.table) {
                 Ok(()) => {}
-                Err(Errno::AGAIN) => {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     outbox.full = true;
                     return;
                 }
@@ -147,7 +181,7 @@ impl Lane {
 
     /// Takes leave of the server, and ends the connection's thread.
     pub(crate) fn close(&self) {
-        self.push([Outgoing { head: request(cmd::DISC, 0, 0, 0, 0), payload: None }]);
+        self.push([Outgoing { head: request(cmd::DISC, 0, 0, 0, 0), payload: None, entry: None }]);
         self.outbox.lock().state = Phase::Closing;
         self.wake();
     }
@@ -194,15 +228,23 @@ impl Outgoing {
 }
 
 impl Outbox {
-    fn send_once(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// A request gets its place in the stream.
+    fn queue(&mut self, outgoing: Outgoing, table: &InFlight) {
+        self.queued += outgoing.bytes() as u64;
+        if let Some(entry) = outgoing.entry {
+            table.entries[entry].end.store(self.queued, Release);
+        }
+        self.queue.push_back(outgoing);
+    }
+
+    fn send_once(&mut self, socket: BorrowedFd<'_>, table: &InFlight) -> io::Result<()> {
         let mut parts = Vec::with_capacity(PARTS_MAX.min(2 * self.queue.len()));
         let mut sent = self.sent;
         for outgoing in self.queue.iter().take(PARTS_MAX / 2) {
             parts.extend(outgoing.rest(sent).into_iter().filter(|part| !part.is_empty()).map(IoSlice::new));
             sent = 0;
         }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let written = retry_on_intr(|| sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags))?;
+        let written = table.send(socket, &parts)?;
         self.advance(written);
         Ok(())
     }

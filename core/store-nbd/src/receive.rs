@@ -95,8 +95,8 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(lane: Arc<Lane>, tls: Option<Box<ClientConnection>>) -> Self {
-        Self { lane, tls, inbox: Inbox::new(), phase: Phase::Head }
+    pub(crate) fn new(lane: Arc<Lane>, tls: Option<Box<ClientConnection>>, inbox: Inbox) -> Self {
+        Self { lane, tls, inbox, phase: Phase::Head }
     }
 
     /// Until the connection ends.

@@ -92,7 +92,7 @@ fn next(shared: &Shared, failure: Option<&ConnectError>) -> Next {
             });
             continue;
         }
-        if state.hold.is_some_and(|until| until <= now) {
+        if state.held_until().is_some_and(|until| until <= now) {
             drop(state);
             // To send what was held back.
             shared.with(|_, _| ());
@@ -109,7 +109,7 @@ fn next(shared: &Shared, failure: Option<&ConnectError>) -> Next {
             let deadline = now + limit;
             return Next::Connect { slot, deadline: give_up.map_or(deadline, |end| deadline.min(end)) };
         }
-        let wake = [due.map(|(_, at)| at), give_up, state.hold].into_iter().flatten().min();
+        let wake = [due.map(|(_, at)| at), give_up, state.held_until()].into_iter().flatten().min();
         match wake {
             Some(at) => {
                 let _ = shared.changed().wait_until(&mut state, at);

@@ -2,16 +2,19 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     sync::Arc,
     thread::{self, JoinHandle},
 };
 
-use everdisk_sys::robust;
+use everdisk_sys::{in_flight::InFlight, robust};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     address::Address,
     connect::{Connected, Resolver},
+    inbox::Inbox,
+    keeper::Keeper,
     lane::{Agreed, Lane},
     receive::{Lost, Receiver},
     state::{Health, State, Work},
@@ -22,6 +25,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) address: Address,
     pub(crate) resolver: Resolver,
+    keeper: Option<Arc<dyn Keeper>>,
     state: Mutex<State>,
     /// Signalled when the state has changed in a way that concerns the connector.
     changed: Condvar,
@@ -29,9 +33,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(address: Address, resolver: Resolver, state: State) -> Self {
+    pub(crate) fn new(address: Address, resolver: Resolver, keeper: Option<Arc<dyn Keeper>>, state: State) -> Self {
         let (changed, threads) = (Condvar::new(), Mutex::default());
-        Self { address, resolver, state: Mutex::new(state), changed, threads }
+        Self { address, resolver, keeper, state: Mutex::new(state), changed, threads }
     }
 
     /// Changes the state, sends what can be sent then, and completes what has ended, the last two without the lock.
@@ -41,7 +45,7 @@ impl Shared {
         let result = change(&mut state, &mut work);
         state.pump(&mut work);
         drop(state);
-        work.run();
+        work.run(self.keeper.as_deref());
         result
     }
 
@@ -69,8 +73,15 @@ impl Shared {
             state.lanes_ever += 1;
             state.lanes_ever
         };
-        let lane = Arc::new(Lane::new(id, slot, socket, tls.is_some(), agreed)?);
-        let receiver = Receiver::new(Arc::clone(&lane), tls);
+        let (table, inbox) = InFlight::create()?;
+        let lane = Arc::new(Lane::new(id, slot, socket, tls.is_some(), agreed, table)?);
+        if let Some(keeper) = &self.keeper {
+            if tls.is_some() {
+                return Err(io::Error::other("a successor cannot read on an encrypted connection"));
+            }
+            keeper.keep(id, lane.socket.as_fd(), lane.table())?;
+        }
+        let receiver = Receiver::new(Arc::clone(&lane), tls, Inbox::new(inbox));
         let shared = Arc::clone(self);
         // Before the thread starts, since it may find at once that the connection is lost.
         let is_closed = self.with(|state, _| {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::{EINVAL, Op, Sought, Store, StoreError, pending};
+use crate::{EINVAL, ErrorKind, Op, Sought, Store, StoreError, pending};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -18,6 +18,11 @@ pub trait Fixture {
 
     /// Whether the stores tell holes from data. A store that cannot reports everything as data.
     fn knows_holes(&self) -> bool {
+        true
+    }
+
+    /// Whether the stores reserve space. A store that cannot says so, with EOPNOTSUPP.
+    fn reserves(&self) -> bool {
         true
     }
 }
@@ -37,7 +42,7 @@ pub fn run(fixture: &mut dyn Fixture) {
     ranges_outside_are_refused(&*fixture.store(MIB));
     an_empty_node_serves(&*fixture.store(0));
     threads_do_not_disturb_each_other(&*fixture.store(4 * MIB));
-    what_is_begun_ends_and_gives_its_memory_back(&fixture.store(4 * MIB));
+    what_is_begun_ends_and_gives_its_memory_back(&fixture.store(4 * MIB), fixture.reserves());
 }
 
 fn sound<T>(promise: &str, result: Result<T, StoreError>) -> T {
@@ -125,10 +130,15 @@ fn allocate_changes_no_byte(fixture: &mut dyn Fixture) {
     let store = fixture.store(8 * MIB);
     let data = pattern(5, 12_345);
     sound("write", store.write_at(77, &data));
-    sound("allocate", store.allocate(0, store.size()));
+    let allocated = store.allocate(0, store.size());
+    if fixture.reserves() {
+        sound("allocate", allocated);
+    } else {
+        assert_eq!(allocated.err().map(|e| e.kind()), Some(ErrorKind::Unsupported), "a reservation that was not made");
+    }
     assert!(read(&*store, 77, data.len()) == data, "a reservation changed the bytes");
     assert!(read(&*store, MIB, 4096).iter().all(|b| *b == 0), "reserved space does not read as zero");
-    if let Some(taken) = fixture.allocated_bytes() {
+    if let (true, Some(taken)) = (fixture.reserves(), fixture.allocated_bytes()) {
         assert!(taken >= 8 * MIB, "8 MiB were reserved, {taken} bytes are taken");
     }
 }
@@ -219,7 +229,7 @@ fn threads_do_not_disturb_each_other(store: &dyn Store) {
 }
 
 /// Many at once, more than any store does side by side; each kind; and one that is refused.
-fn what_is_begun_ends_and_gives_its_memory_back(store: &Arc<dyn Store>) {
+fn what_is_begun_ends_and_gives_its_memory_back(store: &Arc<dyn Store>, reserves: bool) {
     const AT_ONCE: u64 = 200;
     const LEN: usize = 5000;
     let begin = |offset, op| {
@@ -245,6 +255,14 @@ fn what_is_begun_ends_and_gives_its_memory_back(store: &Arc<dyn Store>) {
     for op in others {
         let (given_back, outcome) = begin(0, op.clone()).wait();
         assert!(given_back == op, "an operation is given back as it was");
+        if let (Op::Allocate(_), false) = (&op, reserves) {
+            assert_eq!(
+                outcome.err().map(|e| e.kind()),
+                Some(ErrorKind::Unsupported),
+                "a reservation that was not made"
+            );
+            continue;
+        }
         assert_eq!(sound("an operation that was begun", outcome).is_some(), matches!(op, Op::Seek(_)), "{op:?}");
     }
     assert!(read(&**store, 0, LEN).iter().all(|byte| *byte == 0), "zeros that were begun were not written");

@@ -34,7 +34,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -53,6 +53,7 @@ pub use self::format::{Created, check_destroy, check_open, check_resize, create,
 use self::whole::Stopped;
 use crate::{
     About, Completion, Lent, NodeFormat, Op, OpenError, Outcome, Owned, Sought, Store, StoreError, pool::Pool,
+    superblock::check_superblock,
 };
 
 /// Where the file system has no better way, zeros are written in pieces of this size.
@@ -69,6 +70,7 @@ const fn is_unsupported(errno: Errno) -> bool {
 #[derive(Debug)]
 pub struct DirStore {
     about: About,
+    path: PathBuf,
     pool: Pool,
     format: NodeFormat,
     directory: OwnedFd,
@@ -86,13 +88,22 @@ impl DirStore {
     /// [`OpenError`] says what was found instead.
     pub fn open(path: &Path, format: &NodeFormat) -> Result<Self, OpenError> {
         let directory = format::open_directory(path)?;
-        format::check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
+        check_superblock(&format::read_superblock(directory.as_fd(), path)?, &format.superblock, &path.into())?;
         let data = format::open_data(directory.as_fd(), path)?;
         format::check_length(&data, format.len, path)?;
         let flushed = Mutex::new(Arc::new(format::open_flushed(directory.as_fd(), path)?));
         let sent = format::open_sent(directory.as_fd()).and_then(|file| Resident::new(file).ok());
         let about = About { url: NodeUrl::Dir(path.to_owned()), uuid: format.superblock.node, size: format.len };
-        Ok(Self { about, pool: Pool::default(), format: *format, directory, data, flushed, sent })
+        Ok(Self {
+            about,
+            path: path.to_owned(),
+            pool: Pool::default(),
+            format: *format,
+            directory,
+            data,
+            flushed,
+            sent,
+        })
     }
 
     /// Bytes of disk that the data takes.
@@ -185,9 +196,9 @@ fn is_same(one: &File, other: &File) -> Result<bool, Errno> {
 
 impl DirStore {
     fn recheck(&self) -> Result<(), StoreError> {
-        let NodeUrl::Dir(path) = &self.about.url;
+        let path = &self.path;
         format::read_superblock(self.directory.as_fd(), path)
-            .and_then(|found| format::check_superblock(&found, &self.format.superblock, path))
+            .and_then(|found| check_superblock(&found, &self.format.superblock, &path.as_path().into()))
             .and_then(|()| format::check_length(&self.data, self.format.len, path))
             .map_err(|source| StoreError::Changed { node: self.about.url.clone(), source: Box::new(source) })
     }
@@ -319,7 +330,7 @@ impl Store for DirStore {
     }
 
     fn forget_errors(&self) -> Result<(), StoreError> {
-        let NodeUrl::Dir(path) = &self.about.url;
+        let path = &self.path;
         let file = format::open_flushed(self.directory.as_fd(), path)
             .map_err(|source| StoreError::Changed { node: self.about.url.clone(), source: Box::new(source) })?;
         // Data is not written to another file of the same name.

@@ -14,19 +14,24 @@
 pub mod conformance;
 pub mod dir;
 mod error;
+pub mod nbd;
 mod op;
 pub mod pool;
+mod refusal;
 pub mod room;
+pub mod superblock;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use everdisk_proto::{superblock::Superblock, volume::NodeUrl};
 use everdisk_sys::file::FileRange;
 use uuid::Uuid;
 
-pub use crate::dir::Created;
-pub use crate::error::{EINVAL, EIO, OpenError, StoreError};
+pub use everdisk_store_nbd::Keeper;
+
+pub use crate::error::{EINVAL, EIO, ErrorKind, StoreError};
 pub use crate::op::{Completion, Lent, Op, Outcome, Owned, Pending, Sought, pending};
+pub use crate::refusal::{OpenError, Place};
 
 /// What is known of a node that is open.
 #[derive(Clone, Debug)]
@@ -67,10 +72,26 @@ pub trait Store: Send + Sync + 'static {
     /// Begins the operation, without waiting. `completion` is used when it has ended, on any thread, this one included.
     fn begin(self: Arc<Self>, offset: u64, op: Owned, completion: Completion);
 
+    /// Before the first operation of a core that serves: connects to a node that is reached over a network, and checks that it bears the
+    /// format. `keeper`: what keeps the connections beyond the death of this process; `None` where no other process takes over. Where the
+    /// server is out of reach, that is logged, it is tried again, and operations wait.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what was found instead.
+    fn serve(self: Arc<Self>, _keeper: Option<Arc<dyn Keeper>>) -> Result<(), OpenError> {
+        Ok(())
+    }
+
     /// The bytes as a part of a file, if they are one range there and lie in memory. Then they can be sent from it
     /// (sendfile(2)) without a copy, and without reading from the node. `None`: read them.
     fn in_memory(&self, _offset: u64, _len: u64) -> Option<FileRange<'_>> {
         None
+    }
+
+    /// Whether the node can lose what it has acknowledged and not made durable while this machine goes on, and only the core that
+    /// wrote it is told. Then what cannot be written again is made durable before it is acknowledged.
+    fn may_forget(&self) -> bool {
+        false
     }
 
     /// From now on a flush does not report an error that another opening of the node has been told of already.
@@ -175,24 +196,63 @@ pub struct NodeFormat {
     pub len: u64,
 }
 
+/// What the operator has said about a node that is to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Creation {
+    /// Whatever an export holds is overwritten, unless it is a storage node. A directory has to be empty in any case.
+    pub force: bool,
+}
+
+/// A node that was made. That is undone on drop, unless [`Created::confirm`] was called. What was overwritten by force stays so.
+#[derive(Debug)]
+#[must_use = "what was created is removed again unless it is confirmed"]
+pub enum Created {
+    /// In a directory.
+    Dir(dir::Created),
+    /// On an export.
+    Nbd(nbd::Created),
+}
+
+impl Created {
+    /// Whether the node's directory was made for it.
+    pub const fn made_directory(&self) -> bool {
+        match self {
+            Self::Dir(created) => created.made_directory(),
+            Self::Nbd(_) => false,
+        }
+    }
+
+    /// Keeps what was created.
+    pub fn confirm(self) {
+        match self {
+            Self::Dir(created) => created.confirm(),
+            Self::Nbd(created) => created.confirm(),
+        }
+    }
+}
+
 /// Makes a node ready, with nothing but its superblock and bytes that read as zero. It is undone unless the caller
 /// confirms.
 ///
 /// # Errors
 /// [`OpenError`]; then the node is as it was before.
-pub fn create(url: &NodeUrl, format: &NodeFormat) -> Result<Created, OpenError> {
+pub fn create(url: &NodeUrl, format: &NodeFormat, how: Creation) -> Result<Created, OpenError> {
     match url {
-        NodeUrl::Dir(path) => dir::create(path, format),
+        NodeUrl::Dir(path) => dir::create(path, format).map(Created::Dir),
+        NodeUrl::Nbd(export) => nbd::create(export, format, how).map(Created::Nbd),
     }
 }
 
-/// Opens a node that bears exactly this format.
+/// Opens a node that bears exactly this format. One that is reached over a network is connected to by [`Store::serve`].
+/// `unavailable_after`: how long a node that is reached over a network may be out of reach
+/// before operations on it fail; zero: for ever.
 ///
 /// # Errors
 /// [`OpenError`] says what was found instead.
-pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Arc<dyn Store>, OpenError> {
+pub fn open(url: &NodeUrl, format: &NodeFormat, unavailable_after: Duration) -> Result<Arc<dyn Store>, OpenError> {
     match url {
         NodeUrl::Dir(path) => Ok(Arc::new(dir::DirStore::open(path, format)?)),
+        NodeUrl::Nbd(export) => Ok(Arc::new(nbd::LateStore::new(export, format, unavailable_after))),
     }
 }
 
@@ -203,6 +263,7 @@ pub fn open(url: &NodeUrl, format: &NodeFormat) -> Result<Arc<dyn Store>, OpenEr
 pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_resize(path, old, new),
+        NodeUrl::Nbd(export) => nbd::check_resize(export, old, new),
     }
 }
 
@@ -214,6 +275,7 @@ pub fn check_resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result
 pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::resize(path, old, new),
+        NodeUrl::Nbd(export) => nbd::resize(export, old, new),
     }
 }
 
@@ -224,6 +286,7 @@ pub fn resize(url: &NodeUrl, old: &NodeFormat, new: &NodeFormat) -> Result<(), O
 pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_open(path, format),
+        NodeUrl::Nbd(export) => nbd::check_open(export, format),
     }
 }
 
@@ -234,6 +297,7 @@ pub fn check_open(url: &NodeUrl, format: &NodeFormat) -> Result<(), OpenError> {
 pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::check_destroy(path, volume, node),
+        NodeUrl::Nbd(export) => nbd::check_destroy(export, volume, node),
     }
 }
 
@@ -245,5 +309,6 @@ pub fn check_destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<(), Open
 pub fn destroy(url: &NodeUrl, volume: Uuid, node: Uuid) -> Result<bool, OpenError> {
     match url {
         NodeUrl::Dir(path) => dir::destroy(path, volume, node),
+        NodeUrl::Nbd(export) => nbd::destroy(export, volume, node),
     }
 }

@@ -16,12 +16,12 @@ pub struct Room {
     pub free: u64,
 }
 
-/// Checks that the directory of a node that is to be made exists.
+/// Checks that the directory of a node that is to be made exists. An export has none, and is looked at when the node is made.
 ///
 /// # Errors
 /// [`OpenError::NoDirectory`].
 pub fn check_directory(url: &NodeUrl) -> Result<(), OpenError> {
-    let NodeUrl::Dir(path) = url;
+    let NodeUrl::Dir(path) = url else { return Ok(()) };
     match fs::metadata(path) {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::NOENT) => {
             Err(OpenError::NoDirectory { path: path.to_owned() })
@@ -31,9 +31,10 @@ pub fn check_directory(url: &NodeUrl) -> Result<(), OpenError> {
     }
 }
 
-/// The room for a node that is to be made there; `None` where that is unknown.
+/// The room for a node that is to be made there; `None` where that is unknown. NBD tells the size of an export, which
+/// bounds the node ([`OpenError::TooSmall`]), and not what its server has left to fill it.
 pub fn room(url: &NodeUrl) -> Option<Room> {
-    let NodeUrl::Dir(path) = url;
+    let path = url.as_directory()?;
     let found = statvfs(path).ok()?;
     Some(Room {
         place: std::os::unix::fs::MetadataExt::dev(&fs::metadata(path).ok()?),

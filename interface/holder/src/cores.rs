@@ -179,7 +179,13 @@ pub(crate) fn strike(segment: &Segment, slot: Slot) {
     }
 }
 
+/// Connections to NBD storage nodes on which a core may have changes in flight.
+pub(crate) fn node_connections(segment: &Segment, slot: Slot) -> u32 {
+    area(segment, slot).map_or(0, |area| area.node_connections.load(Acquire))
+}
+
 fn clear(area: &CoreArea) {
+    area.node_connections.store(0, Relaxed);
     for word in &area.threads {
         // The thread that watches the slot's previous core sleeps on one of them.
         if word.swap(thread_word::FREE, AcqRel) != thread_word::FREE {

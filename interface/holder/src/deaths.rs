@@ -9,7 +9,7 @@ use everdisk_gate::{
 use everdisk_proto::{frame::CoreDeath, ids::Slot};
 use everdisk_sys::{clock::monotonic_ns, signal};
 
-use crate::{cores, holder::Holder, life, suspension::TAKEOVER_LIMIT};
+use crate::{cores, holder::Holder, life, nodes::KeptNodes, suspension::TAKEOVER_LIMIT};
 
 /// Number of deaths that are remembered.
 const DEATHS_MAX: usize = 8;
@@ -51,6 +51,13 @@ impl Holder {
                 gate.closed_ns.store(monotonic_ns(), Relaxed);
                 gate.drained_ns.store(monotonic_ns(), Relaxed);
                 ticket::set(&gate.word, self.custody.closed());
+            }
+            // Before its tickets are free: as long as one of the two says so, nobody writes to the nodes.
+            self.hear_last_words(slot, &core);
+            let drained = self.kept.drain(slot, &self.segment);
+            let used = cores::node_connections(&self.segment, slot);
+            if self.is_restored && used > drained {
+                KeptNodes::wait_for_lost(used - drained, &self.segment);
             }
             cores::strike(&self.segment, slot);
             self.custody.died(slot)

@@ -49,6 +49,9 @@ impl Holder {
                         let ToInterface::ReturnedConnection(lent) = frame.body else { break };
                         self.take_back(lent, fds);
                     }
+                    Ok((frame, fds)) if matches!(frame.body, ToInterface::KeepNode(_) | ToInterface::DropNode(_)) => {
+                        self.note_node(slot, &frame.body, fds);
+                    }
                     Ok((frame, _)) => {
                         tracing::warn!(pid = self.pid_of(slot), body = ?frame.body, "a core said what it may not say now");
                     }
@@ -84,7 +87,9 @@ impl Holder {
                     ToInterface::Armed { .. }
                     | ToInterface::Returned { .. }
                     | ToInterface::ReturnedLocks { .. }
-                    | ToInterface::ReturnedConnection(_) => {
+                    | ToInterface::ReturnedConnection(_)
+                    | ToInterface::KeepNode(_)
+                    | ToInterface::DropNode(_) => {
                         refuse(&peer, "introduce yourself first");
                     }
                 },
@@ -93,6 +98,24 @@ impl Holder {
                     tracing::warn!(pid = peer.pid, %error, "a peer is refused");
                     refuse(&peer, &error.to_string());
                 }
+            }
+        }
+    }
+
+    /// What a core says of its connections to storage nodes.
+    fn note_node(&mut self, slot: Slot, body: &ToInterface, fds: Vec<OwnedFd>) {
+        match *body {
+            ToInterface::KeepNode(connection) => self.kept.keep(slot, connection, fds),
+            ToInterface::DropNode(connection) => self.kept.drop(slot, connection),
+            _ => unreachable!("the caller has seen that it is one of these"),
+        }
+    }
+
+    /// A core is dead. What it said last of its connections to storage nodes may lie unread in its socket.
+    pub(crate) fn hear_last_words(&mut self, slot: Slot, core: &Core) {
+        while let Some(Ok((frame, fds))) = core.link.as_ref().and_then(hear) {
+            if matches!(frame.body, ToInterface::KeepNode(_) | ToInterface::DropNode(_)) {
+                self.note_node(slot, &frame.body, fds);
             }
         }
     }
@@ -156,7 +179,7 @@ impl Holder {
         let mut core = Core::new(peer.pid, handle, identity, Some(peer.link), keeps_locks);
         let lend = |core: &mut Core| -> Result<(), LinkError> {
             let fronts = self.fronts.frames(core);
-            core.tell(FromInterface::Welcome { slot, fronts }, &[self.segment.as_fd()])?;
+            core.tell(FromInterface::Welcome { slot, fronts, keeps_nodes: true }, &[self.segment.as_fd()])?;
             self.fronts.lend(core)
         };
         if let Err(error) = lend(&mut core) {

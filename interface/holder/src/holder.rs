@@ -26,6 +26,7 @@ use crate::{
     life::Watchdog,
     marks::{self, Bell},
     nbd::NbdFront,
+    nodes::KeptNodes,
     peers::{Door, Peer},
     suspension::TAKEOVER_LIMIT,
     unmounting::Unmounting,
@@ -53,6 +54,10 @@ pub(crate) struct Holder {
     pub(crate) orphaned: Option<Instant>,
     /// The volume's storage nodes.
     pub(crate) nodes: Vec<NodeUrl>,
+    /// The cores' connections to them.
+    pub(crate) kept: KeptNodes,
+    /// It took over from an interface that had died: cores may die before they have told it of their connections to storage nodes.
+    pub(crate) is_restored: bool,
     retried: Instant,
     pub(crate) door: Door,
     /// Rung when the threads of a core have stopped.
@@ -82,6 +87,8 @@ impl Holder {
             deaths: Vec::new(),
             orphaned: None,
             nodes: spec.nodes.iter().map(|node| node.url.clone()).collect(),
+            kept: KeptNodes::default(),
+            is_restored: false,
             retried: Instant::now(),
             door,
             bell: Arc::new(Bell::new()?),

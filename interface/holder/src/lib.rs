@@ -22,6 +22,7 @@ mod listen;
 mod locks;
 mod marks;
 mod nbd;
+mod nodes;
 mod peers;
 mod requests;
 mod restore;

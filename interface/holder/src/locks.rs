@@ -4,6 +4,10 @@
 //! A node is locked by an exclusive flock(2) on its data file, the file that is written to; it is never replaced, only
 //! grown in its place. The interface takes the locks when it opens the front ends, and lends them to every core. So the
 //! death of one process does not release them while another serves; they are released with the last.
+//!
+//! This concerns directories. An export of an NBD server has no lock of an operating system. What protects it is the identity
+//! in its superblock: a core serves it only for the volume that it belongs to. Two computing nodes that serve that volume at
+//! once are not prevented yet; a lease in the superblock is to do that in a later version.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -22,15 +26,15 @@ use rustix::{
 
 use crate::cores::Core;
 
-/// The locks, in the order of the layout.
+/// The locks of the directories among the nodes, in the order of the layout.
 #[derive(Debug, Default)]
 pub(crate) struct NodeLocks(Vec<OwnedFd>);
 
 impl NodeLocks {
-    /// Takes every node's lock, or none.
+    /// Takes the lock of every node that is a directory, or none.
     pub(crate) fn take(nodes: &[NodeUrl]) -> Result<Self, String> {
-        let locks = nodes.iter().map(|node| {
-            let NodeUrl::Dir(path) = node;
+        let directories = nodes.iter().filter_map(|node| Some((node, node.as_directory()?)));
+        let locks = directories.map(|(node, path)| {
             take(path).map_err(|e| match e {
                 LockError::Held(_) => format!("storage node {node}: {e}; detach the volume there, or end that process"),
                 LockError::Unsupported(_) => format!(
@@ -84,7 +88,7 @@ fn take(node: &Path) -> Result<OwnedFd, LockError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::fd::AsRawFd};
 
     use super::*;
 
@@ -107,5 +111,24 @@ mod tests {
         let first = NodeLocks::take(&nodes(&paths[..1])).unwrap();
         drop((first, second));
         assert_eq!(NodeLocks::take(&nodes(&paths)).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn g_directories_beside_exports_are_locked_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| dir.path().join(name));
+        for path in &paths {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join(DATA_FILE), "").unwrap();
+        }
+        let mut mixed = nodes(&paths);
+        mixed.insert(0, "nbd://host/x".parse().unwrap());
+        mixed.insert(2, "nbd+unix:///y?socket=/run/s".parse().unwrap());
+        let locks = NodeLocks::take(&mixed).unwrap();
+        let file = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+        let locked: Vec<_> = locks.0.iter().map(file).collect();
+        assert_eq!(locked, paths.map(|path| path.canonicalize().unwrap().join(DATA_FILE)));
+        assert_eq!(NodeLocks::take(&mixed[..1]).unwrap().len(), 0);
+        assert!(NodeLocks::take(&mixed).unwrap_err().contains(&mixed[1].to_string()));
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     holder::Holder,
     locks::NodeLocks,
     nbd::NbdFront,
+    nodes::KeptNodes,
     peers::Peer,
     suspension::{self, Until, not_drained},
     unmounting::Unmounting,
@@ -97,6 +98,7 @@ impl Holder {
             last_suspension: suspension::times(&self.segment),
             buffer: suspension::buffer_status(&self.segment, self.custody.serving_mode() == Mode::Synchronous),
             deaths: self.deaths.clone(),
+            undrained: KeptNodes::undrained(&self.segment),
         }
     }
 

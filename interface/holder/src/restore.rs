@@ -35,6 +35,7 @@ use crate::{
     holder::Holder,
     locks::NodeLocks,
     nbd::NbdFront,
+    nodes::KeptNodes,
     peers::{Door, Peer, hear, refuse},
 };
 
@@ -205,22 +206,30 @@ fn reinstate(
     let custody = custody_of(&segment, returned.fronts.kinds() > 0);
     let mut holder = Holder::new(door, spec, segment, custody, arguments, identity)?;
     holder.fronts = returned.fronts;
+    holder.is_restored = true;
     holder.peers = peers;
     let had_gate = match holder.custody.state() {
         State::Serving { slot } | State::Suspended { slot: Some(slot), .. } => Some(slot),
         _ => None,
     };
-    let mut dead = None;
-    // Live cores that have not connected again yet keep their slots; dead ones lose theirs.
+    let mut enrolled = Vec::new();
     for slot in Slot::all() {
         let pid = cores::area(&holder.segment, slot).map_or(0, |area| area.pid.load(Acquire));
-        if pid == 0 {
-            continue;
+        if pid != 0 {
+            enrolled.push((slot, pid, living(&holder.segment, slot, pid)?));
         }
+    }
+    // Before the tickets of the dead ones are free.
+    let dead = enrolled.iter().filter(|(.., handle)| handle.is_none());
+    let lost = dead.map(|(slot, ..)| cores::node_connections(&holder.segment, *slot));
+    KeptNodes::restore(lost.fold(0, u32::saturating_add), &holder.segment);
+    let mut dead = None;
+    // Live cores that have not connected again yet keep their slots; dead ones lose theirs.
+    for (slot, pid, handle) in enrolled {
         let came = returning.iter().find(|core| core.slot == slot && core.peer.pid == pid);
         let identity = came.map_or_else(|| Identity::current(Component::Core), |core| core.identity.clone());
         let keeps_locks = came.is_some_and(|core| core.keeps_locks);
-        match living(&holder.segment, slot, pid)? {
+        match handle {
             Some(handle) => {
                 holder.enter(slot, Core::new(pid, handle, identity, None, keeps_locks));
                 if holder.custody.slot_state(slot) == SlotState::Vacant {

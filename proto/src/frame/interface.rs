@@ -51,6 +51,12 @@ pub enum ToInterface {
     },
     /// The core gives an NBD connection back: the socket, then its memory.
     ReturnedConnection(LentConnection),
+    /// Keep a connection to an NBD storage node beyond this core's death: its socket, then its in-flight table
+    /// ([`crate::in_flight`]). The core sends no change on it before this frame, and sends the frame again to an interface that was started
+    /// anew.
+    KeepNode(NodeConnection),
+    /// Nothing is in flight any more on such a connection, and nothing will be.
+    DropNode(NodeConnection),
     /// A request of the control module. An [`FromInterface::Answer`] with the same id follows.
     Request(Request),
 }
@@ -59,7 +65,7 @@ impl Body for ToInterface {
     fn fds(&self) -> usize {
         match self {
             Self::Returned { file, nbd, .. } => 1 + file.as_ref().map_or(0, |f| usize::from(f.channels)) + nbd.len(),
-            Self::ReturnedConnection(_) => 2,
+            Self::ReturnedConnection(_) | Self::KeepNode(_) => 2,
             Self::ReturnedLocks { locks } => usize::from(*locks),
             _ => 0,
         }
@@ -162,6 +168,15 @@ pub struct LentConnection {
     pub listener: u8,
 }
 
+/// A connection of a core to an NBD storage node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConnection {
+    /// The index of the storage node in the layout.
+    pub node: u8,
+    /// The number of the connection among those of the core to this node.
+    pub number: u64,
+}
+
 /// The file front end as a core gives it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LentFile {
@@ -184,6 +199,9 @@ pub enum FromInterface {
         slot: Slot,
         /// Number of front ends that will be lent next; the core is armed when it has them all.
         fronts: u8,
+        /// The interface keeps connections to NBD storage nodes. Interfaces of earlier builds do not know of them.
+        #[serde(default, skip_serializing_if = "is_false")]
+        keeps_nodes: bool,
     },
     /// To a core: serve this front end when the gate admits it; one fd for each channel comes with it.
     LendFile(LentFile),

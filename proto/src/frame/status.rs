@@ -54,6 +54,10 @@ pub struct InterfaceStatus {
     /// The last deaths of cores, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deaths: Vec<CoreDeath>,
+    /// Connections of dead cores to NBD storage nodes on which changes are still in flight. Until there are none, nothing
+    /// is written to a storage node.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub undrained: u32,
 }
 
 /// The status of an address at which NBD clients are accepted. The counts are since the attach.

@@ -42,6 +42,7 @@ pub(crate) fn golden_frames_of_abi_4(text: &str) {
         last_suspension: Suspension::default(),
         buffer: None,
         deaths: Vec::new(),
+        undrained: 0,
     };
     golden(lines[1], FromInterface::Answer(Answer::Status(Box::new(status))), 0);
     assert_eq!(lines.len(), 2);
@@ -74,6 +75,17 @@ pub(crate) fn golden_frames_about_owners(text: &str) {
     assert_eq!(serde_json::to_string(&seen).unwrap(), lines[5]);
     assert_eq!(serde_json::from_str::<NbdStatus>(lines[5]).unwrap(), seen);
     assert_eq!(lines.len(), 6);
+}
+
+/// What ABI 4 has for connections to NBD storage nodes, byte for byte. They came after its first release, whose programs have no such
+/// nodes.
+pub(crate) fn golden_frames_about_nodes(text: &str) {
+    let lines: Vec<&str> = text.lines().collect();
+    let connection = NodeConnection { node: 2, number: 7 };
+    golden(lines[0], FromInterface::Welcome { slot: Slot::FIRST, fronts: 1, keeps_nodes: true }, 1);
+    golden(lines[1], ToInterface::KeepNode(connection), 2);
+    golden(lines[2], ToInterface::DropNode(connection), 0);
+    assert_eq!(lines.len(), 3);
 }
 
 /// What ABI 3 has in addition to the frames of ABI 1 and 2, byte for byte.
@@ -127,7 +139,7 @@ pub(crate) fn golden_frames_of_abi_1(text: &str) {
     golden(lines[1], ToInterface::Armed { fronts: 1 }, 0);
     golden(lines[2], ToInterface::Returned { file: Some(lent()), nbd: Vec::new(), connections: 0, locks: 0 }, 3);
     golden(lines[3], ToInterface::Request(Request::Handover { to: 42, budget_ms: 100 }), 0);
-    golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1 }, 1);
+    golden(lines[4], FromInterface::Welcome { slot: Slot::new(3).unwrap(), fronts: 1, keeps_nodes: false }, 1);
     golden(lines[5], FromInterface::LendFile(lent()), 2);
     golden(lines[6], FromInterface::Answer(Answer::Done), 0);
     golden(lines[7], CoreRequest::Verify { blocks: 64 }, 0);
@@ -137,7 +149,8 @@ pub(crate) fn golden_frames_of_abi_1(text: &str) {
 
 #[test]
 fn a_manifest_that_differs_from_what_came_is_refused() {
-    let bytes = encode(&Frame::new(1, FromInterface::Welcome { slot: Slot::FIRST, fronts: 0 })).unwrap();
+    let bytes =
+        encode(&Frame::new(1, FromInterface::Welcome { slot: Slot::FIRST, fronts: 0, keeps_nodes: false })).unwrap();
     assert!(matches!(decode::<FromInterface>(&bytes, 0), Err(BadFrame::Fds { announced: 1, came: 0 })));
     assert!(matches!(decode::<FromInterface>(&bytes, 2), Err(BadFrame::Fds { announced: 1, came: 2 })));
 }

@@ -9,7 +9,7 @@ use std::{
 
 use everdisk_proto::superblock::Superblock;
 use everdisk_store::{
-    NodeFormat, Sought,
+    Creation, NodeFormat, Sought,
     conformance::{self, Fixture},
     create, open,
 };
@@ -36,8 +36,8 @@ fn store(url: &NodeUrl, len: u64) -> Arc<dyn Store> {
         nodes: 1,
     };
     let format = NodeFormat { superblock, len };
-    create(url, &format).unwrap().confirm();
-    FaultStore::wrap(open(url, &format).unwrap())
+    create(url, &format, Creation::default()).unwrap().confirm();
+    FaultStore::wrap(open(url, &format, Duration::ZERO).unwrap())
 }
 
 struct Directories {
@@ -205,7 +205,7 @@ fn what_was_done_is_counted_outside() {
 /// A volatile node of 1 MiB that holds nines, flushed, as two processes have it open; its directory, what commands it.
 fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Arc<dyn Store>, Arc<dyn Store>) {
     let url = url(parent, "n");
-    let NodeUrl::Dir(node) = url.clone();
+    let node = url.as_directory().unwrap().clone();
     let file = fault_file(&url);
     let one = store(&url, 1 << 20);
     make_volatile(&file).unwrap();
@@ -222,7 +222,7 @@ fn volatile(parent: &TempDir) -> (PathBuf, PathBuf, Arc<dyn Store>, Arc<dyn Stor
         },
         len: 1 << 20,
     };
-    let other = FaultStore::wrap(open(&url, &format).unwrap());
+    let other = FaultStore::wrap(open(&url, &format, Duration::ZERO).unwrap());
     (node, file, one, other)
 }
 
@@ -305,6 +305,6 @@ fn a_node_that_is_not_volatile_drops_nothing() {
     let store = store(&url, 1 << 20);
     fs::write(fault_file(&url), "flush drop=EIO").unwrap();
     assert!(store.flush().unwrap_err().to_string().contains("volatile"));
-    let NodeUrl::Dir(node) = &url;
+    let node = url.as_directory().unwrap();
     assert_eq!(lose_power(&fault_file(&url), node).unwrap_err().kind(), io::ErrorKind::NotFound);
 }

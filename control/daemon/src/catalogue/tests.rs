@@ -17,7 +17,9 @@ fn create(catalogue: &Catalogue) -> Result<Arc<Volume>> {
     let node = NodeUrl::Dir("/srv/node".into());
     let shape =
         Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto, timeouts: Timeouts::default() };
-    catalogue.create(&"v".parse().unwrap(), shape, vec![node], false, &Progress::silent()).map(|(volume, _)| volume)
+    catalogue
+        .create(&"v".parse().unwrap(), shape, vec![node], May::default(), &Progress::silent())
+        .map(|(volume, _)| volume)
 }
 
 #[test]
@@ -29,7 +31,7 @@ fn a_volume_is_made_with_its_write_buffer_and_an_impossible_one_is_refused() {
             Shape { size: 1 << 30, stripe: 1 << 20, buffer, bypass: Bypass::Auto, timeouts: Timeouts::default() };
         let node = NodeUrl::Dir(format!("/srv/{name}").into());
         catalogue
-            .create(&name.parse().unwrap(), shape, vec![node], false, &Progress::silent())
+            .create(&name.parse().unwrap(), shape, vec![node], May::default(), &Progress::silent())
             .map(|(volume, _)| volume)
     };
     assert_eq!(make("a", 4 << 20).unwrap().spec().buffer, 4 << 20);
@@ -104,6 +106,27 @@ fn a_creation_that_fails_is_undone_and_one_that_does_not_leaves_nothing_beside_t
     volume.supervision.kick();
     assert_eq!(log(root), ["--create"]);
     assert_eq!(fs::read_dir(root.join("state/volumes")).unwrap().count(), 1);
+}
+
+#[test]
+fn g_an_export_that_a_volume_uses_or_that_is_named_twice_is_refused_before_anything_is_formatted() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalogue = catalogue(dir.path(), "", "").unwrap();
+    let make = |name: &str, urls: &[&str]| {
+        let shape =
+            Shape { size: 1 << 30, stripe: 1 << 20, buffer: 0, bypass: Bypass::Auto, timeouts: Timeouts::default() };
+        let nodes = urls.iter().map(|url| url.parse().unwrap()).collect();
+        catalogue.create(&name.parse().unwrap(), shape, nodes, May::default(), &Progress::silent())
+    };
+    let made = make("a", &["nbd://host/x", "nbd://host/y"]).unwrap().0;
+    assert_eq!(log(dir.path()), ["--create"]);
+    let taken = make("b", &["nbd://host/z", "nbd://host:10809/y"]).unwrap_err().to_string();
+    assert!(taken.contains("nbd://host/y") && taken.contains("volume a already"), "{taken}");
+    let twice = make("b", &["nbd://host/z", "nbd://host:10809/z"]).unwrap_err().to_string();
+    assert!(twice.contains("nbd://host/z is named twice"), "{twice}");
+    assert_eq!(log(dir.path()), [""; 0]);
+    made.operations.set_deleted();
+    made.supervision.kick();
 }
 
 fn damaged(catalogue: &Catalogue) -> String {
@@ -181,7 +204,8 @@ fn errors_name_the_volumes_that_storage_nodes_belong_to() {
     let shape =
         Shape { size: 1 << 30, stripe: 1 << 20, buffer: 4 << 20, bypass: Bypass::Auto, timeouts: Timeouts::default() };
     let node = NodeUrl::Dir("/srv/node".into());
-    let refused = catalogue.create(&"w".parse().unwrap(), shape, vec![node], false, &Progress::silent()).unwrap_err();
+    let refused =
+        catalogue.create(&"w".parse().unwrap(), shape, vec![node], May::default(), &Progress::silent()).unwrap_err();
     assert_eq!(refused.to_string(), format!("/srv/node: it is a storage node of volume v ({uuid}) already"));
     let taken = create(&catalogue).unwrap_err().to_string();
     assert!(taken.contains("a volume v already") && !taken.contains("delete"), "{taken}");

@@ -175,6 +175,39 @@ fn only_directories_that_were_made_for_the_volume_go_with_it() {
 }
 
 #[test]
+fn g_what_is_made_of_exports_is_no_directory_and_what_is_left_on_them_is_told_in_their_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path());
+    let mut spec = volume.spec();
+    spec.nodes[0].url = "nbd://host/x".parse().unwrap();
+    let (core, file) = (volume.programs.core(), volume.paths.spec());
+    for (may, task) in [
+        (May::default(), "--create"),
+        (May { create_dir: true, force: false }, "--create --create-dir"),
+        (May { create_dir: false, force: true }, "--create --force"),
+        (May { create_dir: true, force: true }, "--create --create-dir --force"),
+    ] {
+        at(dir.path(), task, "echo made 0; echo made 1");
+        assert_eq!(create(&core, &file, &spec, may).unwrap().directories, [PathBuf::from("/srv/2")]);
+        assert_eq!(log(dir.path()), [task]);
+    }
+    volume.set_spec(spec).unwrap();
+    at(dir.path(), "--destroy", "echo gone 0; echo gone 1");
+    let left = delete(&volume, true, &Progress::silent()).unwrap();
+    assert!(left[0].starts_with("nbd://host/x had nothing") && left[0].contains("exports another disk"), "{left:?}");
+    assert!(left[1].starts_with("dir:/srv/2 had nothing") && left[1].contains("not mounted"), "{left:?}");
+}
+
+#[test]
+fn g_a_task_has_the_time_that_reading_an_export_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = volume(dir.path()).spec();
+    assert_eq!(within(&spec, 1 << 50), WITHIN);
+    spec.nodes[1].url = "nbd://host/x".parse().unwrap();
+    assert_eq!((within(&spec, 1 << 20), within(&spec, 500 << 30)), (WITHIN, WITHIN + Duration::from_secs(10_240)));
+}
+
+#[test]
 fn what_a_core_says_of_its_nodes_is_read_and_nonsense_is_left_out() {
     let text = "made 0\nwarning: x\nshort 1 10 20\nshort 1 10\ngone 2\ngone\nmade x\n\n";
     assert_eq!(told(text), [Told::Made(0), Told::Short { place: 1, free: 10, needed: 20 }, Told::Gone(2)]);

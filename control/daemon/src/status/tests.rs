@@ -41,6 +41,7 @@ fn seen(gate: GateState) -> InterfaceStatus {
         last_suspension: Suspension::default(),
         buffer: None,
         deaths: Vec::new(),
+        undrained: 0,
     }
 }
 

@@ -1,6 +1,9 @@
 use std::{fs, os::unix::fs::symlink};
 
-use everdisk_proto::{frame::FileAttach, volume::NodeSpec};
+use everdisk_proto::{
+    frame::FileAttach,
+    volume::{NodeSpec, NodeUrl},
+};
 use uuid::Uuid;
 
 use super::*;
@@ -111,4 +114,19 @@ fn the_place_of_a_volume_that_lives_is_taken() {
     ask(at(attached(&path, false)), "w").unwrap();
     ask(at(Attachment { boot_id: "another".to_owned(), ..attached(&path, true) }), "w").unwrap();
     ask(at(attached(&path, true)), "v").unwrap();
+}
+
+#[test]
+fn g_an_export_claims_no_ground_and_hides_no_directory_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [node, socket] = ["node", "s.sock"].map(|name| dir.path().join(name));
+    fs::create_dir(&node).unwrap();
+    let mut mixed = spec("a", std::slice::from_ref(&node));
+    let export = format!("nbd+unix:///x?socket={}", socket.display());
+    mixed.nodes.insert(0, NodeSpec { url: export.parse().unwrap(), uuid: Uuid::new_v4() });
+    let known = Territory::of(&[(mixed, None)]);
+    known.refuse_front_end("it", &socket, &"b".parse().unwrap()).unwrap();
+    let inside = known.refuse_front_end("it", &node.join("v"), &"b".parse().unwrap()).unwrap_err().to_string();
+    assert!(inside.contains("of volume a"), "{inside}");
+    assert!(known.refuse_nodes(&spec("b", &[node])).is_err());
 }

@@ -8,7 +8,8 @@
 //!
 //!  a flush: how far is everything written? ─► fdatasync on every node ─┬─ all succeed: retire up to there
 //!                                                                      └─ one fails: what was written to it counts as not written;
-//!                                                                         what passed the buffer is lost; clients are told once
+//!                                                                         what passed the buffer is lost; clients are told once,
+//!                                                                         unless the node works again and nothing is lost
 //! ```
 //! Flushes run one at a time. Linux reports a writeback error once for each open file (lib/errseq.c): of two concurrent
 //! flushes on one open file only one would see it.
@@ -75,15 +76,18 @@ struct State {
 
 /// Why a flush failed.
 #[derive(Clone, Debug)]
-struct Failure {
+pub(super) struct Failure {
     errno: i32,
     reason: String,
     lost_bytes: u64,
+    /// The nodes work, and everything that they lost is buffered: it is written again, and nobody need be told.
+    is_mended: bool,
 }
 
-impl Failure {
-    fn error(&self) -> IoError {
-        IoError::NotDurable { errno: self.errno, reason: self.reason.clone(), lost_bytes: self.lost_bytes }
+impl From<Failure> for IoError {
+    fn from(failure: Failure) -> Self {
+        let Failure { errno, reason, lost_bytes, .. } = failure;
+        Self::NotDurable { errno, reason, lost_bytes }
     }
 }
 
@@ -144,15 +148,25 @@ impl WriteBack {
         away(hold, true);
         let flushed = self.flush_nodes(Instant::now() + self.timeouts.flush(), true);
         back(hold)?;
-        if flushed? { Ok(()) } else { Err(IoError::Late { what: "the flush", limit: self.timeouts.flush() }.into()) }
+        if flushed.map_err(IoError::from)? {
+            Ok(())
+        } else {
+            Err(IoError::Late { what: "the flush", limit: self.timeouts.flush() }.into())
+        }
     }
 
     /// `here`: a quick operation may run on this thread.
     fn flush_now(&self, deadline: Instant, here: bool) -> Result<bool, IoError> {
         let target = self.buffer.read_book().head();
         loop {
-            if !self.send_up_to(target, deadline, here)? || !self.flush_nodes(deadline, here)? {
+            if !self.send_up_to(target, deadline, here)? {
                 return Ok(false);
+            }
+            match self.flush_nodes(deadline, here) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(failure) if failure.is_mended && Instant::now() < deadline => continue,
+                Err(failure) => return Err(failure.into()),
             }
             let book = self.buffer.read_book();
             if !book.lost().is_empty() {
@@ -205,14 +219,14 @@ impl WriteBack {
     /// Waits for a flush of the nodes that begins from now on, or runs it; false when the deadline comes first.
     ///
     /// # Errors
-    /// [`IoError::NotDurable`].
-    pub(super) fn flush_nodes(&self, deadline: Instant, here: bool) -> Result<bool, IoError> {
+    /// [`Failure`].
+    pub(super) fn flush_nodes(&self, deadline: Instant, here: bool) -> Result<bool, Failure> {
         let here = self.may_do_it_here(here && self.engine.is_quick_to_flush());
         let mut state = self.flushes.state.lock();
         let number = state.begun + 1;
         loop {
             if state.ended >= number {
-                return state.outcome.as_ref().map_or(Ok(true), |failure| Err(failure.error()));
+                return state.outcome.clone().map_or(Ok(true), Err);
             }
             if !state.runs && here {
                 drop(state);
@@ -258,7 +272,7 @@ impl WriteBack {
         if !self.serves() {
             // What another core wrote is for that core to flush, and its errors are for that core to be told of.
             let reason = IoError::NoGate.to_string();
-            return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0 });
+            return Some(Failure { errno: IoError::NoGate.errno(), reason, lost_bytes: 0, is_mended: false });
         }
         // A flush failed under a closed gate, which is now open again for the same core.
         if self.flushes.state.lock().uncounted == Some(taken) && self.count_failure(taken, true) {
@@ -281,9 +295,16 @@ impl WriteBack {
         if may_change {
             self.gate.leave(Work::Flushing);
         }
-        let flushed = self.engine.flush();
+        let lost = self.gate.lost_nodes();
+        let flushed = match self.engine.flush() {
+            Ok(()) if lost == 0 => Ok(()),
+            Ok(()) => Err(NotFlushed { nodes: lost, error: IoError::Unflushed, only_forgot: true }),
+            Err(failure) => Err(NotFlushed { nodes: failure.nodes | lost, ..failure }),
+        };
         if let Err(failure) = flushed {
-            return Some(self.flush_failed(&failure, taken));
+            let failed = self.flush_failed(&failure, taken);
+            self.gate.lost_nodes_reported(lost);
+            return Some(failed);
         }
         let may_change = self.gate.enter(Work::Flushing, taken);
         let retired = buffer.write_book().flushed(&buffer.area, &mark, may_change);
@@ -313,7 +334,8 @@ impl WriteBack {
         buffer.note_failure();
         // A client that was told, and has written nothing since, need not be told of the same failure again.
         let now = (head, buffer.passed());
-        let is_news = self.flushes.state.lock().failed_at.replace(now) != Some(now);
+        let is_mended = failure.only_forgot && lost_bytes == 0;
+        let is_news = !is_mended && self.flushes.state.lock().failed_at.replace(now) != Some(now);
         // The failure is counted once the lost ranges are in the segment, by the core that has the gate. Where this
         // core has lost the gate, the core that has it meets the error at its own descriptors: these are opened anew only
         // for errors that were counted.
@@ -321,7 +343,12 @@ impl WriteBack {
             self.flushes.state.lock().uncounted = Some(taken);
         }
         let reason = failure.error.to_string();
-        if !is_news {
+        if is_mended {
+            tracing::warn!(
+                error = reason,
+                "a storage node has lost what was not durable: it is buffered, and written again"
+            );
+        } else if !is_news {
             tracing::debug!(error = reason, "a storage node could not make data durable, again");
         } else if lost_bytes > 0 {
             tracing::error!(
@@ -335,7 +362,7 @@ impl WriteBack {
                 "a storage node could not make data durable: buffered data is written again"
             );
         }
-        let failed = Failure { errno: failure.error.errno(), reason, lost_bytes };
+        let failed = Failure { errno: failure.error.errno(), reason, lost_bytes, is_mended };
         buffer.note_flush(false, Some((failed.errno, failed.reason.clone())));
         failed
     }

@@ -36,6 +36,7 @@ impl WriteBack {
         range: &Range<u64>,
         operation: impl Fn(&Engine) -> Result<(), IoError>,
     ) -> Result<(), Stopped> {
+        let mut failed = None;
         for _ in 0..=REPEATS_MAX {
             let failures = self.buffer.failures();
             hold.writing();
@@ -64,14 +65,19 @@ impl WriteBack {
             // A flush that failed during the write may have taken it. That flush was told of the error, and this range
             // was not noted yet.
             if self.buffer.failures() == failures && self.bypass == Bypass::Never {
-                self.make_durable(hold)?;
+                match self.make_durable(hold) {
+                    // The node may work again: this write is repeated like any beside a failed flush.
+                    Err(Stopped::Failed(error @ IoError::NotDurable { .. })) => failed = Some(error),
+                    done => done?,
+                }
             }
             // Nor is the range durable by a flush that succeeded after a failed one.
             if self.buffer.failures() == failures {
                 return Ok(());
             }
         }
-        Err(IoError::Late { what: "a write beside which no flush fails", limit: Duration::ZERO }.into())
+        let late = || IoError::Late { what: "a write beside which no flush fails", limit: Duration::ZERO };
+        Err(failed.unwrap_or_else(late).into())
     }
 
     /// Waits until no other core writes to the nodes any more. False when this core has lost the gate, or has lost it

@@ -33,6 +33,10 @@ impl State {
         let piece = self.sent.remove(&cookie).expect("looked up above");
         let slot = &mut self.slots[piece.slot];
         slot.load -= 1;
+        if let Some(entry) = piece.entry {
+            slot.lane.as_ref().expect("its reply has just come on it").forget(entry);
+            slot.entries.push(entry);
+        }
         slot.failures = 0;
         self.trouble = None;
         self.bytes -= piece.bytes();

@@ -92,9 +92,10 @@ impl Flushes {
         self.durable = self.durable.max(covers);
     }
 
-    /// A connection was lost. Whether data may be lost by that.
-    pub(crate) const fn connection_lost(&mut self) -> bool {
-        self.suspect |= self.answered > self.durable;
+    /// A connection was lost. `others`: what other processes wrote may not be durable either. Whether data may be lost by
+    /// that.
+    pub(crate) const fn connection_lost(&mut self, others: bool) -> bool {
+        self.suspect |= others || self.answered > self.durable;
         self.suspect
     }
 
@@ -130,16 +131,17 @@ mod tests {
     #[test]
     fn a_loss_is_reported_if_something_was_answered_and_not_flushed() {
         let mut flushes = Flushes::default();
-        assert!(!flushes.connection_lost());
+        assert!(!flushes.connection_lost(false));
         flushes.answered();
         flushes.flushed(flushes.covers());
-        assert!(!flushes.connection_lost(), "all was durable");
+        assert!(!flushes.connection_lost(false), "all was durable");
         let covers = flushes.covers();
         flushes.answered();
         flushes.flushed(covers);
-        assert!(flushes.connection_lost(), "the change was answered after the flush was sent");
+        assert!(flushes.connection_lost(false), "the change was answered after the flush was sent");
         assert!(flushes.is_suspect());
         flushes.reported();
         assert!(!flushes.is_suspect());
+        assert!(Flushes::default().connection_lost(true), "others may have written");
     }
 }

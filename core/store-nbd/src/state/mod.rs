@@ -19,7 +19,8 @@ use std::{
     time::Instant,
 };
 
-use everdisk_proto::nbd::wire::cmd;
+use everdisk_proto::{in_flight::ENTRIES, nbd::wire::cmd};
+use rustix::rand::{GetRandomFlags, getrandom};
 use slab::Slab;
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     command::{Command, Completion, Done, Outcome, Shape},
     config::{Config, Offer},
     error::{Error, Kind},
+    keeper::Keeper,
     lane::{Lane, Outgoing},
     receive::Lost,
 };
@@ -39,6 +41,8 @@ use task::{Data, Memory, Part, Piece, Stage, Task};
 pub(crate) struct Work {
     sends: Vec<(Arc<Lane>, Outgoing)>,
     finished: Vec<Finished>,
+    /// Connections that need not be kept any more.
+    settled: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -50,7 +54,10 @@ struct Finished {
 
 impl Work {
     /// Sends, then completes.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, keeper: Option<&dyn Keeper>) {
+        if let Some(keeper) = keeper {
+            self.settled.into_iter().for_each(|connection| keeper.drop(connection));
+        }
         let mut sends = self.sends.into_iter().peekable();
         while let Some((lane, first)) = sends.next() {
             let same =
@@ -80,12 +87,49 @@ pub(crate) enum Health {
     Closed(Error),
 }
 
+/// Changes that were in flight on a connection that was lost. A server that lives on may still execute them, so they are not sent
+/// again at once: one that is executed after what was sent again, and after a later change of the same range, would undo that.
+#[derive(Debug)]
+struct Held {
+    until: Instant,
+    connection: u64,
+    changes: Vec<Piece>,
+}
+
+/// Numbers that are used once: a counter from a random beginning, mixed so that no two of them resemble each other (SplitMix64, Steele and
+/// others, OOPSLA 2014, a bijection). Who does not see the traffic cannot guess one.
+#[derive(Debug)]
+struct Cookies(u64);
+
+impl Cookies {
+    fn new() -> Self {
+        let mut seed = [0; 8];
+        getrandom(&mut seed, GetRandomFlags::empty()).expect("the kernel has random numbers (getrandom(2))");
+        Self(u64::from_ne_bytes(seed))
+    }
+
+    /// The next one. Never 0, which stands for none.
+    fn next(&mut self) -> u64 {
+        loop {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let cookie = mixed ^ (mixed >> 31);
+            if cookie != 0 {
+                return cookie;
+            }
+        }
+    }
+}
+
 /// A place for a connection.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) lane: Option<Arc<Lane>>,
     /// Requests in flight.
     load: usize,
+    /// Entries of the connection's in-flight table that are free.
+    entries: Vec<usize>,
     /// Losses and failed attempts since the last answer.
     pub(crate) failures: u32,
     /// When to connect, if there is no connection.
@@ -115,12 +159,12 @@ pub(crate) struct State {
     bytes: u64,
     ranges: Ranges,
     flushes: Flushes,
-    sequence: u32,
+    cookies: Cookies,
     order: u64,
     /// Since when there has been no connection that answers.
     pub(crate) trouble: Option<Instant>,
-    /// Nothing is sent before.
-    pub(crate) hold: Option<Instant>,
+    /// Changes that were in flight on connections that were lost, in the order of the losses.
+    held: VecDeque<Held>,
     pub(crate) losses: u64,
     pub(crate) lanes_ever: u64,
 }
@@ -128,9 +172,9 @@ pub(crate) struct State {
 /// A request that changes the export and has not been answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutstandingWrite {
-    /// The cookie of its reply: [`Config::epoch`] in the upper half, a number of its own in the lower half.
+    /// The cookie of its reply.
     pub cookie: u64,
-    /// The connection it was sent on: [`Socket::connection`](crate::Socket::connection).
+    /// The number of the connection it was sent on.
     pub connection: u64,
     /// First byte.
     pub offset: u64,
@@ -139,9 +183,10 @@ pub struct OutstandingWrite {
 }
 
 impl State {
-    pub(crate) fn new(node: Arc<str>, config: Config, offer: Offer, slots: usize) -> Self {
+    pub(crate) fn new(node: Arc<str>, mut config: Config, offer: Offer, slots: usize) -> Self {
+        config.requests_max = config.requests_max.clamp(1, ENTRIES);
         let now = Instant::now();
-        let slot = || Slot { lane: None, load: 0, failures: 0, next_try: now, since: now };
+        let slot = || Slot { lane: None, load: 0, entries: Vec::new(), failures: 0, next_try: now, since: now };
         Self {
             node,
             config,
@@ -156,10 +201,10 @@ impl State {
             bytes: 0,
             ranges: Ranges::default(),
             flushes: Flushes::default(),
-            sequence: 0,
+            cookies: Cookies::new(),
             order: 0,
             trouble: None,
-            hold: None,
+            held: VecDeque::new(),
             losses: 0,
             lanes_ever: 0,
         }
@@ -199,6 +244,7 @@ impl State {
 
     /// Sends as much as the window allows.
     pub(crate) fn pump(&mut self, work: &mut Work) {
+        self.release_held(work);
         while let Some(slot) = self.pick() {
             if let Some(piece) = self.ready.front() {
                 let fits =
@@ -220,10 +266,6 @@ impl State {
 
     /// The connection with the fewest requests in flight; `None`: nothing may be sent now.
     fn pick(&mut self) -> Option<usize> {
-        if self.hold.is_some_and(|until| Instant::now() < until) {
-            return None;
-        }
-        self.hold = None;
         let connected = self.slots.iter().enumerate().filter(|(_, slot)| slot.lane.is_some());
         connected.min_by_key(|(_, slot)| slot.load).map(|(index, _)| index)
     }
@@ -251,8 +293,13 @@ impl State {
 
     fn send(&mut self, mut piece: Piece, slot: usize, work: &mut Work) {
         let lane = Arc::clone(self.slots[slot].lane.as_ref().expect("picked because it is connected"));
-        let cookie = self.next_cookie();
+        let cookie = self.cookies.next();
         self.slots[slot].load += 1;
+        piece.entry = piece.changes().then(|| {
+            let entry = self.slots[slot].entries.pop().expect("there are as many as requests in flight");
+            lane.note(entry, cookie);
+            entry
+        });
         self.bytes += piece.bytes();
         (piece.lane, piece.slot) = (lane.id, slot);
         piece.assembly = Assembly::new(piece.asked(lane.agreed));
@@ -268,19 +315,9 @@ impl State {
             Data::None | Data::Fill(_) => None,
             Data::Later | Data::Lent => unreachable!("a request has its memory when it is sent"),
         };
+        let entry = piece.entry;
         self.sent.insert(cookie, piece);
-        work.sends.push((lane, Outgoing { head, payload }));
-    }
-
-    /// A cookie that no outstanding request has. After 2³² requests the numbers begin anew.
-    fn next_cookie(&mut self) -> u64 {
-        loop {
-            let cookie = u64::from(self.config.epoch) << 32 | u64::from(self.sequence);
-            self.sequence = self.sequence.wrapping_add(1);
-            if !self.sent.contains_key(&cookie) {
-                return cookie;
-            }
-        }
+        work.sends.push((lane, Outgoing { head, payload, entry }));
     }
 
     /// The outstanding request with this cookie, if it was sent on this connection.
@@ -293,6 +330,7 @@ impl State {
         let slot = &mut self.slots[lane.slot];
         slot.lane = Some(Arc::clone(lane));
         slot.load = 0;
+        slot.entries = (0..ENTRIES).rev().collect();
         slot.since = Instant::now();
         if self.tasks.is_empty() {
             // No answer will tell whether the server is well, so the handshake has to do.
@@ -320,14 +358,13 @@ impl State {
             self.sent.iter().filter(|(_, piece)| piece.lane == lane.id).map(|(cookie, _)| *cookie).collect();
         let mut again: Vec<Piece> = cookies.iter().filter_map(|cookie| self.sent.remove(cookie)).collect();
         again.sort_by_key(|piece| piece.order);
-        if again.iter().any(Piece::changes) && !self.config.settle.is_zero() {
-            self.hold = Some(now + self.config.settle);
-        }
         let outstanding = again.len();
-        for piece in again.into_iter().rev() {
-            self.bytes -= piece.bytes();
-            self.ready.push_front(piece);
-        }
+        self.bytes -= again.iter().map(Piece::bytes).sum::<u64>();
+        let (changes, others): (Vec<_>, Vec<_>) = again.into_iter().partition(Piece::changes);
+        self.put_back(others);
+        let until = if changes.is_empty() { now } else { now + self.config.settle };
+        self.held.push_back(Held { until, connection: lane.id, changes });
+        self.release_held(work);
         if self.slots.iter().all(|slot| slot.lane.is_none()) {
             self.trouble.get_or_insert(now);
         }
@@ -337,11 +374,35 @@ impl State {
         }
         tracing::warn!(node = %self.node, outstanding, "connection to the node lost: {why}");
         self.losses += 1;
-        if self.flushes.connection_lost() {
+        if self.flushes.connection_lost(self.config.others_write) {
             self.tasks
                 .iter_mut()
                 .filter(|(_, task)| task.shape == Shape::Flush)
                 .for_each(|(_, task)| task.suspect = true);
+        }
+    }
+
+    /// Requests are to be sent again, before all others.
+    fn put_back(&mut self, pieces: Vec<Piece>) {
+        for piece in pieces.into_iter().rev() {
+            self.ready.push_front(piece);
+        }
+    }
+
+    /// When changes are to be sent again that were in flight on a connection that was lost.
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.held.front().map(|held| held.until)
+    }
+
+    /// Lets the changes go whose connections were lost long enough ago.
+    fn release_held(&mut self, work: &mut Work) {
+        if self.held.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(held) = self.held.pop_front_if(|held| held.until <= now) {
+            work.settled.push(held.connection);
+            self.put_back(held.changes);
         }
     }
 
@@ -351,6 +412,8 @@ impl State {
             return;
         }
         assert!(self.sent.is_empty(), "a connection that was lost takes its requests out of the table");
+        // Until they have settled, their connections are kept.
+        self.held.iter_mut().for_each(|held| held.changes.clear());
         for piece in std::mem::take(&mut self.ready) {
             if let (Part::Whole, Data::Fill(memory)) = (piece.part, piece.data) {
                 self.tasks[piece.task].memory = Memory::Here(memory);

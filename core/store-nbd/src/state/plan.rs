@@ -206,6 +206,7 @@ impl State {
                 assembly: Assembly::default(),
                 lane: 0,
                 slot: 0,
+                entry: None,
             });
             self.order += 1;
             self.tasks[key].left += 1;

@@ -102,6 +102,8 @@ pub(crate) struct Piece {
     /// The connection it was sent on.
     pub(crate) lane: u64,
     pub(crate) slot: usize,
+    /// The entry of a change in the in-flight table of the connection.
+    pub(crate) entry: Option<usize>,
 }
 
 /// The memory of a request.

@@ -7,6 +7,7 @@ mod blocks;
 mod certificates;
 mod conformance;
 mod failures;
+mod fence;
 mod honest;
 mod hostile;
 mod hostile_handshake;

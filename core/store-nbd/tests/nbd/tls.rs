@@ -88,7 +88,7 @@ fn a_server_that_demands_tls_is_told_apart() {
     let directory = tempfile::tempdir().unwrap();
     make(directory.path(), "node.example");
     let server = server(&directory, "--tls=require");
-    let error = Client::connect(server.address.clone(), Config::default()).unwrap_err();
+    let error = Client::connect(server.address, Config::default()).unwrap_err();
     assert!(error.to_string().contains("demands TLS"), "{error}");
 }
 
@@ -98,7 +98,7 @@ fn a_server_without_tls_is_refused_where_tls_is_required() {
     let files = make(directory.path(), "node.example");
     let mut server = Server::nbdkit(&["memory", "1M"]);
     server.address.tls = Tls::Required(files);
-    let error = Client::connect(server.address.clone(), Config::default()).unwrap_err();
+    let error = Client::connect(server.address, Config::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains("offers no TLS"), "{error}");
 }
@@ -144,6 +144,6 @@ fn a_server_with_another_name_or_another_authority_is_refused() {
     let mut without_name = files;
     without_name.server_name = None;
     server.address.tls = Tls::Required(without_name);
-    let error = Client::connect(server.address.clone(), Config::default()).unwrap_err().to_string();
+    let error = Client::connect(server.address, Config::default()).unwrap_err().to_string();
     assert!(error.contains("configure the name"), "{error}");
 }

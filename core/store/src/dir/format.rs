@@ -19,7 +19,10 @@ use rustix::{
 };
 use uuid::Uuid;
 
-use crate::{NodeFormat, OpenError};
+use crate::{
+    NodeFormat, OpenError,
+    superblock::{ADVICE_RESIZE, check_owner, check_superblock},
+};
 
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_NEW: &str = "superblock.new";
@@ -27,9 +30,6 @@ const SUPERBLOCK_NEW: &str = "superblock.new";
 const DATA_TRY: &str = "data.try";
 /// An empty directory may hold this: mkfs makes it in every ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
-
-const ADVICE_LAYOUT: &str = "Give the storage nodes as they were when the volume was created";
-const ADVICE_RESIZE: &str = "If a resize was interrupted, repeat it; else restore the storage node from a backup";
 
 /// Makes the node in the directory `path`, with the directory and those above it where they are missing.
 ///
@@ -100,7 +100,7 @@ impl Resizable {
         let directory = open_directory(path)?;
         let found = read_superblock(directory.as_fd(), path)?;
         let size = found.size.max(old.superblock.size);
-        check_superblock(&found, &Superblock { size, ..old.superblock }, path)?;
+        check_superblock(&found, &Superblock { size, ..old.superblock }, &path.into())?;
         let data = open_data(directory.as_fd(), path)?;
         take_lock(&data, path)?;
         let len = length(&data, path)?;
@@ -108,7 +108,7 @@ impl Resizable {
             return Err(wrong_length(path, len, old.len));
         }
         if len > new.len && has_data_from(&data, path, new.len)? {
-            return Err(OpenError::Beyond { path: path.join(DATA), len: new.len });
+            return Err(OpenError::Beyond { place: path.join(DATA).into(), len: new.len });
         }
         Ok(Self { directory, data, len, size })
     }
@@ -156,7 +156,7 @@ fn may_change(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
 /// [`OpenError`].
 pub fn check_destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenError> {
     let directory = open_directory(path)?;
-    check_owner(&read_superblock(directory.as_fd(), path)?, volume, node, path)?;
+    check_owner(&read_superblock(directory.as_fd(), path)?, volume, node, &path.into())?;
     may_change(directory.as_fd(), path)
 }
 
@@ -166,7 +166,7 @@ pub fn check_destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<(), OpenEr
 /// [`OpenError`].
 pub fn check_open(path: &Path, format: &NodeFormat) -> Result<(), OpenError> {
     let directory = open_directory(path)?;
-    check_superblock(&read_superblock(directory.as_fd(), path)?, &format.superblock, path)?;
+    check_superblock(&read_superblock(directory.as_fd(), path)?, &format.superblock, &path.into())?;
     check_length(&open_data(directory.as_fd(), path)?, format.len, path)
 }
 
@@ -180,7 +180,7 @@ pub fn destroy(path: &Path, volume: Uuid, node: Uuid) -> Result<bool, OpenError>
         opened => opened?,
     };
     match read_superblock(directory.as_fd(), path) {
-        Ok(found) => check_owner(&found, volume, node, path)?,
+        Ok(found) => check_owner(&found, volume, node, &path.into())?,
         Err(OpenError::NoSuperblock { .. }) => return Ok(false),
         Err(e) => return Err(e),
     }
@@ -215,11 +215,11 @@ pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, OpenError> {
 /// Reads the superblock in an open directory; `path` is for the error.
 pub(super) fn read_superblock(directory: BorrowedFd<'_>, path: &Path) -> Result<Superblock, OpenError> {
     let file = open_file(directory, path, SUPERBLOCK, OFlags::RDONLY)?
-        .ok_or_else(|| OpenError::NoSuperblock { path: path.to_owned() })?;
+        .ok_or_else(|| OpenError::NoSuperblock { place: path.into() })?;
     let path = path.join(SUPERBLOCK);
     let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
     match file.take(SUPERBLOCK_BYTES as u64).read_to_end(&mut bytes) {
-        Ok(_) => Superblock::decode(&bytes).map_err(|source| OpenError::BadSuperblock { path, source }),
+        Ok(_) => Superblock::decode(&bytes).map_err(|source| OpenError::BadSuperblock { place: path.into(), source }),
         Err(source) => Err(OpenError::Io { path, action: "read it", source }),
     }
 }
@@ -238,33 +238,6 @@ fn take_lock(data: &File, path: &Path) -> Result<(), OpenError> {
         Err(LockError::Held(holders)) => Err(OpenError::Held { path: path.to_owned(), holders }),
         Err(LockError::Unsupported(source)) => Err(OpenError::NoLocks { path: path.to_owned(), source }),
         Err(LockError::Io(source)) => Err(OpenError::Io { path: file, action: "lock it", source }),
-    }
-}
-
-fn check_owner(found: &Superblock, volume: Uuid, node: Uuid, path: &Path) -> Result<(), OpenError> {
-    if found.volume != volume {
-        return Err(OpenError::OtherVolume { path: path.to_owned(), found: found.volume, expected: volume });
-    }
-    if found.node != node {
-        return Err(OpenError::OtherNode { path: path.to_owned(), found: found.node, expected: node });
-    }
-    Ok(())
-}
-
-/// Checks that a superblock is the expected one.
-pub(super) fn check_superblock(found: &Superblock, expected: &Superblock, path: &Path) -> Result<(), OpenError> {
-    check_owner(found, expected.volume, expected.node, path)?;
-    let properties = [
-        ("place", u64::from(found.index), u64::from(expected.index), ADVICE_LAYOUT),
-        ("number of storage nodes", u64::from(found.nodes), u64::from(expected.nodes), ADVICE_LAYOUT),
-        ("stripe unit", found.stripe, expected.stripe, ADVICE_LAYOUT),
-        ("volume size", found.size, expected.size, ADVICE_RESIZE),
-    ];
-    match properties.into_iter().find(|(_, found, expected, _)| found != expected) {
-        None => Ok(()),
-        Some((what, found, expected, advice)) => {
-            Err(OpenError::OtherLayout { path: path.to_owned(), what, found, expected, advice })
-        }
     }
 }
 
@@ -328,7 +301,7 @@ fn open_file(directory: BorrowedFd<'_>, path: &Path, name: &str, access: OFlags)
 /// Refuses a directory that is a node already or is not empty.
 fn refuse_used(directory: BorrowedFd<'_>, path: &Path) -> Result<(), OpenError> {
     match read_superblock(directory, path) {
-        Ok(found) => return Err(OpenError::InUse { path: path.to_owned(), volume: found.volume }),
+        Ok(found) => return Err(OpenError::InUse { place: path.into(), volume: found.volume }),
         Err(OpenError::NoSuperblock { .. }) => {}
         Err(e) => return Err(e),
     }
