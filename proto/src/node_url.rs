@@ -144,7 +144,7 @@ fn over_unix(rest: &str) -> Result<NbdExport, String> {
             "a UNIX socket has no host, and {authority:?} stands in its place: three slashes follow the colon"
         ));
     }
-    let socket = match query.unwrap_or_default().split_once('=') {
+    let socket = match query.and_then(|query| query.split_once('=')) {
         Some(("socket", socket)) if !socket.contains('&') => decoded(socket)?,
         _ => return Err("?socket=/path is missing, or something else is asked for".to_owned()),
     };

@@ -26,6 +26,8 @@ pub enum Kind {
     QemuNbd,
     /// nbd-server with the export `disk`. It has a process for each connection.
     NbdServer,
+    /// nbdkit with scripts for its plugin: each write takes 0 to 0.4 s by chance, so writes overtake each other.
+    Erratic,
 }
 
 impl Kind {
@@ -35,7 +37,7 @@ impl Kind {
     /// Its program.
     pub const fn program(self) -> &'static str {
         match self {
-            Self::Nbdkit => "nbdkit",
+            Self::Nbdkit | Self::Erratic => "nbdkit",
             Self::QemuNbd => "qemu-nbd",
             Self::NbdServer => "nbd-server",
         }
@@ -131,6 +133,17 @@ impl Server {
             Kind::Nbdkit => {
                 command.args(["--foreground", "--exit-with-parent"]).arg(format!("--unix={socket}"));
                 command.args(self.read_only.then_some("--readonly")).arg("file").arg(format!("file={image}"))
+            }
+            Kind::Erratic => {
+                let pwrite = format!(
+                    "sleep 0.$(( $(od -An -N1 -tu1 /dev/urandom) % 5 )) && \
+                     dd of={image} oflag=seek_bytes seek=$4 conv=notrunc bs=64K iflag=fullblock status=none"
+                );
+                let pread = format!("dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 bs=64K status=none");
+                command.args(["--foreground", "--exit-with-parent"]).arg(format!("--unix={socket}")).arg("eval");
+                command.arg(format!("get_size=stat -c %s {image}")).arg(format!("pread={pread}"));
+                command.arg(format!("pwrite={pwrite}")).args(["can_write=exit 0", "can_flush=exit 0", "flush=exit 0"]);
+                command.args(["can_multi_conn=exit 0", "thread_model=echo parallel"])
             }
             Kind::QemuNbd => {
                 let fixed = ["--persistent", "--shared=0", "--format=raw", "--discard=unmap", "--export-name=disk"];

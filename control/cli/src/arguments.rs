@@ -185,7 +185,7 @@ pub(crate) struct Create {
     /// Also create the directories of the storage nodes. `volume delete` removes directories that were created this way
     #[arg(long)]
     pub(crate) create_dir: bool,
-    /// Make the volume although an export is not empty (its data are lost). A storage node of another volume is refused all the same
+    /// Overwrite an export that is not empty: its data are lost. An export that is a storage node of another volume is still refused
     #[arg(long)]
     pub(crate) force: bool,
     /// Stripe unit: size of the pieces in which the volume is distributed over its nodes

@@ -73,6 +73,7 @@ pub fn problems(
             found.extend(of_gate(volume, status));
             found.extend(of_cores(volume, status, polled));
             found.extend(of_data(status));
+            found.extend(of_fence(status));
         }
     }
     found.extend(nodes.iter().filter_map(of_node));
@@ -204,6 +205,16 @@ fn of_data(status: &InterfaceStatus) -> Option<Problem> {
     let text =
         format!("buffered data of {damaged} ranges was found damaged: reads there fail until they are written anew");
     (damaged > 0).then(|| Problem::new("data", Health::Degraded, text))
+}
+
+/// What a dead core has sent to NBD storage nodes is not answered.
+fn of_fence(status: &InterfaceStatus) -> Option<Problem> {
+    let text = format!(
+        "changes of a core that has died are still in flight on {} connections to NBD storage nodes: nothing is written to a storage \
+         node until their servers answer",
+        status.undrained
+    );
+    (status.undrained > 0).then(|| Problem::new("fence", Health::Degraded, text))
 }
 
 fn of_node(node: &Node) -> Option<Problem> {

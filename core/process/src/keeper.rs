@@ -49,12 +49,12 @@ impl Keepers {
         Arc::new(OfNode { keepers: Arc::clone(self), node })
     }
 
-    /// The interface has gone.
+    /// The interface has died.
     pub(crate) fn interface_lost(&self) {
         self.state.lock().interface = None;
     }
 
-    /// There is a new interface. It is told of every connection.
+    /// Announces every connection to a new interface.
     pub(crate) fn interface_found(&self, interface: &Arc<InterfaceLink>) {
         let mut state = self.state.lock();
         for ((node, number), [socket, table]) in &state.kept {
@@ -109,7 +109,8 @@ impl Keeper for OfNode {
             return;
         }
         if let Some(interface) = &state.interface {
-            // An interface that has gone keeps nothing.
+            // An interface that has died keeps nothing. One that does not read now keeps the connection until this core ends, and then
+            // waits for the settle time.
             let _ = interface.send(0, ToInterface::DropNode(NodeConnection { node: self.node, number }), &[]);
         }
         self.keepers.area().node_connections.fetch_sub(1, AcqRel);

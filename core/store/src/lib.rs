@@ -88,8 +88,8 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Whether the node can lose what it has acknowledged and not made durable while this machine goes on, and only the core that
-    /// wrote it is told. Then what cannot be written again is made durable before it is acknowledged.
+    /// Whether the node can lose acknowledged data that is not durable while this machine keeps running, and reports the loss only to
+    /// the core that wrote the data. The engine makes a write past the buffer durable on such a node before it acknowledges the write.
     fn may_forget(&self) -> bool {
         false
     }

@@ -181,7 +181,7 @@ pub(crate) fn strike(segment: &Segment, slot: Slot) {
 
 /// Connections to NBD storage nodes on which a core may have changes in flight.
 pub(crate) fn node_connections(segment: &Segment, slot: Slot) -> u32 {
-    area(segment, slot).map_or(0, |area| area.node_connections.load(Acquire))
+    segment.cores[slot.index()].node_connections.load(Acquire)
 }
 
 fn clear(area: &CoreArea) {

@@ -21,7 +21,7 @@ use everdisk_drain::{Drain, Drained};
 use everdisk_proto::{
     frame::NodeConnection,
     ids::Slot,
-    limits::{NODE_CONNECTIONS_MAX, NODE_SETTLE},
+    limits::{NODE_CONNECTIONS_MAX, NODE_SETTLE, NODES_MAX},
 };
 use everdisk_sys::{in_flight::InFlight, memory::SharedSegment};
 
@@ -44,6 +44,10 @@ impl KeptNodes {
     pub(crate) fn keep(&mut self, slot: Slot, connection: NodeConnection, fds: Vec<OwnedFd>) {
         let [socket, table] =
             <[OwnedFd; 2]>::try_from(fds).expect("the manifest of a frame was checked: two come with it");
+        if usize::from(connection.node) >= NODES_MAX {
+            tracing::error!(%slot, node = connection.node, "a core names a storage node that no volume has: its connection is not kept");
+            return;
+        }
         if self.0.keys().filter(|(of, ..)| *of == slot).count() >= NODE_CONNECTIONS_MAX {
             tracing::error!(%slot, "a core has too many connections to storage nodes: the newest is not kept");
             return;
@@ -116,8 +120,7 @@ impl KeptNodes {
 /// A drain is over. `broken`: the node whose server may have lost what was not flushed.
 fn end(segment: &SharedSegment, broken: Option<u8>) {
     if let Some(node) = broken {
-        let bit = 1_u64.checked_shl(node.into()).unwrap_or(u64::MAX);
-        segment.gate.lost_nodes.fetch_or(bit, AcqRel);
+        segment.gate.lost_nodes.fetch_or(1 << node, AcqRel);
     }
     segment.gate.undrained.fetch_sub(1, SeqCst);
 }
@@ -217,6 +220,16 @@ mod tests {
         nodes.drain(Slot::FIRST, &segment);
         until(|| KeptNodes::undrained(&segment) == 0);
         assert_eq!(segment.gate.lost_nodes.load(SeqCst), 1 << 3);
+    }
+
+    /// A core chooses the index. One that no volume has would be a bit that no node has.
+    #[test]
+    fn d15_a_connection_to_a_node_that_no_volume_has_is_not_kept() {
+        let segment = Arc::new(SharedSegment::create(0).unwrap());
+        let mut nodes = KeptNodes::default();
+        let (_server, _table, fds) = connection();
+        nodes.keep(Slot::FIRST, NodeConnection { node: 64, number: 1 }, fds);
+        assert_eq!(nodes.drain(Slot::FIRST, &segment), 0);
     }
 
     #[test]

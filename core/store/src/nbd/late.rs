@@ -133,6 +133,7 @@ impl LateStore {
                             return Err(StoreError::Nbd { node, source: why.clone() });
                         }
                         Some(end) => {
+                            // Whether it timed out or was woken: the loop checks both.
                             let _ = self.changed.wait_until(&mut trouble, end);
                         }
                         None => self.changed.wait(&mut trouble),

@@ -138,18 +138,23 @@ impl<'a> Tail<'a> {
             .map_err(self.failed("write its superblock"))
     }
 
-    /// Checks that the export has the size that it had when the node was made. The superblock was found in its place, so
-    /// nothing can have changed but what does not count: a record that cannot be read proves no other size.
+    /// Checks that the export has the size that it had when the node was made. Where the size has changed by the distance of the
+    /// superblock's copies, one copy lies where the other is sought, and the record lies that distance from its place. A record that is
+    /// in none of the three places is damaged, and proves no other size.
     ///
     /// # Errors
     /// [`OpenError::ExportSize`].
     pub(super) fn check_record(&self, of: &Superblock) -> Result<(), OpenError> {
-        let bytes = read(self.client, self.at + RECORD, BLOCK).map_err(self.failed("read its record"))?;
-        let record = Record::decode(&bytes).filter(|record| (record.volume, record.node) == (of.volume, of.node));
-        match record {
-            Some(record) if record.size != self.client.offer().size => Err(self.has_another_size(&record)),
-            _ => Ok(()),
+        for at in [RECORD, RECORD - COPIES[1], RECORD + COPIES[1]] {
+            let bytes = read(self.client, self.at + at, BLOCK).map_err(self.failed("read its record"))?;
+            let record = Record::decode(&bytes).filter(|record| (record.volume, record.node) == (of.volume, of.node));
+            match record {
+                Some(record) if record.size != self.client.offer().size => return Err(self.has_another_size(&record)),
+                Some(_) => return Ok(()),
+                None => {}
+            }
         }
+        Ok(())
     }
 
     fn has_another_size(&self, record: &Record) -> OpenError {

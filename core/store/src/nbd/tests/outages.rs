@@ -13,7 +13,7 @@ fn read(store: &dyn Store, offset: u64, len: usize) -> Vec<u8> {
 
 /// A server whose memory dies with it, behind which lies a file: what was flushed is in the file, what was not is lost.
 fn forgetful() -> Server {
-    // The cache writes back only when it is told to.
+    // The cache writes back on a flush only.
     Server::nbdkit_file(4 << 20, &["--filter=cache", "cache=writeback"])
 }
 

@@ -158,3 +158,17 @@ fn an_export_that_changes_its_size_under_a_core_is_damaged() {
     assert!(error.to_string().contains(&format!("the export has {} bytes and had {SIZE}", SIZE + 4096)), "{error}");
     assert_eq!(error.kind(), crate::ErrorKind::Damaged);
 }
+
+/// One copy of the superblock then lies where the other is sought.
+#[test]
+fn an_export_that_changed_by_the_distance_of_the_copies_is_refused() {
+    for size in [SIZE + 65_536, SIZE - 65_536] {
+        let mut server = Server::nbdkit_file(SIZE, &[]);
+        drop(made(&server, LEN));
+        server.terminate();
+        image(&server).set_len(size).unwrap();
+        server.start();
+        let refused = check_open(server.export(), &format(LEN)).unwrap_err();
+        assert!(matches!(refused, OpenError::ExportSize { had: SIZE, .. }), "{refused}");
+    }
+}
