@@ -26,8 +26,8 @@ pub enum Kind {
     QemuNbd,
     /// nbd-server with the export `disk`. It has a process for each connection.
     NbdServer,
-    /// nbdkit with scripts for its plugin: each write takes 0 to 0.4 s by chance, so writes overtake each other.
-    Erratic,
+    /// nbdkit with scripts for its plugin: writes can be delayed, see [`Server::delay_writes`].
+    Scripted,
 }
 
 impl Kind {
@@ -37,7 +37,7 @@ impl Kind {
     /// Its program.
     pub const fn program(self) -> &'static str {
         match self {
-            Self::Nbdkit | Self::Erratic => "nbdkit",
+            Self::Nbdkit | Self::Scripted => "nbdkit",
             Self::QemuNbd => "qemu-nbd",
             Self::NbdServer => "nbd-server",
         }
@@ -103,6 +103,23 @@ impl Server {
         pass(file.and_then(|file| file.set_len(bytes)).map_err(Error::io("make an image")));
     }
 
+    /// Of [`Kind::Scripted`]: writes that begin from now on take 2 s, until [`Server::delay_no_more`].
+    pub fn delay_writes(&self) {
+        pass(fs::write(self.beside("delay"), "").map_err(Error::io("delay writes")));
+    }
+
+    /// Waits until a delayed write has begun. Writes that begin from now on are quick.
+    pub fn delay_no_more(&self) {
+        until_true("a write has begun", || self.beside("begun").exists());
+        for name in ["delay", "begun"] {
+            pass(fs::remove_file(self.beside(name)).map_err(Error::io("delay no more")));
+        }
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.image().with_added_extension(name)
+    }
+
     /// Starts it (again), and waits until it listens.
     pub fn start(&mut self) {
         need(self.kind.program());
@@ -134,9 +151,9 @@ impl Server {
                 command.args(["--foreground", "--exit-with-parent"]).arg(format!("--unix={socket}"));
                 command.args(self.read_only.then_some("--readonly")).arg("file").arg(format!("file={image}"))
             }
-            Kind::Erratic => {
+            Kind::Scripted => {
                 let pwrite = format!(
-                    "sleep 0.$(( $(od -An -N1 -tu1 /dev/urandom) % 5 )) && \
+                    "if [ -e {image}.delay ]; then touch {image}.begun; sleep 2; fi; \
                      dd of={image} oflag=seek_bytes seek=$4 conv=notrunc bs=64K iflag=fullblock status=none"
                 );
                 let pread = format!("dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 bs=64K status=none");
