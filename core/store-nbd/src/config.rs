@@ -27,6 +27,9 @@ pub struct Config {
     /// Time between the loss of a connection and the resending of the changes that were in flight on it. Within it, a server that
     /// lives on finishes what it had received. Everything else goes on. See [`Client`](crate::Client), "Late writes".
     pub settle: Duration,
+    /// A connection without traffic for this time is tried by a read of one block. A server that is asked to end may wait for its
+    /// clients to leave, and tells them so in its next reply only.
+    pub idle: Duration,
     /// Other processes write to the node as well, and leave it to this one to flush. Then the next flush after each loss of a
     /// connection fails with [`Kind::Unflushed`](crate::Kind::Unflushed), whatever this client itself has written.
     pub others_write: bool,
@@ -43,6 +46,7 @@ impl Default for Config {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(5),
             settle: Duration::ZERO,
+            idle: Duration::from_secs(10),
             others_write: false,
         }
     }

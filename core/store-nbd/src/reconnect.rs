@@ -10,7 +10,7 @@ use crate::{
     connect::{ConnectError, open},
     error::{Error, Kind},
     shared::Shared,
-    state::Health,
+    state::{Health, State},
 };
 
 /// Time before the next attempt after `failures` failures: at once after none, then twice as long each time, of which half is random,
@@ -98,6 +98,12 @@ fn next(shared: &Shared, failure: Option<&ConnectError>) -> Next {
             shared.with(|_, _| ());
             continue;
         }
+        let idle = state.next_try_of_idle(now);
+        if idle.is_some_and(|at| at <= now) {
+            drop(state);
+            shared.with(State::try_idle);
+            continue;
+        }
         let missing = state.slots.iter().enumerate().filter(|(_, slot)| slot.lane.is_none());
         let due = missing.min_by_key(|(_, slot)| slot.next_try).map(|(index, slot)| (index, slot.next_try));
         if let Some((slot, at)) = due
@@ -109,7 +115,7 @@ fn next(shared: &Shared, failure: Option<&ConnectError>) -> Next {
             let deadline = now + limit;
             return Next::Connect { slot, deadline: give_up.map_or(deadline, |end| deadline.min(end)) };
         }
-        let wake = [due.map(|(_, at)| at), give_up, state.held_until()].into_iter().flatten().min();
+        let wake = [due.map(|(_, at)| at), give_up, state.held_until(), idle].into_iter().flatten().min();
         match wake {
             Some(at) => {
                 let _ = shared.changed().wait_until(&mut state, at);

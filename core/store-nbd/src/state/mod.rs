@@ -130,6 +130,8 @@ pub(crate) struct Slot {
     load: usize,
     /// Entries of the connection's in-flight table that are free.
     entries: Vec<usize>,
+    /// When a request was last sent on it.
+    used: Instant,
     /// Losses and failed attempts since the last answer.
     pub(crate) failures: u32,
     /// When to connect, if there is no connection.
@@ -186,7 +188,8 @@ impl State {
     pub(crate) fn new(node: Arc<str>, mut config: Config, offer: Offer, slots: usize) -> Self {
         config.requests_max = config.requests_max.clamp(1, ENTRIES);
         let now = Instant::now();
-        let slot = || Slot { lane: None, load: 0, entries: Vec::new(), failures: 0, next_try: now, since: now };
+        let slot =
+            || Slot { lane: None, load: 0, entries: Vec::new(), used: now, failures: 0, next_try: now, since: now };
         Self {
             node,
             config,
@@ -224,21 +227,7 @@ impl State {
             work.finished.push(Finished { completion, memory, result });
             return;
         }
-        let key = self.tasks.insert(Task {
-            shape,
-            completion,
-            begun: Instant::now(),
-            memory,
-            stage: Stage::Queued,
-            left: 0,
-            error: None,
-            edges: Vec::new(),
-            payload: None,
-            epoch: None,
-            mark: 0,
-            suspect: self.flushes.is_suspect(),
-            extents: None,
-        });
+        let key = self.tasks.insert(Task::new(shape, completion, memory, self.flushes.is_suspect()));
         self.queue.push_back(key);
     }
 
@@ -295,6 +284,7 @@ impl State {
         let lane = Arc::clone(self.slots[slot].lane.as_ref().expect("picked because it is connected"));
         let cookie = self.cookies.next();
         self.slots[slot].load += 1;
+        self.slots[slot].used = Instant::now();
         piece.entry = piece.changes().then(|| {
             let entry = self.slots[slot].entries.pop().expect("there are as many as requests in flight");
             lane.note(entry, cookie);
@@ -320,6 +310,34 @@ impl State {
         work.sends.push((lane, Outgoing { head, payload, entry }));
     }
 
+    /// When the connections that are idle then are to be tried; `None` while there are no connections.
+    pub(crate) fn next_try_of_idle(&self, now: Instant) -> Option<Instant> {
+        let connected = self.slots.iter().filter(|slot| slot.lane.is_some());
+        connected.map(|slot| if slot.load == 0 { slot.used } else { now }).min().map(|used| used + self.config.idle)
+    }
+
+    /// Reads a block on each connection that has been idle for long enough.
+    pub(crate) fn try_idle(&mut self, work: &mut Work) {
+        let len = self.offer.blocks.min;
+        let is_idle = |slot: &Slot| slot.lane.is_some() && slot.load == 0 && slot.used.elapsed() >= self.config.idle;
+        let idle: Vec<usize> = (0..self.slots.len()).filter(|slot| is_idle(&self.slots[*slot])).collect();
+        for slot in idle {
+            self.slots[slot].used = Instant::now();
+            if self.offer.usable() < u64::from(len) {
+                continue;
+            }
+            let shape = Shape::Read { offset: 0, len: len.into() };
+            // Whether it succeeds does not matter: the reply tells what the server says of the connection.
+            let key = self.tasks.insert(Task::new(shape, Completion::new(drop), Memory::Lent, false));
+            (self.tasks[key].stage, self.tasks[key].left) = (Stage::Main, 1);
+            self.active += 1;
+            let piece =
+                Piece { part: Part::Whole, data: Data::Later, ..Piece::new(key, self.order, cmd::READ, 0..len.into()) };
+            self.order += 1;
+            self.send(piece, slot, work);
+        }
+    }
+
     /// The outstanding request with this cookie, if it was sent on this connection.
     pub(crate) fn sent_on(&mut self, cookie: u64, lane: u64) -> Option<&mut Piece> {
         self.sent.get_mut(&cookie).filter(|piece| piece.lane == lane)
@@ -332,6 +350,7 @@ impl State {
         slot.load = 0;
         slot.entries = (0..ENTRIES).rev().collect();
         slot.since = Instant::now();
+        slot.used = slot.since;
         if self.tasks.is_empty() {
             // No answer will tell whether the server is well, so the handshake has to do.
             self.trouble = None;

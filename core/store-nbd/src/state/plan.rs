@@ -8,7 +8,7 @@ use super::{
     State, Work,
     task::{Data, Edge, Memory, Part, Payload, Piece, Stage},
 };
-use crate::{codec::assembly::Assembly, command::Shape, error::Kind};
+use crate::{command::Shape, error::Kind};
 
 /// Largest range of a request without a payload, bytes: a multiple of every block size.
 const RANGE_MAX: u64 = 1 << 30;
@@ -193,24 +193,11 @@ impl State {
                 }
                 (_, None) => Data::None,
             };
-            let len = u32::try_from(len).expect("a limit is at most 1 GiB");
-            self.ready.push_back(Piece {
-                task: key,
-                order: self.order,
-                command: batch.command,
-                flags: batch.flags,
-                offset: start,
-                len,
-                data,
-                part: batch.part,
-                assembly: Assembly::default(),
-                lane: 0,
-                slot: 0,
-                entry: None,
-            });
+            let piece = Piece::new(key, self.order, batch.command, start..start + len);
+            self.ready.push_back(Piece { flags: batch.flags, data, part: batch.part, ..piece });
             self.order += 1;
             self.tasks[key].left += 1;
-            start += u64::from(len);
+            start += len;
             if start >= batch.range.end {
                 return;
             }

@@ -133,7 +133,46 @@ pub(crate) enum Part {
     Other,
 }
 
+impl Task {
+    /// A task that waits for a place in the window.
+    pub(crate) fn new(shape: Shape, completion: Completion, memory: Memory, suspect: bool) -> Self {
+        Self {
+            shape,
+            completion,
+            begun: Instant::now(),
+            memory,
+            stage: Stage::Queued,
+            left: 0,
+            error: None,
+            edges: Vec::new(),
+            payload: None,
+            epoch: None,
+            mark: 0,
+            suspect,
+            extents: None,
+        }
+    }
+}
+
 impl Piece {
+    /// A request without data, flags and a connection.
+    pub(crate) fn new(task: usize, order: u64, command: u16, range: Range<u64>) -> Self {
+        Self {
+            task,
+            order,
+            command,
+            flags: 0,
+            offset: range.start,
+            len: u32::try_from(range.end - range.start).expect("a limit is at most 1 GiB"),
+            data: Data::None,
+            part: Part::Other,
+            assembly: Assembly::default(),
+            lane: 0,
+            slot: 0,
+            entry: None,
+        }
+    }
+
     /// Bytes that count in the window.
     pub(crate) const fn bytes(&self) -> u64 {
         match self.command {

@@ -361,3 +361,15 @@ fn closing_completes_everything_even_if_the_server_hangs() {
     }
     drop(frozen);
 }
+
+/// nbdkit that is asked to end waits until its clients have left. It answers no request any more, so a client without requests
+/// would stay.
+#[test]
+fn a_client_without_requests_leaves_a_server_that_is_asked_to_end() {
+    let mut server = Server::nbdkit_file(SIZE, &[]);
+    let client = server.client(Config { idle: Duration::from_millis(100), ..quick() });
+    succeed(&client, write(0, LEN, 1));
+    server.terminate();
+    server.start();
+    assert_eq!(read(&client, 0, LEN), pattern(LEN, 1));
+}
