@@ -183,7 +183,7 @@ impl Server {
     /// Asks it to end.
     pub fn terminate(&mut self) {
         let mut child = self.child.take().expect("it runs");
-        processes::end_child(&mut child, ENDS_WITHIN);
+        assert!(processes::end_child(&mut child, ENDS_WITHIN), "a server that is asked to end does not");
     }
 
     /// The file that it serves.
