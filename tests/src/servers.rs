@@ -26,8 +26,6 @@ pub enum Kind {
     QemuNbd,
     /// nbd-server with the export `disk`. It has a process for each connection.
     NbdServer,
-    /// nbdkit with scripts for its plugin: writes can be delayed, see [`Server::delay_writes`].
-    Scripted,
 }
 
 impl Kind {
@@ -37,7 +35,7 @@ impl Kind {
     /// Its program.
     pub const fn program(self) -> &'static str {
         match self {
-            Self::Nbdkit | Self::Scripted => "nbdkit",
+            Self::Nbdkit => "nbdkit",
             Self::QemuNbd => "qemu-nbd",
             Self::NbdServer => "nbd-server",
         }
@@ -51,7 +49,7 @@ pub struct Server {
     /// Clients can only read.
     read_only: bool,
     /// None: it has gone, or is a daemon.
-    child: Option<Child>,
+    children: Vec<Child>,
     directory: TempDir,
     /// Until all its processes have ended.
     _watchdog: Watchdog,
@@ -64,7 +62,7 @@ impl Server {
         let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
         let directory = pass(TempDir::with_prefix_in("evd-nbd-", base).map_err(Error::io("make a directory")));
         let watchdog = Watchdog::over(directory.path());
-        let mut server = Self { kind, read_only: false, child: None, directory, _watchdog: watchdog };
+        let mut server = Self { kind, read_only: false, children: Vec::new(), directory, _watchdog: watchdog };
         server.set_len(bytes);
         server.start();
         server
@@ -103,21 +101,19 @@ impl Server {
         pass(file.and_then(|file| file.set_len(bytes)).map_err(Error::io("make an image")));
     }
 
-    /// Of [`Kind::Scripted`]: writes that begin from now on take 2 s, until [`Server::delay_no_more`].
-    pub fn delay_writes(&self) {
-        pass(fs::write(self.beside("delay"), "").map_err(Error::io("delay writes")));
-    }
-
-    /// Waits until a delayed write has begun. Writes that begin from now on are quick.
-    pub fn delay_no_more(&self) {
-        until_true("a write has begun", || self.beside("begun").exists());
-        for name in ["delay", "begun"] {
-            pass(fs::remove_file(self.beside(name)).map_err(Error::io("delay no more")));
-        }
-    }
-
-    fn beside(&self, name: &str) -> PathBuf {
-        self.image().with_added_extension(name)
+    /// Of nbdkit: starts another process on the same file, whose writes take this many seconds. Clients that connect from now on
+    /// reach that one; a connection stays with the process that it has.
+    pub fn writes_take(&mut self, seconds: u32) {
+        assert_eq!(self.kind, Kind::Nbdkit, "the others have no such filter");
+        let beside = self.directory.path().join("beside");
+        let (socket, image) = (beside.display(), self.image());
+        let mut command = Command::new(self.kind.program());
+        command.args(["--foreground", "--exit-with-parent", "--filter=delay"]).arg(format!("--unix={socket}"));
+        command.arg("file").arg(format!("file={}", image.display())).arg(format!("delay-write={seconds}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.children.push(pass(command.spawn().map_err(Error::io("start nbdkit"))));
+        until_true("the other process listens", || UnixStream::connect(&beside).is_ok());
+        pass(fs::rename(&beside, self.socket()).map_err(Error::io("put its socket in place")));
     }
 
     /// Starts it (again), and waits until it listens.
@@ -137,7 +133,7 @@ impl Server {
             // It takes several clients only as a daemon.
             pass(child.wait().map(drop).map_err(Error::io("wait for nbd-server")));
         } else {
-            self.child = Some(child);
+            self.children.push(child);
         }
         until_true("the server listens", || UnixStream::connect(self.socket()).is_ok());
     }
@@ -150,17 +146,6 @@ impl Server {
             Kind::Nbdkit => {
                 command.args(["--foreground", "--exit-with-parent"]).arg(format!("--unix={socket}"));
                 command.args(self.read_only.then_some("--readonly")).arg("file").arg(format!("file={image}"))
-            }
-            Kind::Scripted => {
-                let pwrite = format!(
-                    "if [ -e {image}.delay ]; then touch {image}.begun; sleep 2; fi; \
-                     dd of={image} oflag=seek_bytes seek=$4 conv=notrunc bs=64K iflag=fullblock status=none"
-                );
-                let pread = format!("dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 bs=64K status=none");
-                command.args(["--foreground", "--exit-with-parent"]).arg(format!("--unix={socket}")).arg("eval");
-                command.arg(format!("get_size=stat -c %s {image}")).arg(format!("pread={pread}"));
-                command.arg(format!("pwrite={pwrite}")).args(["can_write=exit 0", "can_flush=exit 0", "flush=exit 0"]);
-                command.args(["can_multi_conn=exit 0", "thread_model=echo parallel"])
             }
             Kind::QemuNbd => {
                 let fixed = ["--persistent", "--shared=0", "--format=raw", "--discard=unmap", "--export-name=disk"];
@@ -205,7 +190,7 @@ impl Server {
     }
 
     fn reap(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        for mut child in self.children.drain(..) {
             let _ = child.wait();
         }
     }

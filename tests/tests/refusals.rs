@@ -88,7 +88,7 @@ fn what_cannot_be_done_is_refused_with_the_reason_and_what_to_do() {
         &["--replicas", "2"][..],
         &["--node", "rbd:pool/image"],
         &["--node", "s3://bucket/prefix"],
-        &["--node", "nbd://host/export"],
+        &["--node", "nbds://host/export"],
     ] {
         let output = create("1G", "4M", unfinished);
         assert_eq!(output.code(), 2, "{output:?}");
